@@ -1,0 +1,39 @@
+# `make run` and `make test` are all that a fresh machine needs: Python 3.11 or newer, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Make .venv with exactly the versions in requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m flows.prepare
+	@touch $@
+
+run: $(READY) ## Run everything that has changed and show the table
+	@$(BIN)/dfkd run
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY) ## Lint, formats, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dfkd_core tasks flows
+	$(BIN)/lint-imports --no-logo
+
+clean: ## Remove what runs have made, but not .venv, data and the DVC remote
+	rm -rf .dfkd artifacts reports metrics.json mlflow.db* mlartifacts .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
