@@ -1,0 +1,64 @@
+"""The whole configuration of a run as one tree; each section is declared beside the code that it configures."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from dfkd_core.data import DataConfig
+from dfkd_core.distillation import DistillationConfig
+from dfkd_core.evaluation import EvaluationConfig
+from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
+from dfkd_core.statistics import StatisticsConfig
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.training import TeacherConfig
+
+__all__ = ["ExecutionConfig", "Params", "RegistryConfig"]
+
+
+@config_section
+class ExecutionConfig:
+    """Where and how a run computes; nothing in here changes a result beyond rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    task_runner: Literal["processes", "threads"] = "processes"
+    """What runs the shards of a synthesis."""
+    num_workers: PositiveInt = 2
+    """Shards made at once."""
+    num_threads: PositiveInt = 1
+    """CPU threads of training and evaluation. More help ResNets and slow LeNets; a result's last bits depend on it."""
+    num_retries: NonNegativeInt = 2
+    """Times a shard is tried again after a failure that is not its input's fault."""
+
+
+@config_section
+class RegistryConfig:
+    """Where a finished student is logged and when it becomes the champion."""
+
+    experiment: str = "dfkd"
+    """MLflow experiment of the runs."""
+    model_name: str = "dfkd-student"
+    """Name of the registered model."""
+    min_agreement: Fraction = 0.5
+    """Share of images on which a champion must give the teacher's answer."""
+    min_improvement: Annotated[float, Ge(-1)] = 0.0
+    """How much more accurate than the champion a challenger must be to replace it, as a fraction."""
+
+
+@config_section
+class Params:
+    """Everything that decides a run; the sections of `params.yaml`."""
+
+    seed: NonNegativeInt = 0
+    """Addresses every random draw."""
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)

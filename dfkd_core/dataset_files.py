@@ -1,0 +1,280 @@
+"""The published files of the labelled data sets: finding, fetching and checking them.
+
+They are looked for in the data folder first, then in the system's folder, then they are fetched into the data folder.
+Every file is checked against a checksum each time it is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import shutil
+import socket
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dfkd_core.digests import write_atomically
+from dfkd_core.errors import DataError
+
+__all__ = ["SYSTEM_FOLDER", "ensure_files", "read_files", "torchvision_class"]
+
+SYSTEM_FOLDER = Path("/usr/share/datasets")
+"""Where Debian's data set packages put their files."""
+
+_DOWNLOAD_TIMEOUT_SECONDS = 10
+_PACKAGE_TIMEOUT_SECONDS = 900
+
+
+def ensure_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER) -> Path:
+    """Find a data set's files or fetch them, check every one, and return their folder.
+
+    Args:
+        dataset: Name of a data set that has files.
+        root: Data folder, where files are looked for first and where fetched ones are put.
+        system_folder: Folder with Debian's data set packages.
+
+    Raises:
+        DataError: A file in the data folder is corrupt, or no way to find or fetch the data set worked.
+    """
+    files = _file_set(dataset)
+    folder, _ = _obtain(dataset, files, list(files.checksums), root, system_folder)
+    return folder
+
+
+def read_files(
+    dataset: str, names: Sequence[str], root: Path, *, system_folder: Path = SYSTEM_FOLDER
+) -> dict[str, bytes]:
+    """Return the unpacked content of the files `names`, which alone are checked unless the data set must be fetched.
+
+    Args:
+        dataset: Name of a data set that has files.
+        names: File names as published, without .gz.
+        root: Data folder, as for `ensure_files`.
+        system_folder: Folder with Debian's data set packages.
+
+    Raises:
+        DataError: As `ensure_files`.
+    """
+    _, contents = _obtain(dataset, _file_set(dataset), names, root, system_folder)
+    return contents
+
+
+def torchvision_class(dataset: str) -> Any:
+    """Return the class in torchvision.datasets that downloads the data set and can read it."""
+    # Imported here: torchvision takes two seconds that reading idx files does not need.
+    from dfkd_core.vision import datasets
+
+    return getattr(datasets, _IDX_SETS[dataset].torchvision_name if dataset in _IDX_SETS else dataset.upper())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FileSet:
+    """The files of one data set and the places that may hold them."""
+
+    torchvision_name: str
+    """Class in torchvision.datasets, which can download the files."""
+    folders: tuple[str, ...]
+    """Where the files may be below the data folder; fetched ones go into the first."""
+    checksums: Mapping[str, str]
+    """Checksum of each file's content, unpacked where the file is a .gz."""
+    algorithm: str = "sha256"
+    debian_package: str | None = None
+    """Name `dataset-X` of a package that puts the files into the folder X below `SYSTEM_FOLDER`."""
+
+
+# Digests of the unpacked content: Debian packs the same bytes anew, so its .gz differ from the published ones.
+_IDX_SETS = {
+    "fashion_mnist": _FileSet(
+        torchvision_name="FashionMNIST",
+        folders=("fashion_mnist", "FashionMNIST/raw"),
+        checksums={
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        debian_package="dataset-fashion-mnist",
+    ),
+    "mnist": _FileSet(
+        torchvision_name="MNIST",
+        folders=("mnist", "MNIST/raw"),
+        checksums={
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+    ),
+}
+
+
+def _file_set(name: str) -> _FileSet:
+    if name in _IDX_SETS:
+        return _IDX_SETS[name]
+    listing = torchvision_class(name)
+    files = [*listing.train_list, *listing.test_list, (listing.meta["filename"], listing.meta["md5"])]
+    return _FileSet(
+        torchvision_name=name.upper(),
+        folders=(f"{name}/{listing.base_folder}", listing.base_folder),
+        checksums=dict(files),
+        algorithm="md5",
+    )
+
+
+def _obtain(
+    dataset: str, files: _FileSet, names: Sequence[str], root: Path, system_folder: Path
+) -> tuple[Path, dict[str, bytes]]:
+    """Return the folder that holds the data set and the checked content of the files `names`."""
+    failures: list[str] = []
+    for folder in (root / below for below in files.folders):
+        try:
+            return folder, _read_folder(folder, files, names)
+        except OSError as error:
+            failures.append(f"{folder}: {_reason(error)}")
+        except DataError as error:
+            raise DataError(f"{error}. Delete this file and run the command again to fetch it anew") from None
+    if files.debian_package is not None:
+        folder = system_folder / files.debian_package.removeprefix("dataset-")
+        try:
+            return folder, _read_folder(folder, files, names)
+        except (OSError, DataError) as error:
+            failures.append(f"{folder}: {_reason(error)}")
+    destination = root / files.folders[0]
+    for way, fetch in _ways(dataset, files):
+        try:
+            return destination, _fetch_into(destination, files, names, fetch)
+        except (OSError, RuntimeError, DataError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            failures.append(f"{way}: {_reason(error)}")
+    raise DataError(_not_found(dataset, destination, failures))
+
+
+def _not_found(dataset: str, destination: Path, failures: Sequence[str]) -> str:
+    tried = "\n".join(f"  - {failure}" for failure in failures)
+    return (
+        f"The data set {dataset} was not found and could not be fetched. Tried in turn:\n{tried}\n"
+        f"Put its files into {destination}, or set data.dataset to digits, which needs no download"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read_folder(folder: Path, files: _FileSet, names: Sequence[str]) -> dict[str, bytes]:
+    """Read files and check them; all must exist, so that no part of a data set comes from somewhere else.
+
+    Raises:
+        FileNotFoundError: A file of the data set is missing, packed and unpacked.
+        DataError: One of the files `names` is corrupt.
+    """
+    paths = {name: _find_file(folder, name) for name in files.checksums}
+    return {name: _read_checked(paths[name], files.checksums[name], files.algorithm) for name in names}
+
+
+def _find_file(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no {name}.gz in it" if folder.is_dir() else "no such folder")
+
+
+def _read_checked(path: Path, expected: str, algorithm: str) -> bytes:
+    raw = path.read_bytes()
+    try:
+        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        found = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
+        raise DataError(
+            f"{path} is corrupt: it cannot be unpacked ({error}). Expected content with {algorithm} {expected}, "
+            f"found a file of {len(raw)} bytes with {algorithm} {found}"
+        ) from None
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise DataError(f"{path} is corrupt: expected content with {algorithm} {expected}, found {found}")
+    return content
+
+
+_Fetch = Callable[[Path], Path]
+"""Puts a data set's files somewhere below a scratch folder and returns the folder that holds them."""
+
+
+def _ways(dataset: str, files: _FileSet) -> Iterator[tuple[str, _Fetch]]:
+    yield f"torchvision.datasets.{files.torchvision_name} (download)", partial(_fetch_with_torchvision, dataset, files)
+    if files.debian_package is not None:
+        yield f"Debian package {files.debian_package}", partial(_fetch_debian_package, files.debian_package)
+
+
+def _fetch_into(destination: Path, files: _FileSet, names: Sequence[str], fetch: _Fetch) -> dict[str, bytes]:
+    """Fetch all files, check them and only then put them into `destination`; return the content of `names`."""
+    with tempfile.TemporaryDirectory(prefix="dfkd-") as scratch:
+        source = fetch(Path(scratch))
+        contents = _read_folder(source, files, list(files.checksums))
+        for path in (_find_file(source, name) for name in files.checksums):
+            with write_atomically(destination / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+    return {name: contents[name] for name in names}
+
+
+def _fetch_with_torchvision(dataset: str, files: _FileSet, scratch: Path) -> Path:
+    with _socket_timeout(_DOWNLOAD_TIMEOUT_SECONDS):
+        torchvision_class(dataset)(scratch, download=True)
+    # The last folder is torchvision's own layout.
+    return scratch / files.folders[-1]
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Let a silent server fail: torchvision's download has no time limit and offers no way to set one."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _fetch_debian_package(package: str, scratch: Path) -> Path:
+    """Download and unpack a package of Debian, which needs no root as nothing is installed."""
+    limits = ("-o", f"Acquire::http::Timeout={_DOWNLOAD_TIMEOUT_SECONDS}", "-o", "Acquire::Retries=1")
+    try:
+        _call("apt-get", *limits, "download", package, folder=scratch)
+    except DataError:
+        # A fresh machine has no package lists; its own may be fetched by root alone, private ones by anybody.
+        private = (*limits, *_private_apt(scratch))
+        _call("apt-get", *private, "update", folder=scratch)
+        _call("apt-get", *private, "download", package, folder=scratch)
+    archive = next(scratch.glob("*.deb"), None)
+    if archive is None:
+        raise DataError("apt-get download left no .deb file")
+    _call("dpkg", "-x", archive.name, "unpacked", folder=scratch)
+    return scratch / "unpacked" / SYSTEM_FOLDER.relative_to("/") / package.removeprefix("dataset-")
+
+
+def _private_apt(scratch: Path) -> tuple[str, ...]:
+    """Return options that make apt-get keep its lists and its cache in `scratch`."""
+    for folder in ("lists/partial", "archives/partial"):
+        (scratch / "apt" / folder).mkdir(parents=True)
+    settings = {
+        "Dir::State::Lists": scratch / "apt" / "lists",
+        "Dir::Cache": scratch / "apt",
+        # Where root runs this, the user that apt would change to may not write into the scratch folder.
+        "APT::Sandbox::User": "root",
+    }
+    return tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
+
+
+def _call(*command: str, folder: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise DataError(f"{command[0]} is not installed")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PACKAGE_TIMEOUT_SECONDS)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
+        raise DataError(f"{command[0]} failed with {done.returncode}: {' '.join(errors) or 'no message'}")

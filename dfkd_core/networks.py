@@ -1,0 +1,205 @@
+"""The classifiers that can be teacher or student, each for any number of channels, classes and fitting input size.
+
+Every network is an `nn.Sequential` of named modules, so that each step's output can be reached by its name; an
+activation is a module of its own (`act_fc1`), so that a layer can be read before it (`fc1`) and after it. Inputs are
+normalised images [n, c, h, w] with h = w, outputs are logits [n, k].
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from dfkd_core.errors import ConfigError
+
+__all__ = ["build_network", "default_layer", "network_names"]
+
+
+def network_names() -> tuple[str, ...]:
+    """Return the names that `build_network` knows."""
+    return tuple(_NETWORKS)
+
+
+def default_layer(name: str) -> str:
+    """Return the module path of the layer whose feature space is modelled unless another one is chosen.
+
+    It is the last hidden linear layer before its activation, or, in a network with one linear layer, the pooled vector
+    that enters it.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    return _find(name).layer
+
+
+def build_network(name: str, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Build a network with PyTorch's default initialisation, drawn from the global generator.
+
+    Args:
+        name: One of `network_names()`.
+        in_channels: Channels c of an input image.
+        image_size: Height and width of an input image in pixels.
+        num_classes: Number of logits k.
+
+    Raises:
+        ConfigError: The name is unknown, the images are too small for the network, or a number is below 1.
+    """
+    entry = _find(name)
+    for what, value in (("in_channels", in_channels), ("num_classes", num_classes)):
+        if value < 1:
+            raise ConfigError(f"{what} must be at least 1, got {value}")
+    if image_size < entry.min_image_size:
+        smallest = entry.min_image_size
+        raise ConfigError(
+            f"{name} takes images of {smallest}x{smallest} pixels or more, got {image_size}x{image_size}. "
+            f"Set data.image_size to {smallest} or more"
+        )
+    return entry.build(in_channels, image_size, num_classes)
+
+
+def _lenet5(
+    in_channels: int, image_size: int, num_classes: int, *, widths: tuple[int, int], batch_norm: bool = False
+) -> nn.Module:
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling.
+
+    At 32 pixels `conv3` leaves one position; at more it leaves a map, which is flattened into `fc1`.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    fan_in = in_channels
+    for position, width in enumerate((*widths, 120), start=1):
+        layers[f"conv{position}"] = nn.Conv2d(fan_in, width, 5)
+        if batch_norm:
+            layers[f"bn{position}"] = nn.BatchNorm2d(width)
+        layers[f"act_conv{position}"] = nn.ReLU()
+        if position < 3:
+            layers[f"pool{position}"] = nn.MaxPool2d(2)
+        fan_in = width
+    side = ((image_size - 4) // 2 - 4) // 2 - 4
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(120 * side**2, 84)
+    if batch_norm:
+        layers["bn_fc1"] = nn.BatchNorm1d(84)
+    layers["act_fc1"] = nn.ReLU()
+    layers["fc2"] = nn.Linear(84, num_classes)
+    return nn.Sequential(layers)
+
+
+def _alexnet(
+    in_channels: int,
+    image_size: int,
+    num_classes: int,
+    *,
+    conv_widths: tuple[int, int, int, int, int],
+    fc_widths: tuple[int, int],
+) -> nn.Module:
+    """AlexNet for small images as in ZSKD (Nayak et al., 2019, arXiv 1905.08114).
+
+    BatchNorm comes after the activation and the pooling, as there. Its local response normalisation and dropout are
+    left out: BatchNorm follows both, and dropout would draw from the global generator.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    fan_in, side = in_channels, image_size
+    for position, (width, kernel) in enumerate(zip(conv_widths, (5, 5, 3, 3, 3), strict=True), start=1):
+        layers[f"conv{position}"] = nn.Conv2d(fan_in, width, kernel, padding="same")
+        layers[f"act_conv{position}"] = nn.ReLU()
+        if position in (1, 2, 5):
+            layers[f"pool{position}"] = nn.MaxPool2d(3, stride=2)
+            side = (side - 3) // 2 + 1
+        layers[f"bn{position}"] = nn.BatchNorm2d(width)
+        fan_in = width
+    layers["flatten"] = nn.Flatten()
+    fan_in *= side**2
+    for position, width in enumerate(fc_widths, start=1):
+        layers[f"fc{position}"] = nn.Linear(fan_in, width)
+        layers[f"act_fc{position}"] = nn.ReLU()
+        layers[f"bn_fc{position}"] = nn.BatchNorm1d(width)
+        fan_in = width
+    layers["fc3"] = nn.Linear(fan_in, num_classes)
+    return nn.Sequential(layers)
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, fan_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(fan_in, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or fan_in != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(fan_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+        self.act2 = nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(maps)))))
+        output: Tensor = self.act2(residual + self.shortcut(maps))
+        return output
+
+
+def _resnet(
+    in_channels: int, image_size: int, num_classes: int, *, depths: tuple[int, int, int, int], width: int
+) -> nn.Module:
+    """ResNet (He et al., 2016, arXiv 1512.03385) with the stem for small images: 3x3, stride 1, no pooling.
+
+    The number of weights does not depend on `image_size`.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv1"] = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+    layers["bn1"] = nn.BatchNorm2d(width)
+    layers["act1"] = nn.ReLU()
+    fan_in = width
+    for stage, depth in enumerate(depths):
+        stage_width = width * 2**stage
+        blocks = [_BasicBlock(fan_in, stage_width, 1 if stage == 0 else 2)]
+        blocks += [_BasicBlock(stage_width, stage_width, 1) for _ in range(depth - 1)]
+        layers[f"layer{stage + 1}"] = nn.Sequential(*blocks)
+        fan_in = stage_width
+    layers["pool"] = nn.AdaptiveAvgPool2d(1)
+    layers["flatten"] = nn.Flatten()
+    layers["fc"] = nn.Linear(fan_in, num_classes)
+    return nn.Sequential(layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    build: Callable[[int, int, int], nn.Module]
+    """Takes in_channels, image_size and num_classes."""
+    min_image_size: int
+    """Smallest height and width at which every layer has at least one position."""
+    layer: str
+    """Default modelled layer."""
+
+
+_lenet_entry = partial(_Entry, min_image_size=32, layer="fc1")
+_alexnet_entry = partial(_Entry, min_image_size=15, layer="fc2")
+_resnet_entry = partial(_Entry, min_image_size=8, layer="pool")
+_ALEXNET_WIDTHS = (48, 128, 192, 192, 128)
+_ALEXNET_HALF_WIDTHS = (24, 64, 96, 96, 64)
+
+_NETWORKS: dict[str, _Entry] = {
+    "lenet5": _lenet_entry(build=partial(_lenet5, widths=(6, 16))),
+    "lenet5_half": _lenet_entry(build=partial(_lenet5, widths=(3, 8))),
+    "lenet5_bn": _lenet_entry(build=partial(_lenet5, widths=(6, 16), batch_norm=True)),
+    "lenet5_half_bn": _lenet_entry(build=partial(_lenet5, widths=(3, 8), batch_norm=True)),
+    "alexnet": _alexnet_entry(build=partial(_alexnet, conv_widths=_ALEXNET_WIDTHS, fc_widths=(512, 256))),
+    "alexnet_half": _alexnet_entry(build=partial(_alexnet, conv_widths=_ALEXNET_HALF_WIDTHS, fc_widths=(256, 128))),
+    "resnet18": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=64)),
+    "resnet18_half": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=32)),
+    "resnet18_quarter": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=16)),
+    "resnet34": _resnet_entry(build=partial(_resnet, depths=(3, 4, 6, 3), width=64)),
+}
+
+
+def _find(name: str) -> _Entry:
+    if name not in _NETWORKS:
+        raise ConfigError(f"No network {name!r}. Networks: {', '.join(_NETWORKS)}")
+    return _NETWORKS[name]

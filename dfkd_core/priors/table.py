@@ -1,0 +1,31 @@
+"""The one table of image priors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from dfkd_core.priors.base import ImagePrior
+from dfkd_core.priors.fourier import FourierPrior
+from dfkd_core.priors.pixels import PixelPrior
+from dfkd_core.priors.procedural import ProceduralPrior
+
+__all__ = ["PriorName", "build_prior", "prior_names"]
+
+PriorName = Literal["fourier", "pixels", "procedural"]
+
+_PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
+    "fourier": FourierPrior,
+    "pixels": PixelPrior,
+    "procedural": ProceduralPrior,
+}
+
+
+def prior_names() -> tuple[PriorName, ...]:
+    """Return the names of all priors, sorted."""
+    return tuple(sorted(_PRIORS))
+
+
+def build_prior(name: PriorName, image_shape: tuple[int, int, int]) -> ImagePrior:
+    """Build the prior called `name` for images of shape (c, h, w)."""
+    return _PRIORS[name](image_shape)

@@ -1,0 +1,68 @@
+"""How a section of the configuration is declared: a frozen dataclass whose annotations carry the ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from dfkd_core.errors import ConfigError
+
+__all__ = ["Fraction", "NonNegative", "NonNegativeInt", "Positive", "PositiveInt", "config_section"]
+
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+
+T = TypeVar("T")
+
+_BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
+    Ge: ("at least", "ge", operator.ge),
+    Gt: ("greater than", "gt", operator.gt),
+    Le: ("at most", "le", operator.le),
+    Lt: ("less than", "lt", operator.lt),
+}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config_section(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen keyword-only dataclass that checks the ranges in its annotations.
+
+    A rule that involves several fields goes into a method `faults(self) -> Iterator[str]` of the class.
+
+    Raises:
+        ConfigError: On construction, with every fault of the section in one message.
+    """
+
+    def check(self: Any) -> None:
+        found = [*_range_faults(self), *getattr(self, "faults", list)()]
+        if found:
+            raise ConfigError("; ".join(found))
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
+    made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
+    # Read by pydantic where a YAML file is parsed: an unknown key is an error. No import needed here.
+    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return made
+
+
+def _range_faults(section: Any) -> Iterator[str]:
+    for name, hint in get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{name} must be a finite number, got {value!r}"
+        if get_origin(hint) is not Annotated or not isinstance(value, int | float):
+            continue
+        for bound in get_args(hint)[1:]:
+            words, attribute, holds = _BOUNDS[type(bound)]
+            limit = getattr(bound, attribute)
+            if not holds(value, limit):
+                yield f"{name} must be {words} {limit}, got {value!r}"

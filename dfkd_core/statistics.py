@@ -1,0 +1,217 @@
+"""Mean and covariance of the teacher's modelled layer, estimated without its training data.
+
+After Wang, "Data-Free Knowledge Distillation with Soft Targeted Transfer Set Synthesis", AAAI 2021: the feature space
+is modelled as N(mu, Sigma) with Sigma = D R D, D = sigma I and R the correlation of the units, read off the weights.
+
+n samples, d units of the modelled layer, r rank of the covariance.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt, Lt
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dfkd_core.digests import tensors_digest, write_atomically, write_json
+from dfkd_core.errors import TeacherError
+from dfkd_core.priors.procedural import ProceduralPrior
+from dfkd_core.sections import Positive, PositiveInt, config_section
+from dfkd_core.seeding import derive_generator
+from dfkd_core.teacher import Side, Teacher
+
+__all__ = [
+    "FeatureStatistics",
+    "StatisticsConfig",
+    "estimate_statistics",
+    "load_statistics",
+    "save_statistics",
+    "summarise_statistics",
+]
+
+STATISTICS_FILE = "statistics.safetensors"
+SUMMARY_FILE = "summary.json"
+_PROBE_BATCH = 500
+_CALIBRATION_SAMPLES = 2000
+_SIGMA_RANGE = (1e-3, 1e4)
+_BISECTIONS = 30
+
+
+@config_section
+class StatisticsConfig:
+    """How the feature space of the modelled layer is estimated."""
+
+    source: Literal["weights", "batchnorm", "probes"] = "weights"
+    """`weights`: correlation from the weights (the paper). `batchnorm`: the same correlation with mean and spread from
+    BatchNorm buffers. `probes`: mean and covariance of the features of procedural images."""
+    side: Side = "outgoing"
+    """Weights that give the correlation: those that feed the units (rows) or those that read them (columns)."""
+    spread: Literal["confidence", "sigma"] = "confidence"
+    """What sets sigma, the standard deviation of every unit, with source `weights`: `confidence` finds the one at which
+    the soft targets are as confident as a teacher is on data that it knows, `sigma` takes a number (the paper)."""
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.85
+    """Mean largest probability of softmax(rest(h)) to be reached with spread `confidence`."""
+    sigma: Positive = 1.5
+    """Standard deviation with spread `sigma`; 1.5 for MNIST and 2.0 for CIFAR-10 in the paper."""
+    mean: Literal["zero", "bias"] = "zero"
+    """Mean with source `weights`: 0 or the bias of the layer that computes the units."""
+    num_probes: PositiveInt = 4000
+    """Procedural images with source `probes`."""
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """A normal distribution N(mean, factor factor^T) over the modelled layer."""
+
+    mean: Tensor
+    """float32 [d]."""
+    factor: Tensor
+    """float32 [d, r], any square root of the covariance."""
+
+    def __post_init__(self) -> None:
+        """Check shapes and values."""
+        if self.factor.dim() != 2 or self.mean.shape != self.factor.shape[:1]:
+            raise TeacherError(f"mean {tuple(self.mean.shape)} and factor {tuple(self.factor.shape)} do not agree")
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.factor).all()):
+            raise TeacherError("The feature statistics hold NaN or Inf. Check the teacher's weights")
+
+    @property
+    def rank(self) -> int:
+        """Independent normal numbers r that one sample takes."""
+        return self.factor.shape[1]
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance [d, d]."""
+        return self.factor @ self.factor.T
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over mean and factor."""
+        return tensors_digest({"mean": self.mean, "factor": self.factor})
+
+    def transform(self, standard_normal: Tensor) -> Tensor:
+        """Map N(0, 1) numbers [n, r] to features [n, d]: h = mean + factor eps, exact at any rank."""
+        return self.mean + standard_normal @ self.factor.T
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw features [n, d]."""
+        return self.transform(torch.randn(n, self.rank, generator=generator))
+
+
+def estimate_statistics(teacher: Teacher, config: StatisticsConfig, *, seed: int) -> FeatureStatistics:
+    """Estimate the feature distribution of the teacher's modelled layer without data.
+
+    With R = W_hat W_hat^T, W_hat the units' weights scaled to norm 1, the covariance is sigma^2 R (`weights`) or
+    diag(std) R diag(std) (`batchnorm`), so its factor is known and no Cholesky decomposition is needed.
+
+    Args:
+        teacher: The frozen teacher.
+        config: Which source to use.
+        seed: Addresses the probe images and the samples that sigma is found with.
+
+    Raises:
+        TeacherError: The modelled layer has no such weights or no BatchNorm, no sigma gives the confidence, or the
+            result is not finite.
+    """
+    if config.source == "probes":
+        return _from_probes(teacher, config.num_probes, seed)
+    directions = torch.nn.functional.normalize(teacher.layer_weights(config.side).float(), dim=1)
+    if config.source == "batchnorm":
+        mean, std = teacher.layer_batch_norm_moments()
+        return FeatureStatistics(mean, std[:, None] * directions)
+    mean = teacher.layer_bias() if config.mean == "bias" else torch.zeros(teacher.num_features)
+    if config.spread == "sigma":
+        return FeatureStatistics(mean, config.sigma * directions)
+    return _with_confidence(teacher, mean, directions, config.confidence, seed)
+
+
+def _with_confidence(
+    teacher: Teacher, mean: Tensor, directions: Tensor, confidence: float, seed: int
+) -> FeatureStatistics:
+    """Find sigma by bisection: more spread gives larger logits, and so more confident targets."""
+    noise = torch.randn(_CALIBRATION_SAMPLES, directions.shape[1], generator=derive_generator(seed, "calibration"))
+
+    def found(sigma: float) -> float:
+        logits = teacher.rest(mean + sigma * noise @ directions.T)
+        return logits.float().softmax(1).amax(1).mean().item()
+
+    low, high = _SIGMA_RANGE
+    if not found(low) < confidence < found(high):
+        raise TeacherError(
+            f"No sigma from {low} to {high} gives soft targets of mean confidence {confidence} (they go from "
+            f"{found(low):.3f} to {found(high):.3f}). Set statistics.confidence between those or spread: sigma"
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if found(middle) < confidence else (low, middle)
+    return FeatureStatistics(mean, high * directions)
+
+
+def _from_probes(teacher: Teacher, num_probes: int, seed: int) -> FeatureStatistics:
+    prior = ProceduralPrior(teacher.card.image_shape)
+    batches = []
+    with torch.no_grad():
+        for first in range(0, num_probes, _PROBE_BATCH):
+            indices = range(first, min(first + _PROBE_BATCH, num_probes))
+            images = prior.decode(prior.start(indices, seed=seed, stream="probe")).to(teacher.device)
+            batches.append(teacher.forward_with_features(images)[1].cpu().double())
+    features = torch.cat(batches)
+    mean = features.mean(0)
+    values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / max(len(features) - 1, 1))
+    kept = values > values.max() * 1e-12
+    factor = vectors[:, kept] * values[kept].sqrt()
+    return FeatureStatistics(mean.float(), factor.float())
+
+
+def summarise_statistics(statistics: FeatureStatistics) -> dict[str, float | int | str]:
+    """Return the figures worth reading: rank, spread and the share of variance of the largest directions."""
+    values = torch.linalg.svdvals(statistics.factor.double()) ** 2
+    total = values.sum().clamp_min(1e-30)
+    return {
+        "digest": statistics.digest,
+        "num_features": len(statistics.mean),
+        "rank": int((values > values.max() * 1e-10).sum()),
+        "mean_norm": statistics.mean.norm().item(),
+        "mean_std": statistics.covariance.diagonal().sqrt().mean().item(),
+        "variance_in_first_10_directions": (values[:10].sum() / total).item(),
+        "effective_rank": (total**2 / (values**2).sum().clamp_min(1e-30)).item(),
+    }
+
+
+def save_statistics(folder: Path, statistics: FeatureStatistics) -> None:
+    """Write `statistics.safetensors` and a readable `summary.json` into `folder`."""
+    tensors = {"mean": statistics.mean.contiguous(), "factor": statistics.factor.contiguous()}
+    with write_atomically(folder / STATISTICS_FILE) as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / SUMMARY_FILE, summarise_statistics(statistics))
+
+
+def load_statistics(folder: Path) -> FeatureStatistics:
+    """Read statistics that `save_statistics` wrote.
+
+    Raises:
+        TeacherError: The files are missing, corrupt or do not agree.
+    """
+    path = folder / STATISTICS_FILE
+    try:
+        tensors = load_file(path)
+        statistics = FeatureStatistics(tensors["mean"], tensors["factor"])
+        recorded = json.loads((folder / SUMMARY_FILE).read_text())["digest"]
+    except FileNotFoundError as error:
+        raise TeacherError(f"No statistics in {folder}: {Path(error.filename or path).name} is missing") from None
+    except TeacherError:
+        raise
+    except Exception as error:  # safetensors raises a class of its own for a corrupt file
+        raise TeacherError(f"{path} does not hold feature statistics: {error}. Run: dfkd stage statistics") from error
+    if recorded != statistics.digest:
+        raise TeacherError(
+            f"{path} is not what its summary says (digest {statistics.digest[:12]}, not {recorded[:12]})"
+        )
+    return statistics

@@ -1,0 +1,117 @@
+"""Dirichlet soft targets (ZSKD): Nayak et al., "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019.
+
+Class similarity from the weights w_k of the teacher's last layer: C_kl = <w_k, w_l> / (|w_k| |w_l|), each row scaled
+to [0, 1]. The targets of class k are drawn from Dirichlet(beta * C_k), for half of the images with beta = 0.1 and for
+the others with beta = 1.
+
+n images, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import Positive, config_section
+from dfkd_core.seeding import derive_seed
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
+from dfkd_core.synthesis.refinement import RefinementConfig, refine
+from dfkd_core.teacher import Teacher
+
+__all__ = ["DirichletConfig", "DirichletSynthesizer", "class_similarity"]
+
+_SMALLEST_CONCENTRATION = 1e-4
+
+
+def _zskd_refinement() -> RefinementConfig:
+    return RefinementConfig(prior="pixels", iterations=150, learning_rate=0.1, loss="cross_entropy", num_candidates=1)
+
+
+@config_section
+class DirichletConfig:
+    """Soft targets from Dirichlet distributions over the classes (ZSKD)."""
+
+    beta_low: Positive = 0.1
+    """Scale of the concentration for one half of the images; small values give targets near one class."""
+    beta_high: Positive = 1.0
+    """The same for the other half."""
+    refinement: RefinementConfig = field(default_factory=_zskd_refinement)
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+        """Build the method for `teacher`; the feature statistics are not used."""
+        return DirichletSynthesizer(teacher, self, class_similarity(_last_weights(teacher)))
+
+
+def class_similarity(weights: torch.Tensor) -> torch.Tensor:
+    """Return the cosine similarity of the rows, each row of the result scaled to [0, 1].
+
+    Args:
+        weights: [k, d], one row per class.
+
+    Returns:
+        [k, k]; 1 on the diagonal.
+    """
+    directions = nn.functional.normalize(weights, dim=1)
+    similarity = directions @ directions.T
+    low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
+    return (similarity - low) / (high - low).clamp_min(1e-12)
+
+
+def _last_weights(teacher: Teacher) -> torch.Tensor:
+    num_classes = teacher.card.num_classes
+    for module in reversed(list(teacher.classifier.network.modules())):
+        if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:
+            return module.weight.detach().flatten(1).float().cpu()
+    raise TeacherError(
+        f"The dirichlet method needs a last linear layer with {num_classes} outputs; the teacher "
+        f"{teacher.card.network!r} has none. Use synthesis.method: soft_target"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DirichletSynthesizer:
+    """Makes one image for each target drawn from the Dirichlet distribution of a class, classes in turn."""
+
+    teacher: Teacher
+    config: DirichletConfig
+    similarity: torch.Tensor
+    """[k, k] in [0, 1]."""
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the teacher's output that is compared with the targets."""
+        return self.config.refinement.temperature
+
+    def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> torch.Tensor:
+        """Draw the soft targets [n, k] of these images."""
+        return torch.stack([self._soft_target(int(index), seed) for index in image_indices])
+
+    def _soft_target(self, image_index: int, seed: int) -> torch.Tensor:
+        num_classes = len(self.similarity)
+        beta = self.config.beta_low if image_index // num_classes % 2 == 0 else self.config.beta_high
+        # A concentration of exactly 0, the least similar class, is not a Dirichlet distribution.
+        alpha = (beta * self.similarity[image_index % num_classes]).clamp_min(_SMALLEST_CONCENTRATION)
+        draws = np.random.default_rng(derive_seed(seed, "target", image_index)).dirichlet(alpha.double().numpy())
+        return torch.from_numpy(draws).float()
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`."""
+        targets = self.soft_targets(image_indices, seed=seed)
+        images = refine(
+            self.teacher,
+            targets,
+            image_indices=image_indices,
+            seed=seed,
+            config=self.config.refinement,
+            on_progress=on_progress,
+        )
+        return SynthesizedBatch(images, targets)

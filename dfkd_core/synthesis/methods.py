@@ -1,0 +1,88 @@
+"""The one table of synthesis methods and the configuration of a synthesis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Protocol
+
+from dfkd_core.errors import ConfigError
+from dfkd_core.sections import PositiveInt, config_section
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.dirichlet import DirichletConfig
+from dfkd_core.synthesis.noise import NoiseConfig
+from dfkd_core.synthesis.soft_target import SoftTargetConfig
+from dfkd_core.teacher import Teacher
+
+__all__ = ["MethodConfig", "MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names"]
+
+
+class MethodConfig(Protocol):
+    """The configuration of one method."""
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+        """Build the method for `teacher`."""
+
+
+@config_section
+class MethodSettings:
+    """Every method's own settings; a field's name is the method's name."""
+
+    soft_target: SoftTargetConfig = field(default_factory=SoftTargetConfig)
+    """Soft targets from the teacher's feature statistics (Wang 2021)."""
+    dirichlet: DirichletConfig = field(default_factory=DirichletConfig)
+    """Soft targets from class similarities (ZSKD, Nayak et al. 2019), the yardstick."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    """Gaussian noise, the floor."""
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods, sorted."""
+    return tuple(sorted(field.name for field in fields(MethodSettings)))
+
+
+@config_section
+class SynthesisConfig:
+    """How a transfer set is made and laid out."""
+
+    method: str = "soft_target"
+    """Which of `methods` makes the images."""
+    num_images: PositiveInt = 60_000
+    """Images in the transfer set; time and disk grow with it, at least one per class."""
+    images_per_shard: PositiveInt = 5_000
+    """Images in one file, the unit that is resumed and run in parallel; the last shard may hold fewer."""
+    batch_size: PositiveInt = 500
+    """Images refined at once; changes the images by rounding alone."""
+    methods: MethodSettings = field(default_factory=MethodSettings)
+
+    def faults(self) -> Iterator[str]:
+        """Yield what no single field shows."""
+        if self.method not in method_names():
+            yield f"method must be one of {', '.join(method_names())}, got {self.method!r}"
+
+    @property
+    def method_config(self) -> MethodConfig:
+        """The settings of the chosen method."""
+        config: MethodConfig = getattr(self.methods, self.method)
+        return config
+
+
+def build_synthesizer(config: SynthesisConfig, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+    """Build the chosen method.
+
+    Args:
+        config: Method and size of the set.
+        teacher: The frozen teacher.
+        statistics: Its feature statistics; methods that need none ignore them.
+
+    Raises:
+        ConfigError: The set has fewer images than the teacher has classes.
+        TeacherError: The method cannot be used with this teacher.
+    """
+    if config.num_images < teacher.card.num_classes:
+        raise ConfigError(
+            f"synthesis.num_images is {config.num_images}, the teacher has {teacher.card.num_classes} classes: "
+            "set at least one image per class"
+        )
+    return config.method_config.build(teacher, statistics)

@@ -1,0 +1,56 @@
+"""Gaussian noise: the floor that every method must beat.
+
+n images, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.sections import Positive, config_section
+from dfkd_core.seeding import normal_rows
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
+from dfkd_core.teacher import Teacher
+
+__all__ = ["NoiseConfig", "NoiseSynthesizer"]
+
+
+@config_section
+class NoiseConfig:
+    """Gaussian noise around mid-grey."""
+
+    std: Positive = 0.25
+    """Standard deviation of a pixel before it is clamped to [0, 1]."""
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+        """Build the method for `teacher`; the feature statistics are not used."""
+        return NoiseSynthesizer(teacher, self)
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSynthesizer:
+    """Draws noise; the soft target of an image is the teacher's own output."""
+
+    teacher: Teacher
+    config: NoiseConfig
+
+    @property
+    def temperature(self) -> float:
+        """The teacher's output is taken as it is."""
+        return 1.0
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`."""
+        noise = normal_rows(seed, "prior", image_indices, self.teacher.card.image_shape)
+        images = (0.5 + self.config.std * noise).clamp(0, 1)
+        with torch.no_grad():
+            targets = self.teacher(images.to(self.teacher.device)).float().softmax(1).cpu()
+        on_progress(Progress(stage="synthesize", done=len(images), total=len(images), unit="images"))
+        return SynthesizedBatch(images, targets)

@@ -1,0 +1,51 @@
+"""The one door to torchvision, which also opens beside a CPU build of torch.
+
+PyPI's torchvision is linked to CUDA. Beside a CPU build of torch its compiled operators cannot be loaded and its import
+fails where it describes `nms` to the compiler. The schemas of the missing operators are then declared and the import
+is repeated: transforms, data sets and `make_grid` work, `torchvision.ops.nms` and `torchvision.io` do not. Worker
+processes must import this module too before they unpickle anything of torchvision.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+
+__all__ = ["datasets", "functional_v2", "make_grid", "transforms_v2"]
+
+_MISSING_OPERATOR = "operator torchvision::nms does not exist"
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+# A library's definitions vanish with the object, so it lives as long as the module.
+_declarations: list[torch.library.Library] = []
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if _MISSING_OPERATOR not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _declare_operators()
+        importlib.import_module("torchvision")
+
+
+def _declare_operators() -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema in _SCHEMAS:
+        library.define(schema)  # type: ignore[no-untyped-call]
+    _declarations.append(library)
+
+
+_import_torchvision()
+
+from torchvision import datasets  # noqa: E402
+from torchvision.transforms import v2 as transforms_v2  # noqa: E402
+from torchvision.transforms.v2 import functional as functional_v2  # noqa: E402
+from torchvision.utils import make_grid  # noqa: E402

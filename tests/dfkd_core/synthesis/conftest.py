@@ -1,0 +1,40 @@
+import pytest
+import torch
+from torch import nn
+
+from dfkd_core.models import Classifier, ModelCard
+from dfkd_core.statistics import FeatureStatistics, StatisticsConfig, estimate_statistics
+from dfkd_core.teacher import Teacher
+
+
+class TinyNetwork(nn.Module):
+    """6 features and 3 classes from images of 1x8x8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.fc1 = nn.Linear(4 * 4, 6)
+        self.fc2 = nn.Linear(6, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.adaptive_avg_pool2d(self.conv(images).tanh(), 2)
+        return self.fc2(self.fc1(maps.flatten(1)).relu())
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    card = ModelCard(
+        network="tiny", in_channels=1, image_size=8, num_classes=3, mean=(0.5,), std=(0.2,), layer="fc1", class_names=()
+    )
+    network = TinyNetwork()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        network.fc2.bias.zero_()
+    return Teacher(Classifier(network, card))
+
+
+@pytest.fixture
+def statistics(teacher: Teacher) -> FeatureStatistics:
+    return estimate_statistics(teacher, StatisticsConfig(), seed=0)

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.synthesis.dirichlet import DirichletConfig, class_similarity
+
+
+def test_similarity_is_the_cosine_scaled_per_row():
+    weights = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])
+    # Cosines of row 0: 1, 0, -1; of row 1: 0, 1, 0.
+    expected = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
+    torch.testing.assert_close(class_similarity(weights), expected)
+
+
+def test_a_single_class_has_a_finite_similarity():
+    assert torch.isfinite(class_similarity(torch.ones(1, 4))).all()
+
+
+def test_mean_target_is_that_of_the_dirichlet_distribution(teacher, statistics):
+    synthesizer = DirichletConfig(beta_low=1.0, beta_high=1.0).build(teacher, statistics)
+    class_0 = range(0, 3 * 800, 3)
+    mean = synthesizer.soft_targets(class_0, seed=0).mean(0)
+    alpha = synthesizer.similarity[0].clamp_min(1e-4)
+    torch.testing.assert_close(mean, alpha / alpha.sum(), atol=0.05, rtol=0)
+
+
+def test_half_of_each_class_gets_the_low_beta(teacher, statistics):
+    synthesizer = DirichletConfig(beta_low=0.01, beta_high=100.0).build(teacher, statistics)
+    largest = synthesizer.soft_targets(range(600), seed=0).amax(1)
+    low = torch.arange(600) // 3 % 2 == 0
+    assert largest[low].mean() > 0.95
+    assert largest[~low].mean() < 0.9
+
+
+def test_weights_are_those_of_the_last_layer(teacher, statistics):
+    synthesizer = DirichletConfig().build(teacher, statistics)
+    torch.testing.assert_close(synthesizer.similarity, class_similarity(teacher.classifier.network.fc2.weight))
+
+
+def test_a_teacher_without_a_last_linear_layer_is_refused(teacher, statistics):
+    teacher.classifier.network.fc2 = torch.nn.Identity()
+    with pytest.raises(TeacherError, match="last linear layer with 3 outputs"):
+        DirichletConfig().build(teacher, statistics)

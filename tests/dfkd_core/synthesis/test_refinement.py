@@ -1,0 +1,100 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dfkd_core.errors import ConfigError, SynthesisError
+from dfkd_core.priors import build_prior, prior_names
+from dfkd_core.synthesis.refinement import RefinementConfig, refine, target_losses
+
+TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
+
+
+def mean_loss(teacher, images, temperature=2.0):
+    return target_losses(teacher(images), TARGETS, temperature=temperature, loss="kl").mean().item()
+
+
+def run(teacher, **changes):
+    config = dataclasses.replace(RefinementConfig(temperature=2.0, iterations=20, num_candidates=1), **changes)
+    return refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config)
+
+
+def test_losses_are_their_formulas():
+    logits = torch.tensor([[1.0, 3.0]])
+    p = [1 / (1 + math.e), math.e / (1 + math.e)]
+    y = torch.tensor([[0.25, 0.75]])
+    cross_entropy = -(0.25 * math.log(p[0]) + 0.75 * math.log(p[1]))
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    found = target_losses(logits, y, temperature=2.0, loss="cross_entropy").item()
+    assert found == pytest.approx(cross_entropy, rel=1e-6)
+    found = target_losses(logits, y, temperature=2.0, loss="kl").item()
+    assert found == pytest.approx(cross_entropy - entropy, abs=1e-6)
+
+
+def test_kl_is_zero_at_the_target_and_finite_at_a_one_hot_target():
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    assert target_losses(logits, logits.softmax(1), temperature=1.0, loss="kl").item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(target_losses(logits, torch.eye(3)[:1], temperature=1.0, loss="kl")).all()
+
+
+@pytest.mark.parametrize("prior", prior_names())
+def test_refinement_lowers_the_loss(teacher, prior):
+    start, end = (run(teacher, prior=prior, iterations=n, learning_rate=0.05) for n in (0, 30))
+    assert mean_loss(teacher, end) < 0.5 * mean_loss(teacher, start)
+
+
+@pytest.mark.parametrize("prior", prior_names())
+def test_no_iterations_return_the_starts(teacher, prior):
+    images = run(teacher, prior=prior, iterations=0)
+    made = build_prior(prior, (1, 8, 8))
+    assert torch.equal(images, made.decode(made.start(range(4), seed=0)))
+
+
+def test_both_losses_give_the_same_steps(teacher):
+    torch.testing.assert_close(run(teacher, loss="kl"), run(teacher, loss="cross_entropy"), rtol=0, atol=1e-3)
+
+
+def test_one_step_is_adams(teacher):
+    start, end = (run(teacher, prior="pixels", iterations=n, learning_rate=0.01) for n in (0, 1))
+    images = start.clone().requires_grad_(True)
+    target_losses(teacher(images), TARGETS, temperature=2.0, loss="kl").sum().backward()
+    gradient = images.grad
+    expected = (start - 0.01 * gradient / (gradient.abs() + 1e-8)).clamp(0, 1)
+    torch.testing.assert_close(end, expected, rtol=0, atol=2e-4)
+
+
+def test_more_candidates_start_nearer(teacher):
+    one, many = (run(teacher, iterations=0, num_candidates=n) for n in (1, 8))
+    losses = [target_losses(teacher(images), TARGETS, temperature=2.0, loss="kl") for images in (one, many)]
+    assert (losses[1] <= losses[0] + 1e-6).all()
+    assert losses[1].mean() < losses[0].mean()
+
+
+def test_the_activation_term_raises_the_features(teacher):
+    plain, active = (run(teacher, activation_weight=weight) for weight in (0.0, 5.0))
+    size = [teacher.forward_with_features(images)[1].abs().mean() for images in (plain, active)]
+    assert size[1] > size[0]
+
+
+def test_progress_tells_images_and_loss(teacher):
+    reports = []
+    config = RefinementConfig(iterations=20, temperature=2.0, num_candidates=1)
+    refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config, on_progress=reports.append)
+    assert [report.done for report in reports] == [2, 4]
+    assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
+
+
+def test_a_loss_that_is_not_finite_names_iteration_term_and_images(teacher):
+    targets = TARGETS.clone()
+    targets[2] = math.nan
+    with pytest.raises(SynthesisError, match=r"iteration 1 of 30: kl of 1 images \(12\)"):
+        refine(teacher, targets, image_indices=range(10, 14), seed=0, config=RefinementConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 0.0), ("learning_rate", -1.0), ("num_candidates", 0), ("prior", "gan")]
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=name):
+        RefinementConfig(**{name: value})

@@ -1,0 +1,241 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dfkd_core import distillation
+from dfkd_core.augmentation import AugmentationConfig
+from dfkd_core.distillation import DistillationConfig, distill, distill_images, distillation_loss
+from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
+from dfkd_core.models import ModelCard, build_classifier, model_digest
+from dfkd_core.teacher import Teacher
+from dfkd_core.training import load_batch
+from dfkd_core.transfer_set import Shard, TransferSet, write_manifest, write_shard
+
+CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=3, mean=(0.3,), std=(0.3,), layer="fc1")
+MOVED = AugmentationConfig(shift_px=1, flip=True)
+
+
+def make_teacher(seed=0):
+    return Teacher(build_classifier(CARD, seed=seed))
+
+
+def make_images(num_images=24):
+    return torch.randint(0, 256, (num_images, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def run(*, teacher=None, images=None, seed=0, key="set", checkpoint=None, on_progress=None, logits=None, **changes):
+    teacher = teacher or make_teacher()
+    images = make_images() if images is None else images
+    logits = teacher(load_batch(images, torch.arange(len(images)))) if logits is None and len(images) else logits
+    logits = torch.empty(0, 3) if logits is None else logits
+    plain = {"epochs": 4, "batch_size": 8, "checkpoint_every_epochs": 1, "augmentation": AugmentationConfig()}
+    config = DistillationConfig(**(plain | changes))
+    options = {"on_progress": on_progress} if on_progress else {}
+    return distill_images(teacher, images, logits, config, key=key, seed=seed, checkpoint=checkpoint, **options)
+
+
+def interrupt_after(epochs):
+    def on_progress(progress):
+        if progress.done == epochs:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+def test_the_loss_is_the_formula():
+    student, teacher, temperature = torch.randn(5, 4), torch.randn(5, 4), 3.0
+    expected = 0.0
+    for row_s, row_t in zip(student.double(), teacher.double(), strict=True):
+        q, p = (torch.exp(row / temperature) / torch.exp(row / temperature).sum() for row in (row_s, row_t))
+        expected += temperature**2 * (p * (p / q).log()).sum().item() / 5
+    assert distillation_loss(student, teacher, temperature=temperature).item() == pytest.approx(expected, rel=1e-5)
+    squares = (student - teacher).square().mean().item()
+    both = distillation_loss(student, teacher, temperature=temperature, mse_weight=0.5)
+    assert both.item() == pytest.approx(expected + 0.5 * squares, rel=1e-5)
+
+
+def test_the_loss_is_zero_for_equal_logits_and_for_shifted_ones():
+    logits = torch.randn(5, 4)
+    assert distillation_loss(logits + 7, logits, temperature=2.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(logits, logits, temperature=2.0, mse_weight=1.0).item() == 0
+
+
+def test_at_a_high_temperature_the_loss_is_the_difference_of_centred_logits():
+    student, teacher = torch.randn(6, 4).double(), torch.randn(6, 4).double()
+    centred = (student - student.mean(1, True)) - (teacher - teacher.mean(1, True))
+    # Hinton et al., 2015, equation 4, integrated: sum of squares / 2k.
+    expected = centred.square().sum(1).mean() / (2 * 4)
+    torch.testing.assert_close(distillation_loss(student, teacher, temperature=1e4), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_student_comes_nearer_to_the_teacher(optimizer):
+    reports = []
+    result = run(epochs=10, optimizer=optimizer, mse_weight=0.1, on_progress=reports.append)
+    assert result.history[-1].loss < 0.7 * result.history[0].loss
+    assert set(result.history[0].terms) == {"kl", "mse"}
+    assert not result.student.training
+    assert result.student.card == dataclasses.replace(CARD, network="lenet5_half", layer="fc1")
+    assert [report.done for report in reports] == list(range(11))
+    assert dict(reports[-1].metrics) == {"loss": result.history[-1].loss}
+
+
+def test_the_seed_decides_every_bit_and_the_global_generator_is_not_touched():
+    state = torch.get_rng_state()
+    first, again, other = (run(seed=seed, epochs=2, augmentation=MOVED) for seed in (0, 0, 1))
+    assert model_digest(first.student) == model_digest(again.student)
+    assert model_digest(first.student) != model_digest(other.student)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
+    others = torch.randn(24, 3)
+    assert model_digest(run(epochs=1).student) != model_digest(run(epochs=1, logits=others).student)
+    moved, moved_with_others = run(epochs=1, augmentation=MOVED), run(epochs=1, augmentation=MOVED, logits=others)
+    assert model_digest(moved.student) == model_digest(moved_with_others.student)
+
+
+@pytest.mark.parametrize("epochs_done", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "augmentation": MOVED},
+        {"optimizer": "sgd", "momentum": 0.0},
+        {"student": "lenet5_half_bn", "mse_weight": 1.0, "weight_decay": 0.1},
+    ],
+)
+def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, changes, epochs_done):
+    undisturbed, path, reports = run(**changes), tmp_path / "checkpoint.safetensors", []
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path, on_progress=interrupt_after(epochs_done), **changes)
+    resumed = run(checkpoint=path, on_progress=reports.append, **changes)
+    assert reports[0].done == epochs_done
+    assert resumed.history == undisturbed.history
+    assert model_digest(resumed.student) == model_digest(undisturbed.student)
+
+
+def test_a_finished_checkpoint_is_returned_at_once_and_holds_no_pickle(tmp_path):
+    path, reports = tmp_path / "work" / "checkpoint.safetensors", []
+    first = run(checkpoint=path)
+    before = path.read_bytes()
+    again = run(checkpoint=path, on_progress=reports.append)
+    assert [(report.done, report.total) for report in reports] == [(4, 4)]
+    assert (again.history, model_digest(again.student)) == (first.history, model_digest(first.student))
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    assert {name.partition(".")[0] for name in load_file(path)} == {"network", "optimizer"}
+    with safe_open(path, framework="pt") as file:
+        assert len(json.loads(file.metadata()["checkpoint"])["history"]) == 4
+
+
+def test_a_checkpoint_every_few_epochs_and_at_the_end(tmp_path):
+    path, saved = tmp_path / "checkpoint.safetensors", []
+
+    def on_progress(progress):
+        if path.exists():
+            with safe_open(path, framework="pt") as file:
+                saved.append((progress.done, len(json.loads(file.metadata()["checkpoint"])["history"])))
+
+    run(epochs=5, checkpoint_every_epochs=2, checkpoint=path, on_progress=on_progress)
+    assert saved == [(2, 2), (3, 2), (4, 4), (5, 5)]
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "header", "empty", "missing"])
+def test_a_damaged_checkpoint_is_ignored_and_the_run_starts_again(tmp_path, harm):
+    path, reports = tmp_path / "checkpoint.safetensors", []
+    first = run(checkpoint=path, epochs=2)
+    content = path.read_bytes()
+    head = content.index(b"history") - 3
+    damaged = {
+        "header": content[:head] + b"!" + content[head + 1 :],
+        "truncated": content[:-100],
+        "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+    }
+    path.write_bytes(damaged.get(harm, b""))
+    if harm == "missing":
+        path = tmp_path / "other" / "checkpoint.safetensors"
+    again = run(checkpoint=path, epochs=2, on_progress=reports.append)
+    assert reports[0].done == 0
+    assert model_digest(again.student) == model_digest(first.student)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"key": "other"}, {"temperature": 2.0}, {"epochs": 3}, {"student": "lenet5"}]
+)
+def test_a_checkpoint_of_something_else_is_ignored(tmp_path, changes):
+    path, reports = tmp_path / "checkpoint.safetensors", []
+    run(checkpoint=path, epochs=2)
+    run(checkpoint=path, **({"epochs": 2} | changes), on_progress=reports.append)
+    assert reports[0].done == 0
+
+
+def test_a_checkpoint_of_another_teacher_is_ignored_but_not_one_of_another_interval(tmp_path):
+    path, reports = tmp_path / "checkpoint.safetensors", []
+    run(checkpoint=path, epochs=2)
+    run(checkpoint=path, epochs=2, checkpoint_every_epochs=7, on_progress=reports.append)
+    assert reports[0].done == 2
+    reports.clear()
+    run(checkpoint=path, epochs=2, teacher=make_teacher(seed=1), on_progress=reports.append)
+    assert reports[0].done == 0
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(distillation, "save_file", full)
+    with pytest.raises(DistillationError, match=r"checkpoint\.safetensors.*No space left"):
+        run(checkpoint=tmp_path / "checkpoint.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_is_named_with_epoch_step_and_term():
+    logits = torch.zeros(24, 3)
+    logits[5] = math.nan
+    with pytest.raises(DistillationError, match=r"term kl is nan in epoch 1, step \d of 3"):
+        run(logits=logits)
+
+
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(DistillationError, match="no images"):
+        run(images=make_images(0))
+    with pytest.raises(DistillationError, match=r"\(24, 4\).*\(24, 3\)"):
+        run(logits=torch.zeros(24, 4))
+    with pytest.raises(DistillationError, match=r"\(3, 32, 32\).*\(1, 32, 32\)"):
+        run(images=make_images().expand(24, 3, 32, 32), logits=torch.zeros(24, 3))
+
+
+@pytest.mark.parametrize("values", [{"student": "lenet6"}, {"epochs": 0}, {"temperature": 0.0}, {"optimizer": "lion"}])
+def test_a_value_out_of_range_is_named(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        DistillationConfig(**values)
+
+
+def test_a_stored_transfer_set_gives_the_student_of_its_tensors(tmp_path):
+    teacher, images = make_teacher(), make_images()
+    logits = teacher(load_batch(images, torch.arange(24)))
+    shard = Shard(images=images, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(24))
+    record = write_shard(tmp_path / "shard-00000.safetensors", shard)
+    write_manifest(
+        tmp_path,
+        method="noise",
+        method_config={},
+        temperature=1.0,
+        teacher_digest=teacher.digest,
+        statistics_digest=None,
+        code_version="",
+        seed=0,
+        shards=[record],
+    )
+    config = DistillationConfig(epochs=2, batch_size=8, augmentation=AugmentationConfig())
+    stored = distill(teacher, TransferSet(tmp_path), config, seed=0)
+    assert model_digest(stored.student) == model_digest(run(epochs=2).student)
+    with pytest.raises(TransferSetError, match="belongs to teacher"):
+        distill(make_teacher(seed=1), TransferSet(tmp_path), config, seed=0)

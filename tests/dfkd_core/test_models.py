@@ -1,0 +1,90 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.models import ModelCard, build_classifier, load_model, model_digest, save_model
+
+CARD = ModelCard(
+    network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.25,), std=(0.5,), layer="fc1",
+    class_names=tuple("abcdefghij"),
+)  # fmt: skip
+
+
+def test_images_are_normalised_inside():
+    classifier = build_classifier(CARD, seed=0).eval()
+    images = torch.rand(3, 1, 32, 32)
+    torch.testing.assert_close(classifier(images), classifier.network((images - 0.25) / 0.5))
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (build_classifier(CARD, seed=seed) for seed in (0, 0, 1))
+    assert model_digest(first) == model_digest(again) != model_digest(other)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    classifier = build_classifier(CARD, seed=0)
+    save_model(tmp_path, classifier)
+    loaded = load_model(tmp_path)
+    assert loaded.card == CARD
+    assert model_digest(loaded) == model_digest(classifier)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_digest_covers_the_card():
+    classifier = build_classifier(CARD, seed=0)
+    before = model_digest(classifier)
+    classifier.card = dataclasses.replace(CARD, mean=(0.3,))
+    assert model_digest(classifier) != before
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path):
+    save_model(tmp_path, build_classifier(CARD, seed=0))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["extra"] = weights.pop("fc2.bias")
+    weights["fc2.weight"] = torch.zeros(11, 84)
+    weights["fc1.bias"][3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(TeacherError) as error:
+        load_model(tmp_path)
+    for part in ("missing fc2.bias", "unexpected extra", "fc2.weight is (11, 84), not (10, 84)", "fc1.bias holds NaN"):
+        assert part in str(error.value)
+
+
+def test_truncated_weights_are_one_clear_error(tmp_path):
+    save_model(tmp_path, build_classifier(CARD, seed=0))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TeacherError, match="not a whole safetensors file"):
+        load_model(tmp_path)
+
+
+def test_a_missing_model_names_the_next_command(tmp_path):
+    with pytest.raises(TeacherError, match=r"config\.json is missing.*dfkd run"):
+        load_model(tmp_path)
+
+
+def test_a_card_with_an_unknown_field_is_an_error(tmp_path):
+    save_model(tmp_path, build_classifier(CARD, seed=0))
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "colour": 1}))
+    with pytest.raises(TeacherError, match="colour"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": (0.1, 0.2)}, "mean has 2 values for 1 channels"),
+        ({"std": (0.0,)}, "std must be greater than 0"),
+        ({"class_names": ("a",)}, "1 class names for 10 classes"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CARD, **change)
