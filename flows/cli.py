@@ -1,0 +1,190 @@
+"""The command `dfkd`. Everything slow is imported inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Data-free knowledge distillation: from a trained teacher to a registered student, without its training data.",
+    epilog="Example: dfkd run --preset fast && dfkd show",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; may be repeated. Values are YAML."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+_BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command(
+    epilog="Examples: dfkd run | dfkd run --preset fast | dfkd run --set synthesis.num_images=2000 --set seed=1"
+)
+def run(
+    preset: Annotated[
+        str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, digits.", metavar="NAME")
+    ] = None,
+    assignments: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Run everything that has changed, from the teacher to the registered student, and show the table.
+
+    A run that was stopped goes on where it was when it is started again.
+    """
+    start = _process_start()
+    with _told(debug, "Finished shards and checkpoints are kept. Go on with: dfkd run"):
+        from flows.ahead import look_ahead
+
+        outlook = None if preset or assignments else look_ahead()
+        from flows.whole_run import run_all
+
+        run_all(preset, assignments or [], start=start, outlook=outlook)
+
+
+@app.command(epilog="Examples: dfkd stage synthesize | dvc repro synthesize (which calls it if something has changed)")
+def stage(
+    name: Annotated[str, typer.Argument(help="teacher, statistics, synthesize, distill or evaluate.")],
+    debug: Debug = False,
+) -> None:
+    """Run one stage with params.yaml as it is, whether something has changed or not. DVC calls this."""
+    with _told(debug, "Finished shards and checkpoints are kept. Go on with the same command."):
+        from flows.params import load_params
+        from flows.stages import run_stage
+
+        run_stage(name, load_params())
+
+
+@app.command(
+    epilog="Examples: dfkd synthesize --teacher artifacts/teacher --out /tmp/set | "
+    "dfkd synthesize --teacher my_teacher --out my_set --set synthesis.method=dirichlet"
+)
+def synthesize(
+    teacher: Annotated[Path, typer.Option(help="Folder with model.safetensors and config.json.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for the transfer set; what is in it goes.", metavar="DIR")],
+    statistics: Annotated[
+        Path | None, typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Differ from params.yaml, which stays as it is."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a transfer set for any stored teacher, outside of DVC."""
+    here = Path.cwd()
+    with _told(debug, "Finished shards are kept. Go on with the same command."):
+        from dfkd_core.teacher import load_teacher
+        from flows.overrides import apply_overrides
+        from flows.params import load_params
+        from flows.stages import run_flow
+
+        params = apply_overrides(load_params(), assignments or [])
+        teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
+        _check_target(out)
+        load_teacher(teacher)
+        run_flow("synthesize", "flows.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
+        typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
+
+
+@app.command(epilog="Examples: dfkd verify | dfkd verify /tmp/set --teacher artifacts/teacher")
+def verify(
+    folder: Annotated[Path | None, typer.Argument(help="Transfer set; artifacts/transfer_set if not given.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Teacher that it must belong to.", metavar="DIR")] = None,
+    debug: Debug = False,
+) -> None:
+    """Hash every shard of a transfer set again and compare with its manifest."""
+    here = Path.cwd()
+    with _told(debug):
+        from dfkd_core.teacher import load_teacher
+        from dfkd_core.transfer_set import verify_transfer_set
+        from tasks.workspace import TEACHER, TRANSFER_SET
+
+        path = here / folder if folder else TRANSFER_SET
+        owner = here / teacher if teacher else None if folder else TEACHER
+        manifest = verify_transfer_set(path, load_teacher(owner).digest if owner else None)
+        count = f"{len(manifest.shards)} shards" if len(manifest.shards) > 1 else "1 shard"
+        typer.echo(f"{path} is whole: {manifest.num_images} images in {count} by {manifest.method}")
+
+
+@app.command(epilog="Example: dfkd show")
+def show(debug: Debug = False) -> None:
+    """Show the table of the last run and the commands to look further."""
+    with _told(debug):
+        from flows.params import load_params
+        from flows.results import render
+
+        typer.echo(render(load_params()))
+
+
+@contextmanager
+def _told(debug: bool, when_interrupted: str = "") -> Iterator[None]:
+    """Enter the project; turn what goes wrong into one message and an exit code."""
+    from dfkd_core.errors import ConfigError, DfkdError
+    from flows.environment import DEBUG, enter_project, prepare_environment
+
+    debug = debug or DEBUG in os.environ
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        prepare_environment(enter_project(), debug=debug)
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        # A stage that Ctrl-C ended can be seen to fail before this process sees its own interrupt, or in its place.
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            _fail(f"Stopped. {when_interrupted}", _INTERRUPTED)
+        if debug:
+            raise
+        if isinstance(error, DfkdError | OSError):
+            _fail(str(error), _BAD_INPUT if isinstance(error, ConfigError) else _FAILED)
+        _fail(f"{type(error).__name__}: {error}\nThis should not happen. See more with --debug", _FAILED)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fail(message: str, code: int) -> None:
+    if message:
+        typer.echo(f"dfkd: {message.strip()}", err=True)
+    raise typer.Exit(code)
+
+
+def _check_target(out: Path) -> None:
+    from dfkd_core.errors import ConfigError
+    from dfkd_core.transfer_set import MANIFEST_NAME
+
+    if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
+        raise ConfigError(f"--out {out} exists and is no transfer set. Give a new or an empty folder")
+
+
+def _process_start() -> float:
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
+if __name__ == "__main__":
+    main()

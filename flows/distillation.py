@@ -1,0 +1,38 @@
+"""Stage 4: the student."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from dfkd_core.config import Params
+from flows.running import FLOW_OPTIONS, run_cached
+from tasks.distillation import make_student
+from tasks.workspace import REPORTS, STUDENT, TEACHER, TRANSFER_SET, place_file, place_folder, reference, work_folder
+
+__all__ = ["distill"]
+
+
+@flow(name="distill", **FLOW_OPTIONS)
+def distill(params: Params) -> str:
+    """Distil the student and put it into `artifacts/student`."""
+    teacher, transfer_set = reference(TEACHER), reference(TRANSFER_SET)
+    inputs = {
+        "teacher": teacher.sha256,
+        "transfer_set": transfer_set.sha256,
+        "config": params.distillation,
+        "seed": params.seed,
+    }
+    work = work_folder("distill", inputs)
+    result = run_cached(
+        make_student,
+        teacher,
+        transfer_set,
+        params.distillation,
+        seed=params.seed,
+        folder=(work / "out").as_posix(),
+        checkpoint=(work / "checkpoint.safetensors").as_posix(),
+        device=params.execution.device,
+    )
+    place_folder(work / "out" / "model", STUDENT)
+    place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
+    return f"{params.distillation.student}, last loss {result.numbers['loss']:.4f}"

@@ -1,0 +1,66 @@
+"""The whole: check, reproduce with DVC, keep in the remote, publish in MLflow."""
+
+from __future__ import annotations
+
+import threading
+from importlib import import_module
+from pathlib import Path
+
+from prefect import flow
+
+from dfkd_core.data import ensure_dataset
+from dfkd_core.errors import DfkdError
+from flows.environment import enter_project, prepare_environment
+from flows.overrides import override
+from flows.params import load_params
+from flows.running import FLOW_OPTIONS
+from tasks.versioning import pull as dvc_pull
+from tasks.versioning import push, reproduce
+
+__all__ = ["check_writable", "pipeline"]
+
+
+@flow(name="pipeline", **FLOW_OPTIONS)
+def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull: bool = False) -> dict[str, str]:
+    """Run everything that has changed and publish the result.
+
+    Args:
+        preset: Preset that params.yaml is set to first.
+        overrides: Changes of params.yaml like `synthesis.num_images=2000`, made after it.
+        pull: Fetch what the DVC remote has before anything is computed.
+    """
+    prepare_environment(enter_project())
+    params = load_params()
+    if preset or overrides:
+        override(preset, overrides or [], params)
+        params = load_params()
+    check_writable()
+    ensure_dataset(params.data)
+    # MLflow takes seconds to import, which pass beside the stages.
+    threading.Thread(target=import_module, args=["tasks.publishing"], daemon=True).start()
+    if pull:
+        dvc_pull()
+    reproduce()
+    kept = push.submit()
+    from flows.publishing import publish
+
+    made = publish(params)
+    kept.result()
+    return {"model": made.model, "version": made.version, "run_id": made.run_id, "reason": made.reason}
+
+
+def check_writable(folder: Path = Path(".")) -> None:
+    """Find out before hours of work whether results can be written.
+
+    Raises:
+        DfkdError: The folder is read-only or the disk is full.
+    """
+    probe = folder / ".dfkd" / "probe"
+    try:
+        probe.parent.mkdir(exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise DfkdError(
+            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"
+        ) from None

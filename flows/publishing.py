@@ -1,0 +1,68 @@
+"""Logs a finished run in MLflow, registers its student and decides on its promotion; once per dvc.lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from dfkd_core.config import Params
+from dfkd_core.digests import file_sha256, write_json
+from dfkd_core.transfer_set import read_manifest
+from flows.params import flatten
+from flows.promotion import decide_promotion
+from flows.results import PUBLISHED, read_latency
+from flows.stages import STAGES
+from tasks.publishing import (
+    Publication,
+    champion_metrics,
+    find_publication,
+    log_run,
+    open_store,
+    register_student,
+    set_alias,
+)
+from tasks.status import LOCK, git_commit
+from tasks.timing import stage_seconds
+from tasks.workspace import METRICS, STUDENT, TRANSFER_SET
+
+__all__ = ["publish"]
+
+
+def publish(params: Params) -> Publication:
+    """Publish the current results, or find what was published of them; has to be called within a flow."""
+    lock = file_sha256(LOCK)
+    experiment = open_store(params.registry.experiment)
+    made = find_publication(experiment, lock) or _publish_new(params, experiment, lock)
+    write_json(PUBLISHED, {"lock_sha256": lock, **dataclasses.asdict(made)})
+    return made
+
+
+def _publish_new(params: Params, experiment: str, lock: str) -> Publication:
+    tags = _lineage(lock)
+    metrics = flatten(json.loads(METRICS.read_text(encoding="utf-8")))
+    run_id, model_uri = log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
+    name = f"{params.registry.model_name}-{params.data.dataset.replace('_', '-')}"
+    champion = champion_metrics(name)
+    version = register_student(run_id, model_uri, name, {**tags, "dfkd.run_id": run_id})
+    promotion = decide_promotion(metrics, champion, params.registry)
+    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
+    set_alias(made)
+    return made
+
+
+def _lineage(lock: str) -> dict[str, str]:
+    manifest = read_manifest(TRANSFER_SET)
+    return {
+        "dfkd.git_commit": git_commit(),
+        "dfkd.lock_sha256": lock,
+        "dfkd.teacher_digest": manifest.teacher_digest,
+        "dfkd.transfer_set_sha256": file_sha256(TRANSFER_SET / "manifest.json"),
+        "dfkd.student_sha256": file_sha256(STUDENT / "model.safetensors"),
+    }
+
+
+def _times() -> dict[str, float]:
+    """Return seconds per stage and milliseconds per batch, as far as they were measured here."""
+    measured = {name: stage_seconds(name) for name in STAGES}
+    times = {f"seconds.{name}": found[0] for name, found in measured.items() if found}
+    return times | {f"latency.{name}": value for name, value in flatten(read_latency()).items()}

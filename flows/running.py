@@ -1,0 +1,22 @@
+"""What the flows share: how they run, and how a cached result is checked before it is believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import Task
+
+from tasks.workspace import Artifact, is_intact
+
+__all__ = ["FLOW_OPTIONS", "run_cached"]
+
+FLOW_OPTIONS: dict[str, Any] = {"validate_parameters": False, "persist_result": False}
+
+
+def run_cached(task: Task[..., Artifact], *args: Any, **kwargs: Any) -> Artifact:
+    """Run a cached task, and once more without its cache if the file that it remembers is gone or has changed."""
+    artifact: Artifact = task(*args, **kwargs)
+    if is_intact(artifact):
+        return artifact
+    remade: Artifact = task.with_options(refresh_cache=True)(*args, **kwargs)
+    return remade

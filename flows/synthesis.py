@@ -1,0 +1,126 @@
+"""Stage 3: the transfer set, its shards made side by side and each resumed by itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from dfkd_core.config import ExecutionConfig, Params
+from dfkd_core.progress import Progress
+from dfkd_core.synthesis.shards import num_shards
+from flows.display import say
+from flows.estimation import estimate
+from flows.lifeline import start_worker
+from flows.running import FLOW_OPTIONS
+from tasks.reporting import count_noted, report
+from tasks.synthesis import assemble_transfer_set, make_shard
+from tasks.workspace import (
+    REPORTS,
+    STATISTICS,
+    TEACHER,
+    TRANSFER_SET,
+    Artifact,
+    is_intact,
+    reference,
+    work_folder,
+)
+
+__all__ = ["shard_runner", "synthesize", "synthesize_anywhere"]
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@flow(name="synthesize", **FLOW_OPTIONS)
+def synthesize(params: Params) -> str:
+    """Make the transfer set and put it into `artifacts/transfer_set`."""
+    picture = REPORTS / "samples.png"
+    return _synthesize(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
+
+
+@flow(name="synthesize anywhere", **FLOW_OPTIONS)
+def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
+    """Make a transfer set of any teacher in any folder, outside of DVC.
+
+    Args:
+        params: What to make.
+        teacher_folder: A stored teacher.
+        statistics_folder: Its statistics; None estimates them first.
+        out: Folder of the transfer set.
+    """
+    statistics = reference(statistics_folder) if statistics_folder else estimate(params, teacher_folder)
+    return _synthesize(params, reference(teacher_folder), statistics, out, None)
+
+
+def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
+    """Return the task runner that the parameters ask for."""
+    if config.task_runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=config.num_workers)
+    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=(os.getpid(),))
+
+
+def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path | None) -> str:
+    inputs = {
+        "teacher": teacher.sha256,
+        "statistics": statistics.sha256,
+        "config": params.synthesis,
+        "seed": params.seed,
+    }
+    folder = work_folder("synthesize", inputs)
+    settings: dict[str, Any] = {
+        "teacher": teacher,
+        "statistics": statistics,
+        "config": params.synthesis,
+        "seed": params.seed,
+        "folder": folder.as_posix(),
+    }
+    with _showing(folder, params.synthesis.num_images):
+        shards = _make_shards(settings, num_shards(params.synthesis), params.execution)
+    picture_path = picture.as_posix() if picture else None
+    made = assemble_transfer_set(shards, **{**settings, "folder": out.as_posix()}, picture=picture_path)
+    num_images, confidence = made.numbers["num_images"], made.numbers["mean_confidence"]
+    return f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}"
+
+
+def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:
+    task = make_shard.with_options(retries=execution.num_retries)
+
+    def submit(index: int, *, refresh: bool) -> PrefectFuture[Artifact]:
+        run = task.with_options(refresh_cache=True) if refresh else task
+        future: PrefectFuture[Artifact] = run.submit(index, **settings, device=execution.device)
+        return future
+
+    futures = [submit(index, refresh=False) for index in range(count)]
+    shards = [future.result() for future in futures]
+    cached = [future.state.name == "Cached" for future in futures]
+    intact = [is_intact(shard) for shard in shards]
+    if any(cached):
+        say(f"  {sum(map(all, zip(cached, intact)))} of {count} shards reused")
+    again = {index: submit(index, refresh=True) for index in range(count) if not intact[index]}
+    return [again[index].result() if index in again else shard for index, shard in enumerate(shards)]
+
+
+@contextmanager
+def _showing(folder: Path, num_images: int) -> Iterator[None]:
+    """Report, as long as the block runs, how many images there are: in whole shards and in those being made."""
+    finished = threading.Event()
+
+    def look() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            done = min(count_noted(folder), num_images)
+            report(Progress(stage="synthesize", done=done, total=num_images, unit="images"))
+
+    looker = threading.Thread(target=look, name="shard progress", daemon=True)
+    looker.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        looker.join()

@@ -1,0 +1,69 @@
+"""Which code decides a stage's result, and a digest of it that edits of the documentation do not change."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+__all__ = ["NO_EFFECT", "ROOT", "STAGE_MODULES", "code_digest", "module_files"]
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_MODEL = (
+    "dfkd_core/devices.py",
+    "dfkd_core/digests.py",
+    "dfkd_core/models.py",
+    "dfkd_core/networks.py",
+    "dfkd_core/seeding.py",
+)
+_IMAGES = ("dfkd_core/data.py", "dfkd_core/dataset_files.py", "dfkd_core/vision.py")
+_TRAINING = (*_MODEL, *_IMAGES, "dfkd_core/augmentation.py", "dfkd_core/training.py")
+_STATISTICS = (*_MODEL, "dfkd_core/priors", "dfkd_core/statistics.py", "dfkd_core/teacher.py")
+
+STAGE_MODULES = {
+    "teacher": (*_TRAINING, "tasks/teacher.py"),
+    "statistics": (*_STATISTICS, "tasks/estimation.py"),
+    "synthesize": (*_STATISTICS, "dfkd_core/synthesis", "dfkd_core/transfer_set.py", "tasks/synthesis.py"),
+    "distill": (
+        *_TRAINING,
+        "dfkd_core/distillation.py",
+        "dfkd_core/teacher.py",
+        "dfkd_core/transfer_set.py",
+        "tasks/distillation.py",
+    ),
+    "evaluate": (*_TRAINING, "dfkd_core/evaluation.py", "dfkd_core/teacher.py", "tasks/evaluation.py"),
+}
+"""Files and packages that a stage's result depends on, in the order of the stages; `deps` in dvc.yaml name the same."""
+
+NO_EFFECT = ("dfkd_core/__init__.py", "dfkd_core/errors.py", "dfkd_core/progress.py", "dfkd_core/sections.py")
+"""Files that no number depends on: messages, reports and the checks of ranges."""
+
+
+@cache
+def code_digest(stage: str) -> str:
+    """Return a SHA-256 over the syntax trees, without docstrings and comments, of the stage's modules."""
+    digest = hashlib.sha256()
+    for path in module_files(stage):
+        tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{ast.dump(tree)}\0".encode())
+    return digest.hexdigest()
+
+
+def module_files(stage: str) -> list[Path]:
+    """Return the Python files of the stage's modules, packages opened up, sorted."""
+    found = [ROOT / name for name in STAGE_MODULES[stage]]
+    return sorted(file for path in found for file in (path.rglob("*.py") if path.is_dir() else [path]))
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # Also drops the string literals under the fields of a section, which are their documentation.
+            node.body = [line for line in node.body if not _is_text(line)]
+    return tree
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -1,0 +1,44 @@
+"""Distils the student from the transfer set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from dfkd_core.devices import resolve_device
+from dfkd_core.distillation import DistillationConfig, distill
+from dfkd_core.models import save_model
+from dfkd_core.teacher import load_teacher
+from dfkd_core.transfer_set import TransferSet, verify_transfer_set
+from tasks.history import write_history
+from tasks.options import cached
+from tasks.reporting import report
+from tasks.timing import timed
+from tasks.workspace import Artifact, clear_folder, reference
+
+__all__ = ["make_student"]
+
+
+@task(name="distill student", **cached("distill", "device", "checkpoint"))
+def make_student(
+    teacher: Artifact,
+    transfer_set: Artifact,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    folder: str,
+    checkpoint: str,
+    device: str,
+) -> Artifact:
+    """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
+    on = resolve_device(device)
+    with timed("distill"):
+        loaded = load_teacher(Path(teacher.path), device=on)
+        verify_transfer_set(Path(transfer_set.path), loaded.digest)
+        images = TransferSet(Path(transfer_set.path))
+        result = distill(loaded, images, config, seed=seed, device=on, checkpoint=Path(checkpoint), on_progress=report)
+    out = clear_folder(Path(folder))
+    save_model(out / "model", result.student)
+    write_history(out / "epochs.csv", result.history)
+    return reference(out, {"loss": result.history[-1].loss})

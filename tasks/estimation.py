@@ -1,0 +1,27 @@
+"""Estimates the statistics of the teacher's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from dfkd_core.devices import resolve_device
+from dfkd_core.statistics import StatisticsConfig, estimate_statistics, save_statistics
+from dfkd_core.teacher import load_teacher
+from tasks.options import cached
+from tasks.timing import timed
+from tasks.workspace import Artifact, clear_folder, reference
+
+__all__ = ["make_statistics"]
+
+
+@task(name="estimate statistics", **cached("statistics", "device"))
+def make_statistics(teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, device: str) -> Artifact:
+    """Estimate from the stored teacher and write the statistics into `folder`."""
+    with timed("statistics"):
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        statistics = estimate_statistics(loaded, config, seed=seed)
+    out = clear_folder(Path(folder))
+    save_statistics(out, statistics)
+    return reference(out, {"num_features": loaded.num_features})

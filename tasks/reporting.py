@@ -1,0 +1,63 @@
+"""Carries the core's progress reports to whoever shows them, also out of worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dfkd_core.progress import OnProgress, Progress
+
+__all__ = ["count_noted", "listening", "noting", "report"]
+
+_listeners: list[OnProgress] = []
+_SECONDS_BETWEEN_NOTES = 0.3
+
+
+@contextmanager
+def listening(listener: OnProgress) -> Iterator[None]:
+    """Send every report of this process to `listener` meanwhile."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def report(progress: Progress) -> None:
+    """Pass a report on."""
+    for listener in _listeners:
+        listener(progress)
+
+
+@contextmanager
+def noting(path: Path, size: int) -> Iterator[OnProgress]:
+    """Yield a callback that notes in a small file how many of `size` units are done, for another process to read.
+
+    The file stays with the whole number when the block succeeds, and goes when it fails.
+    """
+    last = 0.0
+    path.write_text("0")
+
+    def note(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
+            last = time.monotonic()
+            path.write_text(str(size * progress.done // progress.total))
+
+    try:
+        yield note
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    path.write_text(str(size))
+
+
+def count_noted(folder: Path) -> int:
+    """Return the sum of what is noted in `folder`."""
+    total = 0
+    for path in folder.glob("*.progress"):
+        with suppress(OSError, ValueError):
+            total += int(path.read_text())
+    return total

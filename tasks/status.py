@@ -1,0 +1,51 @@
+"""What DVC and git say about the project, without changing it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dfkd_core.errors import DfkdError
+
+__all__ = ["LOCK", "changed_stages", "dvc_command", "git_commit", "last_error"]
+
+LOCK = Path("dvc.lock")
+
+
+def changed_stages() -> list[str]:
+    """Return the stages whose inputs or outputs have changed since they ran, as `dvc status` sees it.
+
+    Raises:
+        DfkdError: DVC cannot tell, for example as dvc.yaml is not valid.
+    """
+    found = subprocess.run(
+        dvc_command("status", "--json"), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    if found.returncode:
+        raise DfkdError(f"dvc status failed: {last_error(found.stderr)}")
+    return sorted(json.loads(found.stdout))
+
+
+def git_commit() -> str:
+    """Return the commit that is checked out, with `-dirty` if files differ from it; `unknown` outside of git."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def dvc_command(*arguments: str) -> Sequence[str]:
+    """Return the command line of this environment's DVC."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def last_error(text: str) -> str:
+    """Return the last line of DVC's output that tells an error."""
+    return next((line for line in reversed(text.strip().splitlines()) if line.startswith("ERROR")), text.strip())

@@ -1,0 +1,133 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.environment import prepare_environment
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND_SECONDS = 400
+
+# Everything for real, but small: bundled digits, four shards for two workers.
+SMALL = {
+    "data.dataset": "digits",
+    "teacher.epochs": 2,
+    "synthesis.num_images": 400,
+    "synthesis.images_per_shard": 100,
+    "synthesis.methods.soft_target.refinement.iterations": 5,
+    "distillation.epochs": 2,
+    "evaluation.num_latency_runs": 3,
+    "registry.min_agreement": 0.0,
+    "execution.device": "cpu",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the state of Prefect out of the home folder, and turn telemetry off, before Prefect is imported."""
+    state = Path(os.environ.setdefault("DFKD_TEST_STATE", str(ROOT / ".dfkd" / "tests")))
+    state.mkdir(parents=True, exist_ok=True)
+    before = dict(os.environ)
+    prepare_environment(state)
+    # Only this process: a command that a test starts is to find its own environment.
+    config.stash[_CLEAN] = before
+
+
+_CLEAN = pytest.StashKey[dict[str, str]]()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A copy of the repository, used through its commands as a user would."""
+
+    path: Path
+    environment: dict[str, str]
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command of this environment in the workspace."""
+        program = str(Path(sys.executable).parent / command[0])
+        return subprocess.Popen(
+            [program, *command[1:]],
+            cwd=self.path,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A group of its own, so that whatever hangs can be ended as a whole.
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, code: int = 0, **environment: str) -> str:
+        """Run a command, check its exit code and return what it printed."""
+        process = self.start(*command, **environment)
+        try:
+            output, _ = process.communicate(timeout=COMMAND_SECONDS)
+        finally:
+            process.kill()
+        assert process.returncode == code, output
+        return output
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file."""
+        return json.loads((self.path / name).read_text())
+
+    def read_lock(self) -> dict[str, Any]:
+        """Return the stages in dvc.lock."""
+        return dict(yaml.safe_load((self.path / "dvc.lock").read_text())["stages"])
+
+
+@pytest.fixture(scope="session")
+def make_workspace(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Callable[[str], Workspace]:
+    """Return a function that copies the repository's files to a new folder, as a clone would have them."""
+
+    def make(name: str) -> Workspace:
+        path = tmp_path_factory.mktemp(name)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for relative in filter(None, listed.split("\0")):
+            source = ROOT / relative
+            # A lock file of earlier results is not part of what is tested.
+            if source.is_file() and relative != "dvc.lock":
+                (path / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, path / relative)
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
+            subprocess.run(["git", *arguments], cwd=path, check=True)
+        environment = {**pytestconfig.stash[_CLEAN], "PYTHONPATH": str(path)}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        return Workspace(path=path, environment=environment)
+
+    return make
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change into a folder with dvc.yaml, params.yaml and the presets, and nothing else."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Any]:
+    """Overrides that make a run take seconds."""
+    return dict(SMALL)

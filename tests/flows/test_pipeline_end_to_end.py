@@ -1,0 +1,161 @@
+"""The whole pipeline, used through its commands in a copy of the repository; each test goes on from the one before."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd_core.models import load_model
+
+SECONDS_TO_SEE_A_SHARD = 200
+
+
+@pytest.fixture(scope="module")
+def first_run(make_workspace: Any, small: dict[str, Any]) -> Any:
+    """Return a workspace in which the pipeline has run once, and what that printed."""
+    workspace = make_workspace("pipeline")
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    return workspace, workspace.run("dfkd", "run", *settings)
+
+
+def test_run__prints_the_table_and_registers_the_student(first_run: Any) -> None:
+    workspace, output = first_run
+    for word in ("accuracy", "agreement", "35,820", "orchestration", "mlflow ui", "dvc metrics show"):
+        assert word in output
+    metrics = workspace.read_json("metrics.json")
+    assert 0 <= metrics["student"]["agreement"] <= 1
+    assert metrics["student"]["num_parameters"] == 35_820
+    assert "Registered dfkd-student-digits version 1: first champion" in output
+    for noise in ("Traceback", "Warning", "ERROR"):
+        assert noise not in output
+
+
+def test_run__leaves_git_and_dvc_clean(first_run: Any) -> None:
+    workspace, _ = first_run
+    assert workspace.run("dvc", "status", "--json").strip() == "{}"
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=workspace.path, capture_output=True, text=True)
+    assert changed.stdout.split() == ["M", "params.yaml", "??", "dvc.lock"]
+    assert "up to date" in workspace.run("dvc", "repro")
+    assert "student.accuracy" in workspace.run("dvc", "metrics", "show")
+    assert "in sync" in workspace.run("dvc", "status", "--cloud")
+
+
+def test_run_again__does_nothing_but_say_so(first_run: Any) -> None:
+    workspace, _ = first_run
+    output = workspace.run("dfkd", "run")
+    assert "Nothing has changed" in output
+    assert "agreement" in output
+    assert "teacher:" not in output
+
+
+def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = first_run
+    monkeypatch.chdir(workspace.path)
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{workspace.path}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/dfkd-student-digits@champion")
+    images = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        expected = load_model(workspace.path / "artifacts" / "student")(torch.from_numpy(images))
+    np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
+    [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    lineage = {"git_commit", "lock_sha256", "teacher_digest", "transfer_set_sha256", "promotion_reason"}
+    assert {f"dfkd.{name}" for name in lineage} <= run.data.tags.keys()
+    assert run.data.params["synthesis.num_images"] == "400"
+    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "student_training.loss")) == 2
+
+
+def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
+    workspace, _ = first_run
+    before = workspace.read_lock()
+    output = workspace.run("dfkd", "run", "--set", "distillation.epochs=3")
+    assert "distillation.epochs: 2 -> 3" in output
+    assert "Changed: distill; what depends on it follows" in output
+    assert "synthesize:" not in output
+    after = workspace.read_lock()
+    for stage in ("teacher", "statistics", "synthesize"):
+        assert after[stage] == before[stage]
+    assert "version 2" in output
+
+
+def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed(
+    first_run: Any, tmp_path: Path
+) -> None:
+    workspace, _ = first_run
+    # The last two shards take seconds after the first is there; what a killed run started ends within half a second.
+    changes = ["synthesis.methods.soft_target.refinement.iterations=400", "distillation.epochs=1"]
+    process = workspace.start("dfkd", "run", *(part for change in changes for part in ("--set", change)))
+    _wait_for_shards(workspace.path, process, earlier=4, count=1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    _wait_until_alone(workspace.path)
+    output = workspace.run("dfkd", "run")
+    reused = re.search(r"([1-3]) of 4 shards reused", output)
+    assert reused, output
+    # From nothing, with one worker and outside of DVC.
+    undisturbed = workspace.run(
+        "dfkd", "synthesize", "--teacher", "artifacts/teacher", "--statistics", "artifacts/statistics",
+        "--out", str(tmp_path / "set"), "--set", "execution.num_workers=1",
+        PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
+    )  # fmt: skip
+    assert "reused" not in undisturbed
+    resumed = (workspace.path / "artifacts/transfer_set/manifest.json").read_text()
+    assert (tmp_path / "set/manifest.json").read_text() == resumed
+    assert "is whole" in workspace.run("dfkd", "verify", str(tmp_path / "set"), "--teacher", "artifacts/teacher")
+
+
+def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) -> None:
+    workspace, _ = first_run
+    earlier = len(_shards(workspace.path))
+    process = workspace.start("dfkd", "run", "--set", "seed=1")
+    try:
+        _wait_for_shards(workspace.path, process, earlier=earlier, count=1)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert output.rstrip().endswith("Go on with: dfkd run")
+    assert "Traceback" not in output
+    assert len(_shards(workspace.path)) > earlier
+    _wait_until_alone(workspace.path)
+
+
+def _shards(path: Path) -> list[Path]:
+    return list(path.glob(".dfkd/work/synthesize/*/shard-*.safetensors"))
+
+
+def _wait_for_shards(path: Path, process: subprocess.Popen[str], *, earlier: int, count: int) -> None:
+    deadline = time.monotonic() + SECONDS_TO_SEE_A_SHARD
+    while len(_shards(path)) < earlier + count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _wait_until_alone(path: Path) -> None:
+    """Return when no process works in the folder any more."""
+    import psutil
+
+    deadline = time.monotonic() + 20
+    while any(_works_in(process, path) for process in psutil.process_iter()):
+        assert time.monotonic() < deadline, "processes were left behind"
+        time.sleep(0.2)
+
+
+def _works_in(process: Any, path: Path) -> bool:
+    import psutil
+
+    try:
+        return Path(process.cwd()) == path and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,131 @@
+"""Each task as a plain function, on a tiny teacher: what it writes and what it returns. No server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd_core.data import DataConfig
+from dfkd_core.distillation import DistillationConfig
+from dfkd_core.errors import TransferSetError
+from dfkd_core.evaluation import EvaluationConfig
+from dfkd_core.models import ModelCard, build_classifier, load_model, save_model
+from dfkd_core.statistics import StatisticsConfig, load_statistics
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.teacher import load_teacher
+from dfkd_core.training import TeacherConfig
+from dfkd_core.transfer_set import verify_transfer_set
+from tasks.distillation import make_student
+from tasks.estimation import make_statistics
+from tasks.evaluation import make_evaluation, measure_models
+from tasks.synthesis import assemble_transfer_set, make_shard
+from tasks.teacher import make_teacher
+from tasks.workspace import Artifact, is_intact, reference
+
+CARD = ModelCard(
+    network="lenet5",
+    in_channels=1,
+    image_size=32,
+    num_classes=10,
+    mean=(0.3,),
+    std=(0.3,),
+    layer="fc1",
+    class_names=tuple("0123456789"),
+)
+DATA = DataConfig(dataset="digits")
+SYNTHESIS = SynthesisConfig(method="noise", num_images=25, images_per_shard=10, batch_size=10)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("teacher"), build_classifier(CARD, seed=0))
+    return reference(Path("teacher"))
+
+
+@pytest.fixture
+def statistics(teacher: Artifact) -> Artifact:
+    return make_statistics.fn(teacher, StatisticsConfig(), seed=0, folder="statistics", device="cpu")
+
+
+@pytest.fixture
+def shards(teacher: Artifact, statistics: Artifact) -> list[Artifact]:
+    return [
+        make_shard.fn(index, teacher, statistics, SYNTHESIS, seed=0, folder=".", device="cpu") for index in range(3)
+    ]
+
+
+@pytest.fixture
+def transfer_set(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> Artifact:
+    settings = {"seed": 0, "folder": "set", "picture": "samples.png"}
+    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, **settings)
+
+
+def test_make_teacher__writes_model_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/left.over").touch()
+    made = make_teacher.fn(DATA, TeacherConfig(epochs=1), seed=0, folder="out", device="cpu")
+    assert load_teacher(Path("out/model")).card.num_classes == 10
+    assert Path("out/epochs.csv").read_text().startswith("epoch,loss,learning_rate,cross_entropy\n1,")
+    assert not Path("out/left.over").exists()
+    assert is_intact(made)
+
+
+def test_make_statistics__are_those_of_the_teacher(statistics: Artifact) -> None:
+    assert load_statistics(Path(statistics.path)).mean.shape == (84,)
+    assert is_intact(statistics)
+
+
+def test_make_shard__repeats_to_the_byte(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> None:
+    again = make_shard.fn(1, teacher, statistics, SYNTHESIS, seed=0, folder=".", device="cpu")
+    assert again == shards[1]
+    assert [shard.numbers["num_images"] for shard in shards] == [10, 10, 5]
+
+
+def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set: Artifact) -> None:
+    manifest = verify_transfer_set(Path("set"), load_teacher(Path(teacher.path)).digest)
+    assert manifest.num_images == 25
+    assert manifest.method == "noise"
+    assert Path("samples.png").read_bytes().startswith(b"\x89PNG")
+    assert is_intact(transfer_set)
+
+
+def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
+    settings = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "device": "cpu"}
+    config = DistillationConfig(epochs=1)
+    made = make_student.fn(teacher, transfer_set, config, **settings)
+    assert load_model(Path("student/model")).card.network == "lenet5_half"
+    assert is_intact(made)
+    save_model(Path("other"), build_classifier(CARD, seed=1))
+    with pytest.raises(TransferSetError, match="another teacher"):
+        make_student.fn(reference(Path("other")), transfer_set, config, **settings)
+
+
+def test_make_evaluation__writes_figures_and_tables(teacher: Artifact) -> None:
+    made = make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", device="cpu")
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["student"]["agreement"] == 1.0
+    rows = Path("out/confusion.csv").read_text().splitlines()
+    assert len(rows) == 1 + metrics["num_images"]
+    assert Path("out/per_class.csv").read_text().startswith("class,teacher_accuracy,student_accuracy\n0,")
+    assert Path("out/confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", device="cpu") == made
+
+
+def test_measure_models__times_both(teacher: Artifact) -> None:
+    measure_models.fn(teacher, teacher, num_runs=1, path="latency.json", device="cpu")
+    found = json.loads(Path("latency.json").read_text())
+    assert found["student_sha256"] == teacher.sha256
+    assert found["teacher"].keys() == {"batch_1_ms", "batch_64_ms"}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> object:
+    """Give the tests after this one their threads back: a shard takes one."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
