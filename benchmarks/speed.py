@@ -1,0 +1,212 @@
+"""How fast images are synthesized and students trained, on this machine.
+
+    python benchmarks/speed.py
+    python benchmarks/speed.py --num-images 4000 --write .dfkd/benchmarks/speed.json
+
+Times vary from run to run where a machine is shared, so every figure comes with its ratio to a baseline that was
+measured in the same run: synthesis in plain memory layout against channels-last, one process against two. Each figure
+is the best of three. The teacher has random weights: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from dfkd_core.data import dataset_spec
+from dfkd_core.digests import write_json
+from dfkd_core.distillation import DistillationConfig, distill_images
+from dfkd_core.models import ModelCard, build_classifier, save_model
+from dfkd_core.networks import default_layer
+from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.shards import num_shards, synthesize_shard
+from dfkd_core.synthesis.soft_target import SoftTargetConfig
+from dfkd_core.teacher import Teacher, load_teacher
+
+REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured time."""
+
+    what: str
+    seconds: float
+    per_second: float
+    unit: str
+    ratio: float | None = None
+    """How many times faster than the baseline in the same run."""
+
+
+def best_seconds(work: Callable[[], object]) -> float:
+    """Return the shortest of a few runs."""
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def synthesis_config(method: str, prior: str, iterations: int, num_images: int) -> SynthesisConfig:
+    """Return a configuration whose methods all make the same effort."""
+    refinement = RefinementConfig(prior=prior, iterations=iterations)
+    settings = MethodSettings()
+    settings = replace(
+        settings,
+        soft_target=SoftTargetConfig(refinement=refinement),
+        dirichlet=replace(settings.dirichlet, refinement=refinement),
+    )
+    return SynthesisConfig(method=method, num_images=num_images, images_per_shard=num_images // 4, methods=settings)
+
+
+def synthesize(teacher: Teacher, config: SynthesisConfig) -> None:
+    """Make all images in this process; not as shards, whose guard refuses what an untrained teacher says of noise."""
+    statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
+    synthesizer = build_synthesizer(config, teacher, statistics)
+    for first in range(0, config.num_images, config.batch_size):
+        synthesizer.synthesize(range(first, min(first + config.batch_size, config.num_images)), seed=0)
+
+
+def _warm_up(folder: Path) -> None:
+    torch.set_num_threads(1)
+    load_teacher(folder)
+
+
+def _shard_job(job: tuple[Path, SynthesisConfig, int]) -> None:
+    folder, config, index = job
+    teacher = load_teacher(folder)
+    statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
+    synthesize_shard(build_synthesizer(config, teacher, statistics), teacher, shard_index=index, config=config, seed=0)
+
+
+def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
+    """Time every method and prior."""
+    refined = RefinementConfig().iterations
+    cases = [("noise", "pixels", 0)]
+    cases += [("soft_target", prior, count) for prior in ("pixels", "fourier", "procedural") for count in (0, refined)]
+    cases.append(("dirichlet", "procedural", refined))
+    figures = []
+    for method, prior, iterations in cases:
+        config = synthesis_config(method, prior, iterations, num_images)
+        seconds = best_seconds(partial(synthesize, teacher, config))
+        what = "noise" if method == "noise" else f"{method}, {prior}, {iterations} iterations"
+        figures.append(Figure(what=what, seconds=seconds, per_second=num_images / seconds, unit="images"))
+    return figures
+
+
+def measure_layouts(teacher: Teacher, batch_size: int = 500) -> list[Figure]:
+    """Time one refinement step (forward, gradient to the image) in plain layout and channels-last."""
+    steps, figures = 10, []
+    for name, layout in (("plain", torch.contiguous_format), ("channels-last", torch.channels_last)):
+        teacher.classifier.to(memory_format=layout)
+        images = torch.rand(batch_size, *teacher.card.image_shape).contiguous(memory_format=layout)
+
+        def work(images: torch.Tensor = images) -> None:
+            for _ in range(steps):
+                x = images.detach().requires_grad_(True)
+                torch.autograd.grad(teacher(x).square().sum(), x)
+
+        work()
+        seconds = best_seconds(work)
+        ratio = figures[0].seconds / seconds if figures else None
+        rate = steps * batch_size / seconds
+        figures.append(
+            Figure(what=f"refinement step, {name}", seconds=seconds, per_second=rate, unit="images", ratio=ratio)
+        )
+    return figures
+
+
+def measure_processes(teacher: Teacher, num_images: int) -> list[Figure]:
+    """Time a whole synthesis in one and in two processes that are already running."""
+    refinement = RefinementConfig()
+    config = synthesis_config("soft_target", refinement.prior, refinement.iterations, 2 * num_images)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_model(folder, teacher.classifier)
+        jobs = [(folder, config, index) for index in range(num_shards(config))]
+        for workers in (1, 2):
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                list(pool.map(_warm_up, [folder] * 2 * workers))
+                seconds = best_seconds(lambda pool=pool: list(pool.map(_shard_job, jobs)))
+            ratio = figures[0].seconds / seconds if figures else None
+            what = f"soft_target in {workers} {'process' if workers == 1 else 'processes'}"
+            rate = config.num_images / seconds
+            figures.append(Figure(what=what, seconds=seconds, per_second=rate, unit="images", ratio=ratio))
+    return figures
+
+
+def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
+    """Time one epoch of distillation."""
+    images = torch.randint(0, 256, (num_images, *teacher.card.image_shape), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = teacher(images / 255)
+    config = DistillationConfig(epochs=1)
+    seconds = best_seconds(lambda: distill_images(teacher, images, logits, config, seed=0))
+    return [Figure(what="distillation epoch", seconds=seconds, per_second=num_images / seconds, unit="images")]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="lenet5", help="the teacher's network")
+    parser.add_argument("--num-images", type=int, default=2000, help="images per measurement")
+    parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/speed.json"), help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = dataset_spec("fashion_mnist")
+    card = ModelCard(
+        network=arguments.network,
+        in_channels=spec.in_channels,
+        image_size=32,
+        num_classes=spec.num_classes,
+        mean=spec.mean,
+        std=spec.std,
+        layer=default_layer(arguments.network),
+    )
+    teacher = Teacher(build_classifier(card, seed=0))
+    figures = measure_layouts(teacher)
+    figures += measure_processes(teacher, arguments.num_images)
+    figures += measure_methods(teacher, arguments.num_images)
+    figures += measure_distillation(teacher, arguments.num_images)
+    for figure in figures:
+        ratio = f"  {figure.ratio:.2f} times the line above" if figure.ratio else ""
+        print(f"{figure.what:45s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")
+    machine = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "num_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    write_json(arguments.write, {"machine": machine, "figures": [asdict(figure) for figure in figures]})
+    print(f"Written to {arguments.write}: {json.dumps(machine)}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+if __name__ == "__main__":
+    main()
