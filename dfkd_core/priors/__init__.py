@@ -2,6 +2,9 @@
 
 from dfkd_core.priors.base import ImagePrior
 from dfkd_core.priors.fourier import FourierPrior
+from dfkd_core.priors.mixed import MixedPrior
+from dfkd_core.priors.mosaic import MosaicPrior
+from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
 from dfkd_core.priors.table import PriorName, build_prior, prior_names
@@ -9,6 +12,9 @@ from dfkd_core.priors.table import PriorName, build_prior, prior_names
 __all__ = [
     "FourierPrior",
     "ImagePrior",
+    "MixedPrior",
+    "MosaicPrior",
+    "PhotoPrior",
     "PixelPrior",
     "PriorName",
     "ProceduralPrior",

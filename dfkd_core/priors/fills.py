@@ -38,85 +38,71 @@ def rough_fields(white: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 
 
 def fill_maps(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    fields: torch.Tensor,
-    image: torch.Tensor,
-    radius: torch.Tensor,
-    draws: Cursor,
-    *,
-    plain_share: float,
+    carriers: torch.Tensor, centre: torch.Tensor, radius: torch.Tensor, draws: Cursor, *, plain_share: float
 ) -> torch.Tensor:
     """Return where each pixel lies between a shape's two colours, [m, h, w] in [0, 1].
 
     Args:
-        x: Coordinates [m, h, w] about the shape's centre in half image sides.
-        y: The same downwards.
-        fields: The images' rough fields, [n, 2, h, w].
-        image: Which image each shape is in, int64 [m].
+        carriers: Per shape its image's coordinates x and y in half image sides and its two rough fields, [m, 4, h, w].
+        centre: Of the shapes, x and y in half image sides, [m, 2].
         radius: Of the shapes in half image sides, [m]; shading scales with it.
         draws: NUM_FILL_DRAWS uniform numbers per shape.
         plain_share: Share of the shapes that are of their first colour all over.
     """
     is_plain = draws.chance(plain_share)
     level = torch.where(is_plain, 0.0, draws.between(0.25, 0.75))
-    value = _shading(x, y, level, radius, is_plain, draws)
-    _add_stripes(value, x, y, is_plain, draws)
-    _add_roughness(value, fields, image, is_plain, draws)
-    return value.clamp_(0, 1)
+    shading = _shading(radius, is_plain, draws)
+    stripes = _Stripes(is_plain, draws)
+    weights = torch.cat([shading, _texture(is_plain, draws)], 1)
+    offset = level - (shading * centre).sum(1)
+    flat = carriers.flatten(2)
+    # All that is linear in the carriers is one small matrix product per shape.
+    value = torch.baddbmm(offset[:, None, None], weights[:, None], flat)
+    stripes.add_to(value, flat[:, :2], centre)
+    return value.view(len(value), *carriers.shape[2:]).clamp_(0, 1)
 
 
-def _maps(numbers: torch.Tensor) -> torch.Tensor:
-    """Make one number per shape broadcast over pixels."""
-    return numbers[:, None, None]
-
-
-def _shading(
-    x: torch.Tensor, y: torch.Tensor, level: torch.Tensor, radius: torch.Tensor, is_plain: torch.Tensor, draws: Cursor
-) -> torch.Tensor:
-    """Start at `level` and grow along a direction, as under light from one side."""
+def _shading(radius: torch.Tensor, is_plain: torch.Tensor, draws: Cursor) -> torch.Tensor:
+    """Return the slopes along x and y [m, 2] of a fill that brightens in one direction, as under light."""
     angle, strength = draws.between(0, 2 * math.pi), draws.between(0, 0.7)
     strength = strength * draws.chance(0.6) * ~is_plain / radius.clamp_min(0.2)
-    value = torch.addcmul(_maps(level), x, _maps(strength * angle.cos()))
-    return value.addcmul_(y, _maps(strength * angle.sin()))
+    return torch.stack([strength * angle.cos(), strength * angle.sin()], 1)
 
 
-def _add_stripes(value: torch.Tensor, x: torch.Tensor, y: torch.Tensor, is_plain: torch.Tensor, draws: Cursor) -> None:
-    """Add gratings from soft to hard edges; some crossed by a second one at a right angle, which gives checks."""
-    angle, phase, cross_phase = draws.between(0, math.pi), draws.between(0, 2 * math.pi), draws.between(0, 2 * math.pi)
-    angle = torch.where(draws.chance(0.5), (angle / math.pi * 4).floor() * math.pi / 4, angle)
-    frequency = 3 * torch.exp(draws.between(0, math.log(8)))
-    hardness, strength = 0.6 + 4 * draws.take().pow(3), draws.between(0.1, 0.5)
-    kind = draws.choice(0.5, 0.35, 0.15) * ~is_plain
-    for is_crossed in (False, True):
-        chosen = (kind == 1 + is_crossed).nonzero()[:, 0]
-        waves = _waves(x, y, chosen, angle, frequency, phase)
-        if is_crossed:
-            waves *= _waves(x, y, chosen, angle + math.pi / 2, frequency, cross_phase)
-        waves.mul_(_maps(hardness[chosen])).clamp_(-1, 1)
-        value.index_add_(0, chosen, waves.mul_(_maps(strength[chosen])))
-
-
-def _waves(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    chosen: torch.Tensor,
-    angle: torch.Tensor,
-    frequency: torch.Tensor,
-    phase: torch.Tensor,
-) -> torch.Tensor:
-    """Return plane sine waves in the chosen shapes' coordinates."""
-    across, down = (frequency * angle.cos())[chosen], (frequency * angle.sin())[chosen]
-    waves = torch.addcmul(_maps(phase[chosen]), x[chosen], _maps(across))
-    return waves.addcmul_(y[chosen], _maps(down)).sin_()
-
-
-def _add_roughness(
-    value: torch.Tensor, fields: torch.Tensor, image: torch.Tensor, is_plain: torch.Tensor, draws: Cursor
-) -> None:
-    """Add a mix of the image's two fields, so that shapes of one image differ in texture though not in grain."""
+def _texture(is_plain: torch.Tensor, draws: Cursor) -> torch.Tensor:
+    """Return weights of the two fields, [m, 2], so that shapes of one image differ in texture though not in grain."""
     strength, is_rough, mix = draws.between(0, 0.35), draws.chance(0.6), draws.between(0, 2 * math.pi)
-    chosen = (is_rough & ~is_plain).nonzero()[:, 0]
-    rough = fields[image[chosen]]
-    first, second = strength[chosen] * mix[chosen].cos(), strength[chosen] * mix[chosen].sin()
-    value.index_add_(0, chosen, (rough[:, 0] * _maps(first)).addcmul_(rough[:, 1], _maps(second)))
+    strength = strength * (is_rough & ~is_plain)
+    return torch.stack([strength * mix.cos(), strength * mix.sin()], 1)
+
+
+class _Stripes:
+    """Gratings from soft to hard edges; some crossed by a second one at a right angle, which gives checks."""
+
+    def __init__(self, is_plain: torch.Tensor, draws: Cursor) -> None:
+        angle = draws.between(0, math.pi)
+        self._phases = 2 * math.pi * draws.take(2)
+        angle = torch.where(draws.chance(0.5), (angle / math.pi * 4).floor() * math.pi / 4, angle)
+        frequency = 3 * torch.exp(draws.between(0, math.log(8)))
+        self._hardness, self._strength = 0.6 + 4 * draws.take().pow(3), draws.between(0.1, 0.5)
+        self._kind = draws.choice(0.5, 0.35, 0.15) * ~is_plain
+        along = torch.stack([angle.cos(), angle.sin()], 1)
+        across = torch.stack([-angle.sin(), angle.cos()], 1)
+        self._waves = frequency[:, None, None] * torch.stack([along, across], 1)
+
+    def add_to(self, value: torch.Tensor, coordinates: torch.Tensor, centre: torch.Tensor) -> None:
+        """Add the gratings of the shapes that have any.
+
+        Args:
+            value: [m, 1, h w], changed.
+            coordinates: x and y, [m, 2, h w].
+            centre: Of the shapes, [m, 2].
+        """
+        for num_waves in (1, 2):
+            chosen = (self._kind == num_waves).nonzero()[:, 0]
+            slopes = self._waves[chosen, :num_waves]
+            phases = self._phases[chosen, :num_waves, None] - slopes @ centre[chosen, :, None]
+            waves = torch.baddbmm(phases, slopes, coordinates.index_select(0, chosen)).sin_()
+            grating = waves if num_waves == 1 else waves[:, :1].mul_(waves[:, 1:])
+            grating.mul_(self._hardness[chosen, None, None]).clamp_(-1, 1)
+            value.index_add_(0, chosen, grating.mul_(self._strength[chosen, None, None]))

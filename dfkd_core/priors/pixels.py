@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from dfkd_core.seeding import uniform_rows
 
-__all__ = ["PixelPrior"]
+__all__ = ["PixelPrior", "paint_in_chunks"]
+
+# Small enough for the maps to stay near the core, large enough to hide the cost of each call; measured.
+_PIXELS_PER_CHUNK = 2**17
 
 
 class PixelPrior:
@@ -33,3 +36,23 @@ class PixelPrior:
     def project(self, parameters: torch.Tensor) -> None:
         """Clamp the pixels to [0, 1]."""
         parameters.clamp_(0, 1)
+
+
+def paint_in_chunks(
+    paint: Callable[[Sequence[int]], torch.Tensor], image_indices: Sequence[int], image_shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Paint images a few at a time, so that memory is bounded and stays near the core.
+
+    Args:
+        paint: Paints the images at these indices, [n, c, h, w]; an image must not depend on the others.
+        image_indices: The images' positions in the whole transfer set.
+        image_shape: (c, h, w).
+
+    Returns:
+        float32 [n, c, h, w].
+    """
+    chunk = max(1, _PIXELS_PER_CHUNK // (image_shape[1] * image_shape[2]))
+    painted = torch.empty(len(image_indices), *image_shape)
+    for first in range(0, len(image_indices), chunk):
+        painted[first : first + chunk] = paint(image_indices[first : first + chunk])
+    return painted

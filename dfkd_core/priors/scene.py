@@ -83,10 +83,8 @@ class Shapes:
     """int64 [m], 0 is painted first."""
     kind_counts: list[int]
     """How many shapes there are of each kind."""
-    x: torch.Tensor
-    """[m], centre."""
-    y: torch.Tensor
-    """[m], centre, downwards."""
+    centre: torch.Tensor
+    """[m, 2], x to the right and y downwards."""
     radius: torch.Tensor
     """[m]."""
     angle: torch.Tensor
@@ -171,7 +169,7 @@ def place_shapes(rows: torch.Tensor, scene: Scene, channels: int) -> Shapes:
     image, layer = image[order], layer[order]
     draws = Cursor(rows[image, layer])
     draws.take()
-    x, y = _centres(draws, scene, image, layer)
+    centre = _centres(draws, scene, image, layer)
     radius = _radii(draws, scene, image, layer)
     angle = _angles(draws, scene, image, layer)
     stretch = torch.exp(draws.between(-0.5, 0.2))
@@ -182,8 +180,7 @@ def place_shapes(rows: torch.Tensor, scene: Scene, channels: int) -> Shapes:
         image=image,
         layer=layer,
         kind_counts=torch.bincount(kind, minlength=len(OUTLINE_WEIGHTS)).tolist(),
-        x=x,
-        y=y,
+        centre=centre,
         radius=radius,
         angle=angle,
         stretch=stretch,
@@ -194,15 +191,13 @@ def place_shapes(rows: torch.Tensor, scene: Scene, channels: int) -> Shapes:
     )
 
 
-def _centres(
-    draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _centres(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
     is_main = (scene.layout[image] == _OBJECT) & (layer == 0)
     spread = torch.tensor([0.7, 0.8, 1.1, 0.0])[scene.layout[image]]
     spread = torch.where(is_main, 0.12, spread)
     x, y = spread * draws.between(-1, 1), spread * draws.between(-1, 1)
     mirrored = scene.is_mirrored[image]
-    return torch.where(mirrored, torch.where(is_main, 0.0, x.abs()), x), y
+    return torch.stack([torch.where(mirrored, torch.where(is_main, 0.0, x.abs()), x), y], 1)
 
 
 def _radii(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:

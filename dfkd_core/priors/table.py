@@ -7,15 +7,21 @@ from typing import Literal
 
 from dfkd_core.priors.base import ImagePrior
 from dfkd_core.priors.fourier import FourierPrior
+from dfkd_core.priors.mixed import MixedPrior
+from dfkd_core.priors.mosaic import MosaicPrior
+from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
 
 __all__ = ["PriorName", "build_prior", "prior_names"]
 
-PriorName = Literal["fourier", "pixels", "procedural"]
+PriorName = Literal["fourier", "mixed", "mosaic", "photos", "pixels", "procedural"]
 
 _PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "fourier": FourierPrior,
+    "mixed": MixedPrior,
+    "mosaic": MosaicPrior,
+    "photos": PhotoPrior,
     "pixels": PixelPrior,
     "procedural": ProceduralPrior,
 }

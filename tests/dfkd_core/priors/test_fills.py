@@ -20,11 +20,12 @@ def test_a_larger_exponent_gives_a_smoother_field():
 def test_plain_fills_are_the_first_colour_and_others_vary():
     rows = torch.rand(50, NUM_FILL_DRAWS, generator=torch.Generator().manual_seed(0))
     fields = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    x = torch.linspace(-1, 1, 8).expand(50, 8, 8)
-    image = torch.zeros(50, dtype=torch.int64)
-    plain = fill_maps(x, x.mT, fields, image, torch.ones(50), Cursor(rows), plain_share=1)
+    x = torch.linspace(-1, 1, 8).expand(1, 8, 8)
+    carriers = torch.cat([torch.stack([x, x.mT], 1), fields], 1).expand(50, -1, -1, -1)
+    centre, radius = torch.zeros(50, 2), torch.ones(50)
+    plain = fill_maps(carriers, centre, radius, Cursor(rows), plain_share=1)
     assert not plain.any()
-    varied = fill_maps(x, x.mT, fields, image, torch.ones(50), Cursor(rows), plain_share=0)
+    varied = fill_maps(carriers, centre, radius, Cursor(rows), plain_share=0)
     assert (varied.flatten(1).std(1) > 0.01).float().mean() > 0.8
     assert varied.min() >= 0
     assert varied.max() <= 1

@@ -14,7 +14,7 @@ def grid(num_shapes, size=40, reach=1.6):
 @pytest.mark.parametrize("outline", OUTLINES, ids=lambda outline: outline.__name__)
 def test_every_outline_has_an_inside_and_an_outside(outline):
     rows = torch.rand(200, NUM_OUTLINE_DRAWS, generator=torch.Generator().manual_seed(0))
-    distance = outline(*grid(200), Cursor(rows))
+    distance = outline(torch.stack(grid(200), 1), Cursor(rows))
     assert torch.isfinite(distance).all()
     inside = (distance < 0).float().mean((1, 2))
     assert (inside > 0.001).float().mean() > 0.98
@@ -29,4 +29,4 @@ def test_a_round_ellipse_is_a_circle_of_radius_one():
     ellipse = OUTLINES[0]
     u, v = grid(1)
     rows = torch.full((1, NUM_OUTLINE_DRAWS), 1.0)
-    torch.testing.assert_close(ellipse(u, v, Cursor(rows)), (u.square() + v.square()).sqrt() - 1)
+    torch.testing.assert_close(ellipse(torch.stack([u, v], 1), Cursor(rows)), (u.square() + v.square()).sqrt() - 1)
