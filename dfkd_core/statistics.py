@@ -56,7 +56,7 @@ class StatisticsConfig:
     """What sets sigma, the standard deviation of every unit, with source `weights`: `confidence` finds the one at which
     the soft targets are as confident as a teacher is on data that it knows, `sigma` takes a number (the paper)."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.85
-    """Mean largest probability of softmax(rest(h)) to be reached with spread `confidence`."""
+    """Mean largest probability of softmax(rest(h) - rest(mean)) to be reached with spread `confidence`."""
     sigma: Positive = 1.5
     """Standard deviation with spread `sigma`; 1.5 for MNIST and 2.0 for CIFAR-10 in the paper."""
     mean: Literal["zero", "bias"] = "zero"
@@ -135,11 +135,15 @@ def estimate_statistics(teacher: Teacher, config: StatisticsConfig, *, seed: int
 def _with_confidence(
     teacher: Teacher, mean: Tensor, directions: Tensor, confidence: float, seed: int
 ) -> FeatureStatistics:
-    """Find sigma by bisection: more spread gives larger logits, and so more confident targets."""
+    """Find sigma by bisection: more spread gives larger logits, and so more confident targets.
+
+    The logits of the mean are subtracted: what the biases alone say is no spread, and may be confident by itself.
+    """
+    offset = teacher.rest(mean[None])
     noise = torch.randn(_CALIBRATION_SAMPLES, directions.shape[1], generator=derive_generator(seed, "calibration"))
 
     def found(sigma: float) -> float:
-        logits = teacher.rest(mean + sigma * noise @ directions.T)
+        logits = teacher.rest(mean + sigma * noise @ directions.T) - offset
         return logits.float().softmax(1).amax(1).mean().item()
 
     low, high = _SIGMA_RANGE

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from dfkd_core.progress import OnProgress, ignore
 
-__all__ = ["SynthesizedBatch", "Synthesizer"]
+__all__ = ["Labelling", "SynthesizedBatch", "Synthesizer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,19 @@ class Synthesizer(Protocol):
         Args:
             image_indices: The images' positions in the whole transfer set.
             seed: The run's seed.
-            on_progress: Is told how many of these images are done; half the iterations count as half the images.
+            on_progress: May be told how far these images are, in any unit; the caller knows when they are done.
 
         Raises:
             SynthesisError: A loss is not finite.
+        """
+
+
+@runtime_checkable
+class Labelling(Protocol):
+    """A synthesizer whose images are labelled in another way than by the frozen teacher."""
+
+    def label(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits to store, float32 [n, k] on the CPU, for one batch of float images [n, c, h, w] in [0, 1].
+
+        A distillation with augmentation labels the moved images with the teacher as it is; without it, these count.
         """

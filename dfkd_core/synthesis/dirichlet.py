@@ -10,28 +10,29 @@ n images, k classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.seeding import derive_seed
 from dfkd_core.statistics import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
-from dfkd_core.synthesis.refinement import RefinementConfig, refine
+from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
 from dfkd_core.teacher import Teacher
 
-__all__ = ["DirichletConfig", "DirichletSynthesizer", "class_similarity"]
+__all__ = ["DirichletConfig", "class_similarity"]
 
 _SMALLEST_CONCENTRATION = 1e-4
 
 
 def _zskd_refinement() -> RefinementConfig:
-    return RefinementConfig(prior="pixels", iterations=150, learning_rate=0.1, loss="cross_entropy", num_candidates=1)
+    return RefinementConfig(prior="pixels", iterations=150, learning_rate=0.1, loss="cross_entropy")
 
 
 @config_section
@@ -46,7 +47,10 @@ class DirichletConfig:
 
     def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
         """Build the method for `teacher`; the feature statistics are not used."""
-        return DirichletSynthesizer(teacher, self, class_similarity(_last_weights(teacher)))
+        similarity = class_similarity(_last_weights(teacher))
+        return TargetedSynthesizer(
+            teacher=teacher, draw_targets=partial(_draw_targets, self, similarity), refinement=self.refinement
+        )
 
 
 def class_similarity(weights: torch.Tensor) -> torch.Tensor:
@@ -75,43 +79,18 @@ def _last_weights(teacher: Teacher) -> torch.Tensor:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class DirichletSynthesizer:
-    """Makes one image for each target drawn from the Dirichlet distribution of a class, classes in turn."""
+def _draw_targets(
+    config: DirichletConfig, similarity: torch.Tensor, image_indices: Sequence[int], seed: int
+) -> SoftTargets:
+    """Draw one target for each image from the distribution of a class; the classes take turns."""
+    rows = [_soft_target(config, similarity, int(index), seed) for index in image_indices]
+    return SoftTargets(torch.stack(rows))
 
-    teacher: Teacher
-    config: DirichletConfig
-    similarity: torch.Tensor
-    """[k, k] in [0, 1]."""
 
-    @property
-    def temperature(self) -> float:
-        """Temperature of the teacher's output that is compared with the targets."""
-        return self.config.refinement.temperature
-
-    def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> torch.Tensor:
-        """Draw the soft targets [n, k] of these images."""
-        return torch.stack([self._soft_target(int(index), seed) for index in image_indices])
-
-    def _soft_target(self, image_index: int, seed: int) -> torch.Tensor:
-        num_classes = len(self.similarity)
-        beta = self.config.beta_low if image_index // num_classes % 2 == 0 else self.config.beta_high
-        # A concentration of exactly 0, the least similar class, is not a Dirichlet distribution.
-        alpha = (beta * self.similarity[image_index % num_classes]).clamp_min(_SMALLEST_CONCENTRATION)
-        draws = np.random.default_rng(derive_seed(seed, "target", image_index)).dirichlet(alpha.double().numpy())
-        return torch.from_numpy(draws).float()
-
-    def synthesize(
-        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
-    ) -> SynthesizedBatch:
-        """Make images, see `Synthesizer.synthesize`."""
-        targets = self.soft_targets(image_indices, seed=seed)
-        images = refine(
-            self.teacher,
-            targets,
-            image_indices=image_indices,
-            seed=seed,
-            config=self.config.refinement,
-            on_progress=on_progress,
-        )
-        return SynthesizedBatch(images, targets)
+def _soft_target(config: DirichletConfig, similarity: torch.Tensor, image_index: int, seed: int) -> torch.Tensor:
+    num_classes = len(similarity)
+    beta = config.beta_low if image_index // num_classes % 2 == 0 else config.beta_high
+    # A concentration of exactly 0, the least similar class, is not a Dirichlet distribution.
+    alpha = (beta * similarity[image_index % num_classes]).clamp_min(_SMALLEST_CONCENTRATION)
+    draws = np.random.default_rng(derive_seed(seed, "target", image_index)).dirichlet(alpha.double().numpy())
+    return torch.from_numpy(draws).float()

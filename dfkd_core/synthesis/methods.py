@@ -10,8 +10,11 @@ from dfkd_core.errors import ConfigError
 from dfkd_core.sections import PositiveInt, config_section
 from dfkd_core.statistics import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.boundary import BoundaryConfig
 from dfkd_core.synthesis.dirichlet import DirichletConfig
+from dfkd_core.synthesis.inversion import InversionConfig
 from dfkd_core.synthesis.noise import NoiseConfig
+from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 from dfkd_core.teacher import Teacher
 
@@ -33,6 +36,15 @@ class MethodSettings:
     """Soft targets from the teacher's feature statistics (Wang 2021)."""
     dirichlet: DirichletConfig = field(default_factory=DirichletConfig)
     """Soft targets from class similarities (ZSKD, Nayak et al. 2019), the yardstick."""
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    """Images of given classes with the moments that the teacher's BatchNorm remembers (DeepInversion, Yin et al. 2020).
+    An image depends on its batch, so `batch_size` matters: ten times the classes or more, a divisor of
+    `images_per_shard`."""
+    boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
+    """Pairs of images on the two sides of a decision boundary (CAKE, Braun et al. 2024)."""
+    noise_engineered: NoiseEngineeredConfig = field(default_factory=NoiseEngineeredConfig)
+    """Gaussian noise, labelled with the teacher's BatchNorm in batch mode (Raikwar and Mishra 2022). `batch_size`
+    matters as for `inversion`. Distil with every augmentation off: moved images are labelled by the teacher anew."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """Gaussian noise, the floor."""
 
@@ -53,7 +65,7 @@ class SynthesisConfig:
     images_per_shard: PositiveInt = 5_000
     """Images in one file, the unit that is resumed and run in parallel; the last shard may hold fewer."""
     batch_size: PositiveInt = 500
-    """Images refined at once; changes the images by rounding alone."""
+    """Images refined at once; changes the images by rounding alone, but for the methods that say otherwise."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
     def faults(self) -> Iterator[str]:

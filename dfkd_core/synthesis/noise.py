@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.seeding import normal_rows
 from dfkd_core.statistics import FeatureStatistics
@@ -52,5 +52,4 @@ class NoiseSynthesizer:
         images = (0.5 + self.config.std * noise).clamp(0, 1)
         with torch.no_grad():
             targets = self.teacher(images.to(self.teacher.device)).float().softmax(1).cpu()
-        on_progress(Progress(stage="synthesize", done=len(images), total=len(images), unit="images"))
         return SynthesizedBatch(images, targets)

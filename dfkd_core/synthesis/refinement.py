@@ -9,47 +9,46 @@ n images, c channels, h height, w width, d features, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from dfkd_core.devices import autocast_on_gpu
-from dfkd_core.errors import SynthesisError
-from dfkd_core.priors import ImagePrior, PriorName, build_prior
-from dfkd_core.progress import OnProgress, Progress, ignore
-from dfkd_core.sections import NonNegative, NonNegativeInt, Positive, PositiveInt, config_section
+from dfkd_core.priors import ImagePrior, build_prior
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
+from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
 from dfkd_core.teacher import Teacher
 
-__all__ = ["RefinementConfig", "refine", "target_losses"]
-
-_REPORT_EVERY = 10
+__all__ = ["DescentConfig", "Objective", "RefinementConfig", "descend", "refine", "target_losses"]
 
 
 @config_section
-class RefinementConfig:
+class RefinementConfig(DescentConfig):
     """How images are moved towards their soft targets."""
 
-    prior: PriorName = "procedural"
-    """Where images start from and what is optimised: `pixels`, `fourier`, `procedural` (shapes, then pixels)."""
-    iterations: NonNegativeInt = 30
-    """Gradient steps per image; each costs one forward and backward pass of the teacher. 0 keeps the starts."""
-    learning_rate: Positive = 0.01
-    """Adam's step: in grey levels of [0, 1] for pixels and procedural, in whitened coefficients for fourier."""
+    refined_share: Fraction = 1.0
+    """Share of the images that are refined, spread evenly; the others stay as drawn, which costs a hundredth."""
     temperature: Positive = 20.0
     """Temperature of the soft targets and of the teacher's output compared with them."""
     loss: Literal["kl", "cross_entropy"] = "kl"
     """Distance to the soft target. Both have the same gradient; the value of kl is 0 at the target."""
     activation_weight: NonNegative = 0.0
     """lambda_a, the weight of -mean|features| of the modelled layer; 0.05 to 0.1 in the paper, 0 saves its cost."""
-    num_candidates: PositiveInt = 4
-    """Starts drawn per image; the one nearest to the soft target is kept. Each costs one forward pass."""
+    num_candidates: PositiveInt = 1
+    """Starts drawn per image; each costs one forward pass of the teacher."""
+    matching: Literal["own", "assignment"] = "own"
+    """Which start an image gets: the nearest to its target of its own candidates, or of all candidates of the batch, by
+    the assignment with the least total distance; the images then depend on `batch_size`."""
 
 
 def target_losses(
-    logits: torch.Tensor, soft_targets: torch.Tensor, *, temperature: float, loss: Literal["kl", "cross_entropy"]
-) -> torch.Tensor:
+    logits: Tensor, soft_targets: Tensor, *, temperature: float, loss: Literal["kl", "cross_entropy"]
+) -> Tensor:
     """Return the distance of each image's output to its soft target, [n].
 
     cross_entropy: -sum_k y_k log p_k; kl: sum_k y_k (log y_k - log p_k); p = softmax(logits / temperature).
@@ -68,16 +67,19 @@ def target_losses(
 
 def refine(
     teacher: Teacher,
-    soft_targets: torch.Tensor,
+    soft_targets: Tensor,
     *,
     image_indices: Sequence[int],
     seed: int,
     config: RefinementConfig,
+    target_features: Tensor | None = None,
+    feature_weight: float = 0.0,
     on_progress: OnProgress = ignore,
-) -> torch.Tensor:
+) -> Tensor:
     """Make one image per soft target.
 
-    The loss is summed over images and Adam works element by element, so an image is not influenced by the others.
+    The loss is summed over images and Adam works element by element, so an image is not influenced by the others
+    unless starts are assigned (`config.matching`).
 
     Args:
         teacher: The frozen teacher; its weights get no gradient.
@@ -85,6 +87,8 @@ def refine(
         image_indices: The images' positions in the whole transfer set; they address the random draws.
         seed: The run's seed.
         config: Prior, loss and number of steps.
+        target_features: Features [n, d] to be matched as well, for a `feature_weight` above 0.
+        feature_weight: Weight of the mean squared distance of the features over the targets' variance.
         on_progress: Called every few iterations with the mean loss.
 
     Returns:
@@ -94,108 +98,130 @@ def refine(
         SynthesisError: A loss is not finite; names iteration, term and images.
     """
     prior = build_prior(config.prior, teacher.card.image_shape)
-    targets = soft_targets.to(teacher.device)
-    parameters = _best_starts(teacher, prior, targets, image_indices, seed, config)
-    if config.iterations:
-        _optimise(teacher, prior, parameters, targets, image_indices, config, on_progress)
-    with torch.no_grad():
-        return prior.decode(parameters).float().contiguous().cpu()
+    chosen = _is_refined(image_indices, config.refined_share)
+    images = torch.empty(len(image_indices), *teacher.card.image_shape)
+    if not chosen.all():
+        drawn = [index for index, is_chosen in zip(image_indices, chosen.tolist()) if not is_chosen]
+        images[~chosen] = prior.decode(prior.start(drawn, seed=seed)).float()
+    if chosen.any():
+        indices = [index for index, is_chosen in zip(image_indices, chosen.tolist()) if is_chosen]
+        targets = soft_targets[chosen].to(teacher.device)
+        features = None
+        if target_features is not None and feature_weight:
+            features = _comparable(teacher, target_features[chosen])
+        choose = _assigned_starts if config.matching == "assignment" else _best_starts
+        images[chosen] = descend(
+            prior,
+            choose(teacher, prior, targets, indices, seed, config),
+            _objective(teacher, targets, config, features, feature_weight),
+            image_indices=indices,
+            seed=seed,
+            descent=config,
+            device=teacher.device,
+            on_progress=on_progress,
+        )
+    return images
+
+
+def _is_refined(image_indices: Sequence[int], share: float) -> Tensor:
+    """Return whether each image is refined, bool [n]: of any run of images the share, to one image."""
+    positions = torch.tensor([int(index) for index in image_indices], dtype=torch.float64)
+    return ((positions + 1) * share).floor() > (positions * share).floor()
 
 
 def _best_starts(
     teacher: Teacher,
     prior: ImagePrior,
-    targets: torch.Tensor,
+    targets: Tensor,
     image_indices: Sequence[int],
     seed: int,
     config: RefinementConfig,
-) -> torch.Tensor:
+) -> Tensor:
     """Draw `num_candidates` starts per image and keep the one with the lowest distance to its target."""
-    best = prior.start(image_indices, seed=seed).to(teacher.device)
+    best = _candidate(prior, image_indices, seed, 0).to(teacher.device)
     if config.num_candidates == 1:
         return best
-    with torch.no_grad():
-        best_losses = _start_losses(teacher, prior, best, targets, config)
-        for candidate in range(1, config.num_candidates):
-            other = prior.start(image_indices, seed=seed, stream=f"prior/{candidate}").to(teacher.device)
-            losses = _start_losses(teacher, prior, other, targets, config)
-            nearer = losses < best_losses
-            best[nearer], best_losses[nearer] = other[nearer], losses[nearer]
+    best_losses = _start_losses(teacher, prior, best, targets, config)
+    for candidate in range(1, config.num_candidates):
+        other = _candidate(prior, image_indices, seed, candidate).to(teacher.device)
+        losses = _start_losses(teacher, prior, other, targets, config)
+        nearer = losses < best_losses
+        best[nearer], best_losses[nearer] = other[nearer], losses[nearer]
     return best
 
 
+def _assigned_starts(
+    teacher: Teacher,
+    prior: ImagePrior,
+    targets: Tensor,
+    image_indices: Sequence[int],
+    seed: int,
+    config: RefinementConfig,
+) -> Tensor:
+    """Draw `num_candidates` starts per image and give each target one, so that the sum of the distances is least.
+
+    Batches are assigned by themselves: the cost of an exact assignment grows with the cube of their size, and that of
+    a whole set with the number of its images.
+    """
+    starts = torch.cat([_candidate(prior, image_indices, seed, c) for c in range(config.num_candidates)])
+    logits = torch.cat(
+        [_start_logits(teacher, prior, part.to(teacher.device)) for part in starts.tensor_split(config.num_candidates)]
+    )
+    _, chosen = linear_sum_assignment(_distances(logits, targets, config.temperature).T.cpu().numpy())
+    return starts[torch.from_numpy(chosen)]
+
+
+def _distances(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy [m, n] of each of m outputs and each of n targets; the kl differs by a target's own."""
+    return -log_softmax(logits.float() / temperature, dim=1) @ targets.T
+
+
+def _candidate(prior: ImagePrior, image_indices: Sequence[int], seed: int, candidate: int) -> Tensor:
+    stream = f"prior/{candidate}" if candidate else "prior"
+    return prior.start(image_indices, seed=seed, stream=stream)
+
+
 def _start_losses(
-    teacher: Teacher, prior: ImagePrior, starts: torch.Tensor, targets: torch.Tensor, config: RefinementConfig
-) -> torch.Tensor:
-    images = prior.decode(starts).contiguous(memory_format=torch.channels_last)
-    with autocast_on_gpu(teacher.device):
-        logits = teacher(images)
+    teacher: Teacher, prior: ImagePrior, starts: Tensor, targets: Tensor, config: RefinementConfig
+) -> Tensor:
+    logits = _start_logits(teacher, prior, starts)
     return target_losses(logits, targets, temperature=config.temperature, loss=config.loss)
 
 
-def _optimise(
-    teacher: Teacher,
-    prior: ImagePrior,
-    parameters: torch.Tensor,
-    targets: torch.Tensor,
-    image_indices: Sequence[int],
-    config: RefinementConfig,
-    on_progress: OnProgress,
-) -> None:
-    """Take `config.iterations` steps of Adam on `parameters` in place."""
-    objective = _objective(teacher, targets, config)
-    parameters.requires_grad_(True)
-    adam = torch.optim.Adam([parameters], lr=config.learning_rate, fused=True)
-    for iteration in range(1, config.iterations + 1):
-        images = prior.decode(parameters).contiguous(memory_format=torch.channels_last)
-        terms = objective(images)
-        total = torch.stack([losses.sum() for losses in terms.values()]).sum()
-        mean_loss = total.item() / len(targets)
-        if not torch.isfinite(total):
-            raise SynthesisError(_non_finite_message(terms, image_indices, iteration, config))
-        (parameters.grad,) = torch.autograd.grad(total, parameters)
-        adam.step()
-        with torch.no_grad():
-            prior.project(parameters)
-        if iteration % _REPORT_EVERY == 0 or iteration == config.iterations:
-            on_progress(_report(len(targets), iteration, config, mean_loss))
-    parameters.requires_grad_(False)
+@torch.no_grad()
+def _start_logits(teacher: Teacher, prior: ImagePrior, starts: Tensor) -> Tensor:
+    images = prior.decode(starts).contiguous(memory_format=torch.channels_last)
+    with autocast_on_gpu(teacher.device):
+        return teacher(images)
 
 
 def _objective(
-    teacher: Teacher, targets: torch.Tensor, config: RefinementConfig
-) -> Callable[[torch.Tensor], Mapping[str, torch.Tensor]]:
-    """Return the function from images to the loss terms by name, each [n]."""
+    teacher: Teacher, targets: Tensor, config: RefinementConfig, target_features: Tensor | None, feature_weight: float
+) -> Objective:
+    """Return the function from images to the loss terms by name."""
 
-    def terms(images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    def terms(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
         with autocast_on_gpu(teacher.device):
-            if not config.activation_weight:
-                return {config.loss: distance(teacher(images))}
+            if not config.activation_weight and target_features is None:
+                return {config.loss: distance(teacher(images), rows)}
             logits, features = teacher.forward_with_features(images)
-        activation = -config.activation_weight * features.float().abs().mean(1)
-        return {config.loss: distance(logits), "activation": activation}
+        found: dict[str, Tensor] = {config.loss: distance(logits, rows)}
+        if config.activation_weight:
+            found["activation"] = -config.activation_weight * features.float().abs().mean(1)
+        if target_features is not None:
+            difference = _comparable(teacher, features.float()) - target_features[rows]
+            variance = target_features.var().clamp_min(1e-12)
+            found["features"] = feature_weight * difference.square().mean(1) / variance
+        return found
 
-    def distance(logits: torch.Tensor) -> torch.Tensor:
-        return target_losses(logits, targets, temperature=config.temperature, loss=config.loss)
+    def distance(logits: Tensor, rows: Tensor) -> Tensor:
+        chosen = targets if len(rows) == len(targets) else targets[rows]
+        return target_losses(logits, chosen, temperature=config.temperature, loss=config.loss)
 
     return terms
 
 
-def _report(num_images: int, iteration: int, config: RefinementConfig, loss: float) -> Progress:
-    done = num_images * iteration // config.iterations
-    return Progress(stage="synthesize", done=done, total=num_images, unit="images", metrics={"loss": loss})
-
-
-def _non_finite_message(
-    terms: Mapping[str, torch.Tensor], image_indices: Sequence[int], iteration: int, config: RefinementConfig
-) -> str:
-    faults = []
-    for name, losses in terms.items():
-        bad = [image_indices[i] for i in (~torch.isfinite(losses)).nonzero().flatten().tolist()]
-        if bad:
-            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-            faults.append(f"{name} of {len(bad)} images ({shown})")
-    return (
-        f"The loss is not finite at iteration {iteration} of {config.iterations}: {'; '.join(faults)}. "
-        f"Lower refinement.learning_rate ({config.learning_rate}) or check the teacher's weights."
-    )
+def _comparable(teacher: Teacher, features: Tensor) -> Tensor:
+    """Return features [n, d] as the next layer sees them: what a ReLU cuts off has no influence and is not compared."""
+    features = features.to(teacher.device)
+    return features.relu() if teacher.layer_is_rectified else features

@@ -9,62 +9,76 @@ n images, d features, k classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from dfkd_core.progress import OnProgress, ignore
-from dfkd_core.sections import config_section
+from dfkd_core.sections import NonNegative, config_section
 from dfkd_core.seeding import normal_rows
 from dfkd_core.statistics import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
-from dfkd_core.synthesis.refinement import RefinementConfig, refine
+from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
 from dfkd_core.teacher import Teacher
 
-__all__ = ["SoftTargetConfig", "SoftTargetSynthesizer"]
+__all__ = ["SoftTargetConfig"]
+
+_BALANCING_DRAWS = 32
+
+
+def _settled_refinement() -> RefinementConfig:
+    return RefinementConfig(prior="mixed", learning_rate=0.03, smoothing_px=1.0, refined_share=0.25)
 
 
 @config_section
 class SoftTargetConfig:
     """Soft targets from the teacher's feature statistics."""
 
-    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    balanced: bool = True
+    """Whether the classes take turns as the targets' most likely one: of 32 draws of h the first that fits is taken."""
+    feature_weight: NonNegative = 0.0
+    """Weight of the distance of the image's features to h itself, beside that of the outputs; 0 saves its cost."""
+    refinement: RefinementConfig = field(default_factory=_settled_refinement)
 
     def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
         """Build the method for `teacher`."""
-        return SoftTargetSynthesizer(teacher, statistics, self)
-
-
-@dataclass(frozen=True, slots=True)
-class SoftTargetSynthesizer:
-    """Makes one image for each sampled soft target."""
-
-    teacher: Teacher
-    statistics: FeatureStatistics
-    config: SoftTargetConfig
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the soft targets."""
-        return self.config.refinement.temperature
-
-    def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> torch.Tensor:
-        """Draw the soft targets [n, k] of these images."""
-        noise = normal_rows(seed, "target", image_indices, (self.statistics.rank,))
-        logits = self.teacher.rest(self.statistics.transform(noise))
-        return (logits.float() / self.temperature).softmax(1).cpu()
-
-    def synthesize(
-        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
-    ) -> SynthesizedBatch:
-        """Make images, see `Synthesizer.synthesize`."""
-        targets = self.soft_targets(image_indices, seed=seed)
-        images = refine(
-            self.teacher,
-            targets,
-            image_indices=image_indices,
-            seed=seed,
-            config=self.config.refinement,
-            on_progress=on_progress,
+        return TargetedSynthesizer(
+            teacher=teacher,
+            draw_targets=partial(_draw_targets, teacher, statistics, self),
+            refinement=self.refinement,
+            feature_weight=self.feature_weight,
         )
-        return SynthesizedBatch(images, targets)
+
+
+def _draw_targets(
+    teacher: Teacher, statistics: FeatureStatistics, config: SoftTargetConfig, image_indices: Sequence[int], seed: int
+) -> SoftTargets:
+    num_draws = _BALANCING_DRAWS if config.balanced else 1
+    noise = normal_rows(seed, "target", image_indices, (num_draws * statistics.rank,))
+    features = statistics.transform(noise.view(-1, statistics.rank))
+    probabilities = (teacher.rest(features).float() / config.refinement.temperature).softmax(1).cpu()
+    if config.balanced:
+        wanted = torch.tensor([int(index) % teacher.card.num_classes for index in image_indices])
+        chosen = choose_draws(probabilities.view(len(wanted), num_draws, -1), wanted)
+        chosen += torch.arange(len(wanted)) * num_draws
+        features, probabilities = features[chosen], probabilities[chosen]
+    return SoftTargets(probabilities, features)
+
+
+def choose_draws(probabilities: Tensor, wanted: Tensor) -> Tensor:
+    """Return for each image the first draw whose most likely class is the wanted one.
+
+    Where no draw fits, it is the one that gives the wanted class the highest probability.
+
+    Args:
+        probabilities: [n, draws, k].
+        wanted: Classes, int64 [n].
+
+    Returns:
+        Positions of the chosen draws, int64 [n].
+    """
+    fits = probabilities.argmax(2) == wanted[:, None]
+    likeliest = probabilities[torch.arange(len(wanted)), :, wanted].argmax(1)
+    return torch.where(fits.any(1), fits.int().argmax(1), likeliest)

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,35 @@ def teacher() -> Teacher:
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         network.fc2.bias.zero_()
+    return Teacher(Classifier(network, card))
+
+
+@pytest.fixture
+def bn_teacher() -> Teacher:
+    """A teacher with BatchNorm after a convolution and after a linear layer, which remember smooth images."""
+    card = ModelCard(
+        network="tiny_bn", in_channels=1, image_size=8, num_classes=3, mean=(0.5,), std=(0.2,), layer="bn2"
+    )
+    network = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(1, 4, 3, padding=1),
+            bn1=nn.BatchNorm2d(4),
+            act=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16, 6),
+            bn2=nn.BatchNorm1d(6),
+            fc2=nn.Linear(6, 3),
+        )
+    )
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        network.fc2.bias.zero_()
+        coarse = torch.rand(300, 1, 3, 3, generator=generator)
+        network.bn1.momentum = network.bn2.momentum = 1.0
+        network.train()(nn.functional.interpolate(4 * coarse - 2, size=8, mode="bilinear"))
     return Teacher(Classifier(network, card))
 
 

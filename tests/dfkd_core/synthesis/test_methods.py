@@ -5,11 +5,11 @@ from dfkd_core.synthesis import SynthesisConfig, method_names
 
 
 def test_method_names_are_the_fields_of_the_table():
-    assert method_names() == ("dirichlet", "noise", "soft_target")
+    assert method_names() == ("boundary", "dirichlet", "inversion", "noise", "noise_engineered", "soft_target")
 
 
 def test_an_unknown_method_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="one of dirichlet, noise, soft_target, got 'gan'"):
+    with pytest.raises(ConfigError, match=r"one of boundary, dirichlet, .*soft_target, got 'gan'"):
         SynthesisConfig(method="gan")
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -98,3 +99,33 @@ def test_a_loss_that_is_not_finite_names_iteration_term_and_images(teacher):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=name):
         RefinementConfig(**{name: value})
+
+
+def test_assignment__has_the_least_total_distance_of_all_assignments(teacher):
+    config = RefinementConfig(temperature=2.0, iterations=0, num_candidates=1, matching="assignment")
+    images = refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config)
+    prior = build_prior(config.prior, (1, 8, 8))
+    drawn = prior.decode(prior.start(range(4), seed=0))
+    losses = {
+        order: target_losses(teacher(drawn[list(order)]), TARGETS, temperature=2.0, loss="kl").sum().item()
+        for order in itertools.permutations(range(4))
+    }
+    assert torch.equal(images, drawn[list(min(losses, key=losses.__getitem__))])
+
+
+def test_assignment__gives_no_start_twice_and_is_nearer_than_own_starts(teacher):
+    found = {
+        matching: run(teacher, iterations=0, num_candidates=count, matching=matching)
+        for matching, count in (("own", 1), ("assignment", 3))
+    }
+    assert len({image.numpy().tobytes() for image in found["assignment"]}) == 4
+    assert mean_loss(teacher, found["assignment"]) < mean_loss(teacher, found["own"])
+
+
+def test_unrefined_share__stays_as_drawn(teacher):
+    targets = TARGETS.repeat(2, 1)
+    config = RefinementConfig(temperature=2.0, iterations=5, num_candidates=1, refined_share=0.25)
+    images = refine(teacher, targets, image_indices=range(4, 12), seed=0, config=config)
+    prior = build_prior(config.prior, (1, 8, 8))
+    drawn = prior.decode(prior.start(range(4, 12), seed=0))
+    assert (images != drawn).flatten(1).any(1).tolist() == [False, False, False, True] * 2

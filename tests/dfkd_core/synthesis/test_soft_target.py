@@ -2,10 +2,11 @@ import torch
 
 from dfkd_core.seeding import normal_rows
 from dfkd_core.synthesis import RefinementConfig, SoftTargetConfig
+from dfkd_core.synthesis.soft_target import choose_draws
 
 
 def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statistics):
-    config = SoftTargetConfig(refinement=RefinementConfig(temperature=3.0))
+    config = SoftTargetConfig(balanced=False, refinement=RefinementConfig(temperature=3.0))
     targets = config.build(teacher, statistics).soft_targets(range(5), seed=1)
     noise = normal_rows(1, "target", range(5), (statistics.rank,))
     features = statistics.mean + noise @ statistics.factor.T
@@ -16,3 +17,31 @@ def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statis
 def test_targets_reach_all_classes(teacher, statistics):
     targets = SoftTargetConfig().build(teacher, statistics).soft_targets(range(300), seed=0)
     assert set(targets.argmax(1).tolist()) == {0, 1, 2}
+
+
+def test_draws__take_the_first_that_fits_or_the_likeliest():
+    probabilities = torch.tensor(
+        [
+            [[0.6, 0.4, 0.0], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1]],
+            [[0.6, 0.1, 0.3], [0.5, 0.3, 0.2], [0.7, 0.2, 0.1]],
+        ]
+    )
+    assert choose_draws(probabilities, torch.tensor([1, 1])).tolist() == [1, 1]
+
+
+def test_balanced_targets__are_of_the_classes_in_turn(teacher, statistics):
+    targets = SoftTargetConfig(balanced=True).build(teacher, statistics).soft_targets(range(30), seed=0)
+    assert targets.argmax(1).tolist() == [0, 1, 2] * 10
+
+
+def test_feature_term__brings_features_nearer_to_the_sampled_ones(teacher, statistics):
+    def distance(weight):
+        config = SoftTargetConfig(
+            feature_weight=weight, refinement=RefinementConfig(iterations=40, learning_rate=0.05, num_candidates=1)
+        )
+        synthesizer = config.build(teacher, statistics)
+        wanted = synthesizer.draw_targets(range(12), 0).features.relu()
+        images = synthesizer.synthesize(range(12), seed=0).images
+        return (teacher.forward_with_features(images)[1].relu() - wanted).square().mean().item()
+
+    assert distance(1.0) < 0.7 * distance(0.0)

@@ -1,0 +1,165 @@
+"""Pairs of images on the two sides of a decision boundary (CAKE): Braun, Mundt and Kersting, AISTATS 2024.
+
+"Deep Classifier Mimicry without Data Access", arXiv 2306.02090: what a classifier does is in its decision boundary, so
+images of two classes are pulled together in the teacher's output while each keeps its own class:
+
+    min  CE(y_a, softmax(z_a)) + CE(y_b, softmax(z_b)) + lambda_c * mean_k (z_a - z_b)^2
+         + lambda_tv * (TV(x_a) + TV(x_b)),      z = T(x), y_a != y_b
+
+The noise of each step goes into what the teacher sees of an image; the paper's Langevin steps put it into the image,
+which Adam's steps would have to undo. The paper varies the step size from batch to batch to place images at different
+distances from the boundary; here the start of each image does.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.errors import TeacherError
+from dfkd_core.priors import build_prior
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import NonNegative, config_section
+from dfkd_core.seeding import normal_rows
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
+from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, total_variation
+from dfkd_core.teacher import Teacher
+
+__all__ = ["BoundaryConfig", "BoundarySynthesizer", "pair_label", "whole_pairs"]
+
+
+def _boundary_descent() -> DescentConfig:
+    return DescentConfig(prior="procedural", iterations=30, learning_rate=0.02)
+
+
+@config_section
+class BoundaryConfig:
+    """Pairs of images on the two sides of a decision boundary (CAKE)."""
+
+    contrast_weight: NonNegative = 1.0
+    """lambda_c, the weight of the mean squared difference between the logits of a pair: what pulls it together."""
+    total_variation_weight: NonNegative = 0.1
+    """lambda_tv, the weight of the mean difference of neighbouring pixels, in grey levels of [0, 1]."""
+    noise_std: NonNegative = 0.0
+    """Standard deviation, in grey levels, of the noise that is added at each step to what the teacher sees."""
+    descent: DescentConfig = field(default_factory=_boundary_descent)
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> BoundarySynthesizer:
+        """Build the method for `teacher`; the feature statistics are not used.
+
+        Raises:
+            TeacherError: The teacher has a single class.
+        """
+        if teacher.card.num_classes < 2:
+            raise TeacherError(
+                "The boundary method needs a boundary, and the teacher has 1 class; at least 2 are needed. Use another "
+                "teacher or set synthesis.method: soft_target"
+            )
+        return BoundarySynthesizer(teacher, self)
+
+
+def pair_label(image_index: int, num_classes: int) -> int:
+    """Return the class of an image; images 2p and 2p + 1 are pair p, and any k (k - 1) pairs in turn are all of them.
+
+    Args:
+        image_index: The image's position in the whole transfer set.
+        num_classes: k, at least 2.
+    """
+    pair, side = divmod(image_index, 2)
+    first = pair % num_classes
+    return (first + side * (1 + pair // num_classes % (num_classes - 1))) % num_classes
+
+
+def whole_pairs(image_indices: Sequence[int]) -> list[int]:
+    """Return, sorted, the positions of all images in a pair with one of these: 2p is always followed by 2p + 1."""
+    pairs = sorted({int(index) // 2 for index in image_indices})
+    return [index for pair in pairs for index in (2 * pair, 2 * pair + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundarySynthesizer:
+    """Makes pairs of images; a pair of which one image is asked for is made whole and the other image dropped."""
+
+    teacher: Teacher
+    config: BoundaryConfig
+
+    @property
+    def temperature(self) -> float:
+        """The teacher's output is compared with the labels as it is."""
+        return 1.0
+
+    def soft_targets(self, image_indices: Sequence[int]) -> Tensor:
+        """Return the labels of these images as distributions [n, k]."""
+        num_classes = self.teacher.card.num_classes
+        labels = torch.tensor([pair_label(int(index), num_classes) for index in image_indices])
+        return smoothed_labels(labels, num_classes, smoothing=0.0)
+
+    def objective(self, image_indices: Sequence[int], *, seed: int) -> Objective:
+        """Return the losses, each [n], of a batch of whole pairs.
+
+        Half of a pair's loss stands in the row of each of its two images: where steps end below a loss, they end for
+        both at once.
+
+        Args:
+            image_indices: The images' positions in the whole transfer set, as `whole_pairs` returns them.
+            seed: The run's seed, for the noise.
+        """
+        config, steps = self.config, count()
+        wanted = self.soft_targets(image_indices).to(self.teacher.device)
+
+        def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+            seen = images
+            if config.noise_std:
+                indices = [image_indices[row] for row in rows.tolist()]
+                noise = normal_rows(seed, f"boundary/{next(steps)}", indices, images.shape[1:])
+                seen = images + config.noise_std * noise.to(images.device)
+            with autocast_on_gpu(self.teacher.device):
+                logits = self.teacher(seen).float()
+            terms = {"label": label_losses(logits, wanted[rows], temperature=1.0)}
+            if config.contrast_weight:
+                terms["contrast"] = config.contrast_weight * _halved_differences(logits)
+            if config.total_variation_weight:
+                terms["total_variation"] = config.total_variation_weight * total_variation(images)
+            return {name: _shared(term) for name, term in terms.items()}
+
+        return losses
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`."""
+        made = whole_pairs(image_indices)
+        prior = build_prior(self.config.descent.prior, self.teacher.card.image_shape)
+        images = descend(
+            prior,
+            prior.start(made, seed=seed),
+            self.objective(made, seed=seed),
+            image_indices=made,
+            seed=seed,
+            descent=self.config.descent,
+            device=self.teacher.device,
+            on_progress=on_progress,
+        )
+        position = {index: row for row, index in enumerate(made)}
+        wanted = [position[int(index)] for index in image_indices]
+        return SynthesizedBatch(images[wanted], self.soft_targets(image_indices))
+
+
+def _halved_differences(logits: Tensor) -> Tensor:
+    """Return half the mean squared difference between the logits [n, k] of the pairs (0, 1), (2, 3), ..., [n]."""
+    differences: Tensor = 0.5 * (logits[::2] - logits[1::2]).square().mean(1)
+    return differences.repeat_interleave(2)
+
+
+def _shared(losses: Tensor) -> Tensor:
+    """Return the losses [n] with each pair's mean in both of its rows."""
+    return losses.view(-1, 2).mean(1).repeat_interleave(2)

@@ -1,0 +1,212 @@
+"""Checks on a finished shard and a finished set: what a student could not learn from is caught where it is made.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfkd_core.errors import SynthesisError
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.transfer_set import Shard
+
+__all__ = ["balance_note", "check_finite", "check_set", "check_shard"]
+
+MAX_SHARE_OF_DUPLICATES = 0.5
+"""Share of a shard's images that may be copies of others in it."""
+SATURATED_PROBABILITY = 0.9999
+"""An output with a probability above this, at temperature 1, says nothing but the class."""
+MAX_SHARE_SATURATED = 0.99
+"""Share of a shard's images whose output may be saturated."""
+UNIFORM_TOLERANCE = 0.01
+"""A largest probability of at most (1 + this) / k says nothing of the image."""
+BALANCE_TOLERANCE = 0.2
+"""How far a class's number of images may be from uniform, relative to it, before a note says so."""
+
+# Below this many images per class, or in all, what looks like a fault may be chance.
+_IMAGES_PER_CLASS = 10
+_IMAGES = 1000
+_CLASSES_SHOWN = 5
+
+
+def check_finite(what: str, values: Tensor, *, shard_index: int, image_indices: range) -> None:
+    """Check that a batch holds no NaN or Inf.
+
+    Args:
+        what: Name of the values in the message.
+        values: [n, ...].
+        shard_index: Named in the message.
+        image_indices: The batch's positions in the whole set.
+
+    Raises:
+        SynthesisError: A value is not finite.
+    """
+    bad = int((~torch.isfinite(values.flatten(1)).all(1)).sum())
+    if bad:
+        raise SynthesisError(
+            f"Shard {shard_index}: {what} of {bad} of the images {image_indices.start} to {image_indices.stop - 1} "
+            "hold NaN or Inf. Lower the method's learning_rate or check the teacher's weights."
+        )
+
+
+def check_shard(shard: Shard, *, shard_index: int, config: SynthesisConfig) -> None:
+    """Check that a student can learn from a shard.
+
+    A shard with fewer than 10 images per class (1,000 in all are always enough) is not judged.
+
+    Args:
+        shard: The finished shard.
+        shard_index: Named in the message.
+        config: Its method, whose settings the message names.
+
+    Raises:
+        SynthesisError: All images have one class for the teacher, most are copies of each other, the teacher's outputs
+            are saturated or say nothing, or the soft targets say nothing.
+    """
+    num_images, num_classes = shard.teacher_logits.shape
+    if not _is_judged(num_images, num_classes):
+        return
+    histogram = torch.bincount(shard.teacher_logits.argmax(1), minlength=num_classes).tolist()
+    fault = next((text for text in (_one_class(histogram, config), *_faults(shard, config)) if text), None)
+    if fault:
+        raise SynthesisError(f"Shard {shard_index}: {fault}")
+
+
+def check_set(class_histogram: Sequence[int], *, config: SynthesisConfig) -> None:
+    """Check that the teacher finds more than one class in a whole set, whose shards may each be too small to be judged.
+
+    Args:
+        class_histogram: Number of images per class that the teacher predicts, [k].
+        config: The set's method, whose settings the message names.
+
+    Raises:
+        SynthesisError: All images have one class.
+    """
+    fault = _one_class(class_histogram, config)
+    if fault and _is_judged(sum(class_histogram), len(class_histogram)):
+        raise SynthesisError(f"Transfer set: {fault}")
+
+
+def balance_note(class_histogram: Sequence[int], *, method: str, method_config: Mapping[str, Any]) -> str | None:
+    """Return a sentence about the classes that are more than 20 % off their even share, None if there are none.
+
+    Args:
+        class_histogram: Number of images per class that the teacher predicts, [k].
+        method: The set's method.
+        method_config: Its configuration as a manifest holds it; the sentence names a setting to change.
+    """
+    num_images, num_classes = sum(class_histogram), len(class_histogram)
+    even = num_images / num_classes
+    off = [k for k, count in enumerate(class_histogram) if abs(count - even) > BALANCE_TOLERANCE * even]
+    if not off:
+        return None
+    worst = sorted(sorted(off, key=lambda k: -abs(class_histogram[k] - even))[:_CLASSES_SHOWN])
+    shares = ", ".join(f"{100 * class_histogram[k] / num_images:.1f} %" for k in worst)
+    more = f" and {len(off) - len(worst)} more" if len(off) > len(worst) else ""
+    return (
+        f"{'classes' if len(off) > 1 else 'class'} {', '.join(map(str, worst))}{more} "
+        f"{'have' if len(off) > 1 else 'has'} {shares} of the images against {100 / num_classes:.1f} %, by the "
+        f"teacher's answers{_balancing(method, method_config)}"
+    )
+
+
+def _is_judged(num_images: int, num_classes: int) -> bool:
+    return num_classes > 1 and num_images >= min(_IMAGES_PER_CLASS * num_classes, _IMAGES)
+
+
+def _one_class(class_histogram: Sequence[int], config: SynthesisConfig) -> str | None:
+    num_images, num_classes = sum(class_histogram), len(class_histogram)
+    if num_classes == 1 or max(class_histogram) < num_images:
+        return None
+    found = class_histogram.index(num_images)
+    return (
+        f"the teacher gives all {num_images} images the class {found} of {num_classes}, so a student cannot learn the "
+        f"others; at least two are needed. {_more_varied(config)}"
+    )
+
+
+def _faults(shard: Shard, config: SynthesisConfig) -> Iterator[str | None]:
+    probabilities = shard.teacher_logits.double().softmax(1)
+    yield _duplicates(shard.images, config)
+    yield _saturated(probabilities, config)
+    yield _uniform("teacher's outputs", probabilities, _more_varied(config))
+    yield _uniform("soft targets", shard.soft_targets, _sharper(config))
+
+
+def _duplicates(images: Tensor, config: SynthesisConfig) -> str | None:
+    rows = np.ascontiguousarray(images.flatten(1).numpy())
+    # One opaque item per image: sorted as bytes, which is far faster than row by row.
+    distinct = len(np.unique(rows.view(np.dtype((np.void, rows.shape[1])))))
+    share = 1 - distinct / len(rows)
+    if share <= MAX_SHARE_OF_DUPLICATES:
+        return None
+    return (
+        f"{len(rows) - distinct} of {len(rows)} images ({share:.1%}) are copies of others, allowed are "
+        f"{MAX_SHARE_OF_DUPLICATES:.0%}. {_more_varied(config)}"
+    )
+
+
+def _saturated(probabilities: Tensor, config: SynthesisConfig) -> str | None:
+    share = (probabilities.amax(1) > SATURATED_PROBABILITY).double().mean().item()
+    if share <= MAX_SHARE_SATURATED:
+        return None
+    return (
+        f"the teacher is certain ({SATURATED_PROBABILITY} or more for one class) of {share:.1%} of the images, allowed "
+        f"are {MAX_SHARE_SATURATED:.0%}: such outputs say no more than the class. {_less_certain(config)}"
+    )
+
+
+def _uniform(what: str, probabilities: Tensor, advice: str) -> str | None:
+    num_classes = probabilities.shape[1]
+    largest, limit = probabilities.amax().item(), (1 + UNIFORM_TOLERANCE) / num_classes
+    if largest > limit:
+        return None
+    return (
+        f"no probability in the {what} is above {largest:.6f}, that of {num_classes} equal classes within "
+        f"{UNIFORM_TOLERANCE:.0%}: they say nothing of the images; above {limit:.6f} is needed. {advice}"
+    )
+
+
+def _descent_path(config: SynthesisConfig) -> str | None:
+    """Return where the steps of the chosen method are set, None for a method that takes none."""
+    found = [name for name in ("refinement", "descent") if hasattr(config.method_config, name)]
+    return f"synthesis.methods.{config.method}.{found[0]}" if found else None
+
+
+def _more_varied(config: SynthesisConfig) -> str:
+    path = _descent_path(config)
+    if path is None:
+        return f"Set synthesis.method to soft_target or raise synthesis.methods.{config.method}.std."
+    return f"Raise {path}.iterations or change its prior ({path}.prior)."
+
+
+def _less_certain(config: SynthesisConfig) -> str:
+    path = _descent_path(config)
+    if path is None:
+        return f"Set synthesis.method to soft_target or lower synthesis.methods.{config.method}.std."
+    return f"Lower {path}.iterations or {path}.learning_rate."
+
+
+def _balancing(method: str, method_config: Mapping[str, Any]) -> str:
+    """Return what evens out the classes of a method's images; nothing where no setting does."""
+    settings = method_config["methods"][method]
+    path = f"synthesis.methods.{method}"
+    if not settings.get("balanced", True):
+        return f"; set {path}.balanced: true to even out the targets"
+    share = settings.get("refinement", {}).get("refined_share", 1.0)
+    if share < 1:
+        return f"; {1 - share:.0%} of them stay as drawn, whatever their targets: raise {path}.refinement.refined_share"
+    steps = next((name for name in ("refinement", "descent") if name in settings), None)
+    return f"; raise {path}.{steps}.iterations" if steps else ""
+
+
+def _sharper(config: SynthesisConfig) -> str:
+    if hasattr(config.method_config, "refinement"):
+        return f"Lower synthesis.methods.{config.method}.refinement.temperature."
+    return _more_varied(config)

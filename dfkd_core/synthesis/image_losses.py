@@ -1,0 +1,62 @@
+"""Losses on images and labels that more than one method uses, each per image.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+__all__ = ["label_losses", "smoothed_labels", "squared_norms", "total_variation"]
+
+
+def smoothed_labels(labels: Tensor, num_classes: int, *, smoothing: float) -> Tensor:
+    """Return the distributions (1 - smoothing) onehot(label) + smoothing / k, [n, k].
+
+    Label smoothing: Szegedy et al., CVPR 2016, arXiv 1512.00567, section 7.
+
+    Args:
+        labels: int64 [n] in [0, k).
+        num_classes: k.
+        smoothing: Share of the probability that is spread over all classes, in [0, 1).
+    """
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
+    return (1 - smoothing) * one_hot + smoothing / num_classes
+
+
+def label_losses(logits: Tensor, wanted: Tensor, *, temperature: float) -> Tensor:
+    """Return the cross-entropy -sum_k y_k log softmax(logits / temperature)_k of each image, [n].
+
+    Args:
+        logits: [n, k].
+        wanted: The distributions y, [n, k]; rows sum to 1.
+        temperature: Divides the logits, above 0.
+    """
+    return -(wanted * log_softmax(logits.float() / temperature, dim=1)).sum(1)
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Return mean |x_{i,j+1} - x_{i,j}| + mean |x_{i+1,j} - x_{i,j}| of each image, [n], in grey levels of [0, 1].
+
+    The means are over channels and pairs of neighbours, so the value does not depend on the size; 0 where an image has
+    no neighbours in a direction. Rudin, Osher and Fatemi, Physica D 60, 1992, in its anisotropic form.
+
+    Args:
+        images: [n, c, h, w] in [0, 1].
+    """
+    right = (images[..., :, 1:] - images[..., :, :-1]).abs().flatten(1)
+    down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1)
+    return right.sum(1) / max(1, right.shape[1]) + down.sum(1) / max(1, down.shape[1])
+
+
+def squared_norms(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """Return the mean over pixels of ((x - mean) / std)^2 of each image, [n].
+
+    Args:
+        images: [n, c, h, w] in [0, 1].
+        mean: Mean of the pixel values that the network subtracts, broadcasts to [n, c, h, w].
+        std: Standard deviation by which it divides, likewise.
+    """
+    return ((images - mean) / std).square().flatten(1).mean(1)

@@ -1,0 +1,140 @@
+"""DeepInversion: Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795.
+
+Images of given classes whose activations have the moments that the teacher's BatchNorm layers remember:
+
+    min_X  mean_i CE(y_i, softmax(T(x_i) / tau)) + lambda_bn * sum_l (|mu_l(X) - mu_l| + |var_l(X) - var_l|)
+           + lambda_tv * mean_i TV(x_i) + lambda_l2 * mean_i |x_i|^2
+
+mu_l(X), var_l(X): moments over the batch X of the input of BatchNorm layer l; |.| is the Euclidean norm over channels.
+The first two terms are equations 1 and 4 of the paper; TV and the squared norm are means over pixels here, so that
+their weights do not depend on the images' size.
+
+n images of a batch, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.priors import build_prior
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import NonNegative, Positive, config_section
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.batch_norm import BatchNorm, batch_norm_layers, recording_distances
+from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
+from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, squared_norms, total_variation
+from dfkd_core.teacher import Teacher
+
+__all__ = ["InversionConfig", "InversionSynthesizer"]
+
+
+def _inversion_descent() -> DescentConfig:
+    return DescentConfig(prior="pixels", iterations=100, learning_rate=0.05)
+
+
+@config_section
+class InversionConfig:
+    """Images of given classes with the moments that BatchNorm remembers (DeepInversion).
+
+    The moments are those of a batch, so an image depends on its batch and `batch_size` matters: it should be ten times
+    the classes or more and divide `images_per_shard`. The same batch gives the same bytes.
+    """
+
+    temperature: Positive = 1.0
+    """Temperature of the teacher's output that is compared with the labels."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of a label's probability that is spread over all classes; more keeps the teacher's outputs softer."""
+    batch_norm_weight: NonNegative = 10.0
+    """lambda_bn, the weight of the distance between the moments of a batch and those that BatchNorm remembers."""
+    total_variation_weight: NonNegative = 1.0
+    """lambda_tv, the weight of the mean difference of neighbouring pixels, in grey levels of [0, 1]."""
+    squared_norm_weight: NonNegative = 0.0
+    """lambda_l2, the weight of the mean square of the normalised pixels."""
+    descent: DescentConfig = field(default_factory=_inversion_descent)
+
+    couples_images = True
+
+    def faults(self) -> Iterator[str]:
+        """Yield what no single field shows."""
+        if self.descent.stop_loss:
+            yield (
+                f"descent.stop_loss must be 0 for inversion, got {self.descent.stop_loss}: the moments are those of a "
+                "whole batch, so no image of it is done before the others"
+            )
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> InversionSynthesizer:
+        """Build the method for `teacher`; the feature statistics are not used.
+
+        Raises:
+            TeacherError: The teacher has no BatchNorm.
+        """
+        return InversionSynthesizer(teacher, self, batch_norm_layers(teacher, method="inversion"))
+
+
+@dataclass(frozen=True, slots=True)
+class InversionSynthesizer:
+    """Makes images of the classes in turn: image i is of class i mod k."""
+
+    teacher: Teacher
+    config: InversionConfig
+    layers: tuple[BatchNorm, ...]
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the teacher's output that is compared with the labels."""
+        return self.config.temperature
+
+    def soft_targets(self, image_indices: Sequence[int]) -> Tensor:
+        """Return the smoothed labels [n, k] of these images."""
+        num_classes = self.teacher.card.num_classes
+        labels = torch.tensor([int(index) % num_classes for index in image_indices])
+        return smoothed_labels(labels, num_classes, smoothing=self.config.label_smoothing)
+
+    def objective(self, soft_targets: Tensor) -> Objective:
+        """Return the losses of a batch, each [n], that was made for `soft_targets` [n, k].
+
+        The BatchNorm term of the batch stands in every row: the sum of all rows is then n times the loss of the
+        paper, whose label term is a mean over images.
+        """
+        config, wanted = self.config, soft_targets.to(self.teacher.device)
+
+        def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+            with autocast_on_gpu(self.teacher.device), recording_distances(self.layers) as distances:
+                logits = self.teacher(images)
+            terms = {"label": label_losses(logits, wanted[rows], temperature=config.temperature)}
+            if config.batch_norm_weight:
+                terms["batch_norm"] = (config.batch_norm_weight * torch.stack(distances).sum()).expand(len(images))
+            if config.total_variation_weight:
+                terms["total_variation"] = config.total_variation_weight * total_variation(images)
+            if config.squared_norm_weight:
+                mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
+                terms["squared_norm"] = config.squared_norm_weight * squared_norms(images, mean=mean, std=std)
+            return terms
+
+        return losses
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`; they depend on each other."""
+        targets = self.soft_targets(image_indices)
+        prior = build_prior(self.config.descent.prior, self.teacher.card.image_shape)
+        images = descend(
+            prior,
+            prior.start(image_indices, seed=seed),
+            self.objective(targets),
+            image_indices=image_indices,
+            seed=seed,
+            descent=self.config.descent,
+            device=self.teacher.device,
+            on_progress=on_progress,
+        )
+        return SynthesizedBatch(images, targets)

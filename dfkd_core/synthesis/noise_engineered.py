@@ -1,0 +1,79 @@
+"""Gaussian noise, labelled with the teacher's BatchNorm in batch mode: Raikwar and Mishra, NeurIPS 2022.
+
+"Discovering and Overcoming Limitations of Noise-engineered Data-free Knowledge Distillation": what noise does to a
+network's hidden activations is not what training images did to them, so a teacher that normalises by its running
+statistics gives nearly all noise images one class. Normalised by the statistics of the noise batch itself, its
+activations are where its weights expect them.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import Positive, config_section
+from dfkd_core.seeding import normal_rows
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.batch_norm import BatchNorm, batch_norm_layers, normalising_by_batch
+from dfkd_core.teacher import Teacher
+
+__all__ = ["NoiseEngineeredConfig", "NoiseEngineeredSynthesizer"]
+
+
+@config_section
+class NoiseEngineeredConfig:
+    """Gaussian noise with labels from the teacher's BatchNorm in batch mode.
+
+    The stored outputs are those of a whole batch, so `batch_size` matters: it should be ten times the classes or more
+    and divide `images_per_shard`. Distil with every augmentation off: moved images are labelled anew by the teacher as
+    it is.
+    """
+
+    std: Positive = 0.25
+    """Standard deviation of a pixel around mid-grey, before it is clamped to [0, 1]."""
+
+    couples_images = True
+
+    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> NoiseEngineeredSynthesizer:
+        """Build the method for `teacher`; the feature statistics are not used.
+
+        Raises:
+            TeacherError: The teacher has no BatchNorm.
+        """
+        return NoiseEngineeredSynthesizer(teacher, self, batch_norm_layers(teacher, method="noise_engineered"))
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseEngineeredSynthesizer:
+    """Draws noise; the soft target of an image is the output of the teacher in batch mode."""
+
+    teacher: Teacher
+    config: NoiseEngineeredConfig
+    layers: tuple[BatchNorm, ...]
+
+    @property
+    def temperature(self) -> float:
+        """The teacher's output is taken as it is."""
+        return 1.0
+
+    @torch.no_grad()
+    def label(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits, its BatchNorm normalising by these images; see `Labelling`."""
+        inputs = images.to(self.teacher.device).contiguous(memory_format=torch.channels_last)
+        with normalising_by_batch(self.layers):
+            return self.teacher(inputs).float().cpu()
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`."""
+        noise = normal_rows(seed, "prior", image_indices, self.teacher.card.image_shape)
+        images = (0.5 + self.config.std * noise).clamp(0, 1)
+        return SynthesizedBatch(images, self.label(images).softmax(1))

@@ -1,0 +1,69 @@
+"""Synthesis towards soft targets, whatever draws them.
+
+n images, d features, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.refinement import RefinementConfig, refine
+from dfkd_core.teacher import Teacher
+
+__all__ = ["DrawTargets", "SoftTargets", "TargetedSynthesizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTargets:
+    """What images are to be made for."""
+
+    probabilities: Tensor
+    """float32 [n, k] on the CPU; rows sum to 1."""
+    features: Tensor | None = None
+    """Features [n, d] of the modelled layer that gave them, where there are such."""
+
+
+DrawTargets = Callable[[Sequence[int], int], SoftTargets]
+"""Draws the targets of the images at these positions of the transfer set, under this seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetedSynthesizer:
+    """Makes one image for each soft target."""
+
+    teacher: Teacher
+    draw_targets: DrawTargets
+    refinement: RefinementConfig
+    feature_weight: float = 0.0
+    """Weight of the distance to the targets' features."""
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the soft targets and of the teacher's output that is compared with them."""
+        return self.refinement.temperature
+
+    def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> Tensor:
+        """Draw the soft targets [n, k] of these images."""
+        return self.draw_targets(image_indices, seed).probabilities
+
+    def synthesize(
+        self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
+    ) -> SynthesizedBatch:
+        """Make images, see `Synthesizer.synthesize`."""
+        targets = self.draw_targets(image_indices, seed)
+        images = refine(
+            self.teacher,
+            targets.probabilities,
+            image_indices=image_indices,
+            seed=seed,
+            config=self.refinement,
+            target_features=targets.features,
+            feature_weight=self.feature_weight,
+            on_progress=on_progress,
+        )
+        return SynthesizedBatch(images, targets.probabilities)

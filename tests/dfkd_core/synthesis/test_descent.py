@@ -1,0 +1,146 @@
+import dataclasses
+
+import pytest
+import torch
+
+from dfkd_core.errors import ConfigError, SynthesisError
+from dfkd_core.priors import build_prior
+from dfkd_core.synthesis.descent import DescentConfig, blur_matrix, descend
+
+SHAPE = (1, 8, 8)
+CONFIG = DescentConfig(prior="pixels", iterations=20, learning_rate=0.05)
+GOAL = torch.linspace(0.2, 0.8, 64).view(1, *SHAPE)
+
+
+def starts(n=4):
+    return build_prior("pixels", SHAPE).start(range(n), seed=0)
+
+
+def squared_distance(images, rows):
+    return {"distance": (images - GOAL).square().flatten(1).sum(1)}
+
+
+def run(objective=squared_distance, n=4, **changes):
+    return descend(
+        build_prior("pixels", SHAPE),
+        starts(n),
+        objective,
+        image_indices=range(n),
+        seed=0,
+        descent=dataclasses.replace(CONFIG, **changes),
+        device=torch.device("cpu"),
+    )
+
+
+def test_blur_matrix__is_the_gaussian_with_a_repeated_border():
+    weights = torch.exp(-0.5 * (torch.arange(-3, 4) / 1.0) ** 2)
+    weights /= weights.sum()
+    matrix = blur_matrix(9, 1.0)
+    torch.testing.assert_close(matrix[4, 1:8], weights)
+    torch.testing.assert_close(matrix[0, 0], weights[:4].sum())
+    torch.testing.assert_close(matrix.sum(1), torch.ones(9))
+
+
+def test_first_step_in_colour__moves_every_pixel_against_its_own_gradient():
+    starts = build_prior("pixels", (3, 8, 8)).start(range(2), seed=0)
+    goal = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def objective(images, rows):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        return {"distance": (images - goal).square().flatten(1).sum(1)}
+
+    moved = descend(
+        build_prior("pixels", (3, 8, 8)),
+        starts,
+        objective,
+        image_indices=range(2),
+        seed=0,
+        descent=dataclasses.replace(CONFIG, iterations=1),
+        device=torch.device("cpu"),
+    )
+    torch.testing.assert_close(moved, (starts - 0.05 * (starts - goal).sign()).clamp(0, 1), atol=1e-4, rtol=0)
+
+
+def test_first_smoothed_step__is_adams_sign_of_the_blurred_gradient_blurred():
+    moved = run(iterations=1, smoothing_px=1.0)
+    blur = blur_matrix(8, 1.0)
+    gradient = 2 * (starts() - GOAL)
+    step = -0.05 * (blur.T @ gradient @ blur).sign()
+    torch.testing.assert_close(moved, (starts() + blur @ step @ blur.T).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_smoothed_change__has_less_roughness_than_a_plain_one():
+    def roughness(images):
+        change = images - starts()
+        return change.diff(dim=-1).square().sum() / change.square().sum()
+
+    assert roughness(run(smoothing_px=1.0)) < 0.5 * roughness(run())
+
+
+def test_descent__does_not_change_its_starts_and_lowers_the_loss():
+    before = starts()
+    after = run()
+    assert torch.equal(before, starts())
+    assert squared_distance(after, None)["distance"].sum() < 0.2 * squared_distance(before, None)["distance"].sum()
+
+
+def test_start_weight__keeps_images_near_their_starts():
+    distances = [(run(start_weight=weight) - starts()).square().mean() for weight in (0.0, 1e3)]
+    assert distances[1] < 0.2 * distances[0]
+
+
+def test_shift__shows_the_objective_moved_images_with_a_repeated_border():
+    seen = []
+
+    def objective(images, rows):
+        seen.append(images.detach().clone())
+        return {"mean": images.flatten(1).mean(1)}
+
+    run(objective, iterations=8, shift_px=2, learning_rate=1e-9)
+    padded = torch.nn.functional.pad(starts(), (2, 2, 2, 2), mode="replicate")
+    places = [
+        (top, left)
+        for images in seen
+        for top in range(5)
+        for left in range(5)
+        if torch.allclose(images, padded[..., top : top + 8, left : left + 8], atol=1e-6)
+    ]
+    assert len(places) >= len(seen)
+    assert len(set(places)) > 3
+
+
+def test_stopped_images__keep_what_they_had_and_leave_the_others_as_they_were():
+    seen = []
+
+    def objective(images, rows):
+        seen.append(rows.tolist())
+        return {"distance": (images - GOAL).square().flatten(1).sum(1) * torch.tensor([1.0, 1.0, 0.0, 1.0])[rows]}
+
+    stopped, plain = run(objective, stop_loss=1e-3, iterations=9), run(objective, iterations=9)
+    assert [0, 1, 3] in seen
+    torch.testing.assert_close(stopped[2], starts()[2])
+    torch.testing.assert_close(stopped[[0, 1, 3]], plain[[0, 1, 3]])
+
+
+def test_all_images_done__ends_early():
+    calls = []
+
+    def objective(images, rows):
+        calls.append(len(rows))
+        return {"zero": images.flatten(1).sum(1) * 0}
+
+    torch.testing.assert_close(run(objective, stop_loss=0.1, iterations=50), starts())
+    assert len(calls) == 5
+
+
+def test_non_finite_loss__names_iteration_term_and_image():
+    def objective(images, rows):
+        return {"odd": images.flatten(1).sum(1) / torch.tensor([1.0, 0.0, 1.0, 1.0])}
+
+    with pytest.raises(SynthesisError, match=r"iteration 1 of 20: odd of 1 images \(1\)\. Lower"):
+        run(objective)
+
+
+def test_smoothing_of_fourier_coefficients__is_refused():
+    with pytest.raises(ConfigError, match="smoothing_px must be 0 with prior 'fourier'"):
+        DescentConfig(prior="fourier", smoothing_px=1.0)
