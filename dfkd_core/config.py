@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge
 
-from dfkd_core.data import DataConfig
+from dfkd_core.data import DataConfig, dataset_spec
 from dfkd_core.distillation import DistillationConfig
+from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation import EvaluationConfig
+from dfkd_core.networks import build_network
+from dfkd_core.pruning import check_thinner
 from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
 from dfkd_core.statistics import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
@@ -27,7 +32,7 @@ class ExecutionConfig:
     task_runner: Literal["processes", "threads"] = "processes"
     """What runs the shards of a synthesis."""
     num_workers: PositiveInt = 2
-    """Shards made at once."""
+    """Shards made at once; above 1, distillation too takes a second core, for the teacher's labels."""
     num_threads: PositiveInt = 1
     """CPU threads of training and evaluation. More help ResNets and slow LeNets; a result's last bits depend on it."""
     num_retries: NonNegativeInt = 2
@@ -62,3 +67,22 @@ class Params:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def faults(self) -> Iterator[str]:
+        """Yield where sections do not fit each other."""
+        spec = dataset_spec(self.data.dataset)
+        shape = {
+            "in_channels": self.data.channels or spec.in_channels,
+            "image_size": self.data.image_size,
+            "num_classes": spec.num_classes,
+        }
+        try:
+            # The shapes alone count: nothing is allocated or drawn.
+            with torch.device("meta"):
+                teacher, student = (
+                    build_network(name, **shape) for name in (self.teacher.network, self.distillation.student)
+                )
+            if self.distillation.start == "pruned":
+                check_thinner(teacher, student)
+        except DfkdError as error:
+            yield str(error)

@@ -35,6 +35,7 @@ Split = Literal["train", "test"]
 
 _RESIZE_CHUNK_IMAGES = 4096
 _DIGITS_TEST_FRACTION = 397 / 1797
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 @config_section
@@ -47,6 +48,9 @@ class DataConfig:
     """Data folder, where files are looked for first and where fetched ones are put."""
     image_size: PositiveInt = 32
     """Height and width in pixels that the models see. 28-pixel images are zero-padded to 32, others resized."""
+    channels: Literal[0, 1, 3] = 0
+    """Channels that the models see: 0 leaves the data set's own, 3 repeats a grey one, 1 turns colours into grey (luma
+    of ITU-R BT.601)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,18 @@ def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYST
         images, labels = _read_cifar(config, split, system_folder)
     else:
         images, labels = _read_idx_set(config, split, system_folder)
+    images = _with_channels(images, config.channels or images.shape[1])
     return LabelledImages(_fit_to_size(images, config.image_size), labels, spec.class_names)
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    own = images.shape[1]
+    if own == channels:
+        return images
+    if own == 1:
+        return images.repeat(1, channels, 1, 1)
+    luma = [torch.tensordot(chunk.float(), _LUMA, ([1], [0])) for chunk in torch.split(images, _RESIZE_CHUNK_IMAGES)]
+    return torch.cat([chunk.round().clamp(0, 255).byte()[:, None] for chunk in luma])
 
 
 def _fit_to_size(images: Tensor, image_size: int) -> Tensor:

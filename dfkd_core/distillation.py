@@ -6,36 +6,41 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Lt
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from dfkd_core.augmentation import AugmentationConfig, augment
+from dfkd_core.averaging import moving_average
+from dfkd_core.checkpoints import (
+    CHECKPOINT_FORMAT,
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
 from dfkd_core.devices import autocast_on_gpu
-from dfkd_core.digests import canonical_json, json_digest, tensors_digest, write_atomically
+from dfkd_core.digests import json_digest
 from dfkd_core.errors import DistillationError, TransferSetError
+from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs
+from dfkd_core.mixing import Mixing, mix
 from dfkd_core.models import Classifier, build_classifier
 from dfkd_core.networks import default_layer, network_names
 from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.pruning import prune_into
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
+from dfkd_core.soft_labels import loss_terms, temperature_of_confidence
 from dfkd_core.teacher import Teacher
-from dfkd_core.training import EpochRecord, LossTerms, build_optimizer, load_batch, run_epochs
+from dfkd_core.training import EpochRecord, build_optimizer, load_batch, run_epochs
 from dfkd_core.transfer_set import TransferSet
 
-__all__ = ["DistillationConfig", "DistillationResult", "distill", "distill_images", "distillation_loss"]
-
-CHECKPOINT_FORMAT = 1
-# All of a checkpoint that is no tensor stands as JSON under one key: safetensors writes several in a random order.
-HEADER = "checkpoint"
+__all__ = ["DistillationConfig", "DistillationResult", "distill", "distill_images"]
 
 
 @config_section
@@ -44,14 +49,24 @@ class DistillationConfig:
 
     student: str = "lenet5_half"
     """Name of the student's network."""
+    start: Literal["random", "pruned"] = "pruned"
+    """First weights: drawn, or a thinner copy of the teacher, which is another protocol than most papers' random."""
     epochs: PositiveInt = 40
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256
     """Images per step; 128 to 512 are the fastest on a CPU."""
     temperature: Positive = 4.0
     """Temperature T that softens both outputs; the higher, the nearer to matching centred logits."""
+    confidence: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Above 0: choose T so that the teacher's mean largest probability on the stored transfer set is this."""
     mse_weight: NonNegative = 0.0
     """Weight of the squared difference of the logits; 0 leaves the KL divergence alone."""
+    feature_weight: NonNegative = 2.0
+    """Weight of the squared difference of inner outputs over the teacher's variance; about 1. Above 0 the teacher runs
+    on every batch, since its inner outputs are not stored."""
+    feature_layers: Literal["shared", "modelled"] = "shared"
+    """Where `feature_weight` compares: at all layers that both networks have in the same shape and the modelled one, or
+    at that one alone; where its widths differ, a linear map is learned and dropped at the end."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimizer."""
     learning_rate: Positive = 8e-3
@@ -64,8 +79,19 @@ class DistillationConfig:
     """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
     augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(shift_px=2))
     """How images are moved; if at all, the teacher labels the moved images, which costs its forward pass."""
+    mixing: Mixing = "none"
+    """Whether each image is blended with another one or gets a box of it pasted in; the teacher labels the outcome."""
+    mixing_alpha: Positive = 1.0
+    """Parameter of the Beta distribution of the shares: near 0 leaves images nearly whole, 1 makes all shares alike."""
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Above 0: the result is a moving average of the weights in which a step's weight falls by this factor per step."""
     checkpoint_every_epochs: PositiveInt = 5
     """Epochs between two checkpoints; does not change the result."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher runs on every batch; otherwise its stored logits are the labels."""
+        return self.augmentation.is_active or self.mixing != "none" or self.feature_weight > 0
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong beyond single ranges."""
@@ -78,26 +104,11 @@ class DistillationResult:
     """A trained student and how it got there."""
 
     student: Classifier
-    """The student of the last epoch, in eval mode on the CPU."""
+    """The student of the last epoch, or the average of the weights, in eval mode on the CPU."""
     history: tuple[EpochRecord, ...]
     """One record per epoch, those before a resumption included."""
-
-
-def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, mse_weight: float = 0.0
-) -> Tensor:
-    """Return T^2 KL(teacher || student) at temperature T, plus `mse_weight` times the logits' mean squared difference.
-
-    The KL term is a mean over images (Hinton et al., 2015, arXiv 1503.02531, section 2).
-
-    Args:
-        student_logits: Logits [n, k].
-        teacher_logits: Logits [n, k].
-        temperature: T.
-        mse_weight: Weight of the mean over images and classes of (student - teacher)^2.
-    """
-    terms = _loss_terms(student_logits, teacher_logits, temperature=temperature, mse_weight=mse_weight)
-    return torch.stack(tuple(terms.values())).sum()
+    temperature: float
+    """Temperature of the loss: the configured one or the one chosen by `confidence`."""
 
 
 def distill(
@@ -108,9 +119,10 @@ def distill(
     seed: int,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
+    prefetch: int = 0,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
-    """Train a student from random weights on a transfer set; the last epoch counts.
+    """Train a student on a transfer set; the last epoch counts.
 
     Arguments, result and errors as in `distill_images`.
 
@@ -132,6 +144,7 @@ def distill(
         seed=seed,
         device=device,
         checkpoint=checkpoint,
+        prefetch=prefetch,
         on_progress=on_progress,
     )
 
@@ -146,46 +159,48 @@ def distill_images(
     key: str = "",
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
+    prefetch: int = 0,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
-    """Train a student from random weights on images and the teacher's logits; the last epoch counts.
+    """Train a student on images and the teacher's logits; the last epoch counts.
 
     A run that is resumed from `checkpoint` ends with the bits of an undisturbed run on a CPU with as many threads.
 
     Args:
-        teacher: Labels the moved images where there is augmentation; the student's card follows the teacher's.
+        teacher: Labels the batches where `config.asks_teacher`; the student's card follows the teacher's.
         images: uint8 images [n, c, h, w].
-        teacher_logits: The teacher's logits [n, k] on them, the labels where there is no augmentation.
+        teacher_logits: The teacher's logits [n, k] on them, the labels where the teacher is not asked.
         config: How to train.
-        seed: Seed of the first weights, the shuffles and the augmentation.
+        seed: Seed of the first weights, the shuffles, the augmentation and the mixing.
         key: Tells image sets apart for `checkpoint`, for example a digest.
         device: Where to compute.
         checkpoint: File to resume from and to save to. One that is truncated or of another configuration, image set,
             teacher or seed is ignored and replaced.
+        prefetch: Batches that a second thread moves, mixes and labels ahead, about 2; does not change the result.
         on_progress: Told after each epoch.
 
     Raises:
         ConfigError: The student's network rejects the image size.
-        DistillationError: There are no images, the logits do not fit them, the loss is not finite, or the checkpoint
-            cannot be written.
+        DistillationError: There are no images, the logits do not fit them, no temperature gives the confidence, the
+            loss is not finite, or the checkpoint cannot be written.
     """
     _check_inputs(teacher, images, teacher_logits)
-    card = dataclasses.replace(teacher.card, network=config.student, layer=default_layer(config.student))
-    student = build_classifier(card, seed=seed).to(device)
-    optimizer = build_optimizer(
-        student,
-        name=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-    )
+    wanted = config.confidence
+    temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
-    history = _resume(checkpoint, key, student, optimizer)
+    found = read_checkpoint(checkpoint, key) if checkpoint else None
+    student = _build_student(teacher, images, config, seed=seed, is_resumed=found is not None).to(device)
+    matcher = None
+    if config.feature_weight:
+        matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
+    trainee = _Trainee(student, matcher, config)
+    history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
     for record in run_epochs(
-        student,
-        optimizer,
-        _batch_terms(student, teacher, images.to(device), teacher_logits.to(device), config),
+        trainee.trained,
+        trainee.optimizer,
+        _loader(teacher, images.to(device), teacher_logits.to(device), matcher, config),
+        _loss(student, matcher, temperature, config),
         num_images=len(images),
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -193,42 +208,107 @@ def distill_images(
         seed=seed,
         error=DistillationError,
         first_epoch=len(history) + 1,
+        prefetch=prefetch,
     ):
         history.append(record)
         if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
-            _save_checkpoint(checkpoint, key, student, optimizer, history)
+            save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
         _report(on_progress, history, config.epochs)
-    return DistillationResult(student=student.cpu().eval(), history=tuple(history))
+    return DistillationResult(student=trainee.result(), history=tuple(history), temperature=temperature)
 
 
-def _loss_terms(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, mse_weight: float
-) -> dict[str, Tensor]:
-    student_log = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher_log = functional.log_softmax(teacher_logits / temperature, dim=1)
-    divergence = functional.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean")
-    terms = {"kl": temperature**2 * divergence}
-    if mse_weight:
-        terms["mse"] = mse_weight * functional.mse_loss(student_logits, teacher_logits)
-    return terms
+def _build_student(
+    teacher: Teacher, images: Tensor, config: DistillationConfig, *, seed: int, is_resumed: bool
+) -> Classifier:
+    card = dataclasses.replace(teacher.card, network=config.student, layer=default_layer(config.student))
+    student = build_classifier(card, seed=seed)
+    # The weights of a resumed run come from its checkpoint.
+    if config.start == "pruned" and not is_resumed:
+        prune_into(teacher, student.network, images)
+    return student
 
 
-def _batch_terms(
-    student: Classifier, teacher: Teacher, images: Tensor, teacher_logits: Tensor, config: DistillationConfig
-) -> LossTerms:
-    def terms(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = load_batch(images, positions)
-        with autocast_on_gpu(batch.device):
-            if config.augmentation.is_active:
-                batch = augment(batch, config.augmentation, generator)
-                with torch.no_grad():
-                    targets = teacher(batch.to(teacher.device)).to(batch.device)
-            else:
-                targets = teacher_logits[positions.to(batch.device)]
-            outputs = student(batch)
-        return _loss_terms(
-            outputs.float(), targets.float(), temperature=config.temperature, mse_weight=config.mse_weight
+class _Trainee:
+    """The student with all that is trained beside it, the optimizer of both and the student's average."""
+
+    def __init__(self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig) -> None:
+        self._student = student
+        self._average = moving_average(student, config.ema_decay) if config.ema_decay else None
+        named = {"network": student.network, "matcher": matcher, "average": self._average}
+        self._parts = {name: module for name, module in named.items() if module is not None}
+        self.trained = nn.ModuleList([student] if matcher is None else [student, matcher])
+        self.optimizer = build_optimizer(
+            self.trained,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
         )
+        if self._average is not None:
+            average = self._average
+            self.optimizer.register_step_post_hook(lambda *arguments: average.update_parameters(student))
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Return the parts of a checkpoint."""
+        modules = {name: module.state_dict() for name, module in self._parts.items()}
+        return modules | {"optimizer": optimizer_tensors(self.optimizer)}
+
+    def resume(self, checkpoint: Checkpoint) -> list[EpochRecord]:
+        """Load a checkpoint; return the history so far."""
+        for name, module in self._parts.items():
+            # A part without tensors leaves no trace in the file.
+            module.load_state_dict(checkpoint.parts.get(name, {}))
+        load_optimizer(self.optimizer, checkpoint.parts.get("optimizer", {}))
+        return list(checkpoint.history)
+
+    def result(self) -> Classifier:
+        """Return the student that counts, in eval mode on the CPU."""
+        student: nn.Module = self._student if self._average is None else self._average.module
+        assert isinstance(student, Classifier)
+        return student.cpu().eval()
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Images as the student sees them and what the teacher says of them."""
+
+    images: Tensor
+    logits: Tensor
+    outputs: list[Tensor]
+
+
+def _loader(
+    teacher: Teacher, images: Tensor, teacher_logits: Tensor, matcher: FeatureMatcher | None, config: DistillationConfig
+) -> Callable[[Tensor, torch.Generator], _Batch]:
+    """Return what makes a batch; it looks at the teacher and never at the student."""
+    paths = matcher.teacher_paths if matcher else ()
+
+    @torch.no_grad()
+    def load(positions: Tensor, generator: torch.Generator) -> _Batch:
+        batch = load_batch(images, positions)
+        if not config.asks_teacher:
+            return _Batch(batch, teacher_logits[positions.to(batch.device)].float(), [])
+        with autocast_on_gpu(batch.device):
+            batch = augment(batch, config.augmentation, generator)
+            batch = mix(batch, config.mixing, config.mixing_alpha, generator)
+            logits, outputs = forward_with_outputs(teacher.classifier, paths, batch.to(teacher.device))
+        return _Batch(batch, logits.to(batch.device).float(), [output.to(batch.device) for output in outputs])
+
+    return load
+
+
+def _loss(
+    student: Classifier, matcher: FeatureMatcher | None, temperature: float, config: DistillationConfig
+) -> Callable[[_Batch], dict[str, Tensor]]:
+    paths = matcher.student_paths if matcher else ()
+
+    def terms(batch: _Batch) -> dict[str, Tensor]:
+        with autocast_on_gpu(batch.images.device):
+            logits, outputs = forward_with_outputs(student, paths, batch.images)
+        found = loss_terms(logits.float(), batch.logits, temperature=temperature, mse_weight=config.mse_weight)
+        if matcher:
+            found["features"] = config.feature_weight * matcher(outputs, batch.outputs)
+        return found
 
     return terms
 
@@ -259,64 +339,3 @@ def _checkpoint_key(config: DistillationConfig, *, teacher: str, images: str, se
     return json_digest(
         {"format": CHECKPOINT_FORMAT, "config": settings, "teacher": teacher, "images": images, "seed": seed}
     )
-
-
-def _save_checkpoint(
-    path: Path, key: str, student: Classifier, optimizer: torch.optim.Optimizer, history: list[EpochRecord]
-) -> None:
-    tensors = {f"network.{name}": tensor for name, tensor in student.network.state_dict().items()}
-    for position, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{position}.{name}": value for name, value in state.items() if value is not None}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"key": key, "digest": tensors_digest(tensors), "history": history}
-    try:
-        with write_atomically(path) as temporary:
-            save_file(tensors, temporary, {HEADER: canonical_json(header)})
-    except (OSError, SafetensorError) as error:
-        raise DistillationError(
-            f"Cannot write the checkpoint {path}: {error}. The folder must be writable and the disk must have room; "
-            "then run the same command again."
-        ) from error
-
-
-def _resume(path: Path | None, key: str, student: Classifier, optimizer: torch.optim.Optimizer) -> list[EpochRecord]:
-    """Load weights and optimizer state if `path` holds a whole checkpoint of `key`; return the epochs done."""
-    found = _read_checkpoint(path, key) if path else None
-    if found is None:
-        return []
-    tensors, history = found
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    student.network.load_state_dict(parts["network"])
-    _load_optimizer(optimizer, parts["optimizer"])
-    return history
-
-
-def _read_checkpoint(path: Path, key: str) -> tuple[dict[str, Tensor], list[EpochRecord]] | None:
-    """Return the tensors and the history, or None if there is no whole checkpoint of `key`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            if header.get("key") != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if tensors_digest(tensors) != header["digest"]:
-            return None
-        return tensors, [EpochRecord(**fields) for fields in header["history"]]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Tensor]) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in stored.items():
-        position, _, field_name = name.partition(".")
-        parameter = parameters[int(position)]
-        # The fused kernels walk parameter and state side by side, so both need the same memory layout.
-        fits = tensor.shape == parameter.shape
-        value = torch.empty_like(parameter).copy_(tensor) if fits else tensor
-        state.setdefault(int(position), {})[field_name] = value.detach()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

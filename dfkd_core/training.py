@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,13 @@ from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import DataError, DfkdError, TeacherError
 from dfkd_core.models import Classifier, ModelCard, build_classifier, find_layer
 from dfkd_core.networks import default_layer, network_names
+from dfkd_core.prefetching import prefetched
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.seeding import derive_generator
 
 __all__ = [
     "EpochRecord",
-    "LossTerms",
     "TeacherConfig",
     "TrainingResult",
     "build_optimizer",
@@ -37,8 +38,7 @@ __all__ = [
     "warmup_cosine",
 ]
 
-LossTerms = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
-"""Gives the named terms of one batch's loss from the images' positions and the epoch's generator."""
+Batch = TypeVar("Batch")
 
 
 @config_section
@@ -124,18 +124,22 @@ def train_teacher(
     find_layer(classifier.network, classifier.card.layer)
     images, labels = data.images.to(device), data.labels.to(device)
 
-    def loss_terms(positions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = augment(load_batch(images, positions), config.augmentation, generator)
+    def load(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return augment(load_batch(images, positions), config.augmentation, generator), labels[positions]
+
+    def loss_terms(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        moved, classes = batch
         with autocast_on_gpu(images.device):
-            logits = classifier(batch)
+            logits = classifier(moved)
         smoothing = config.label_smoothing
-        return {"cross_entropy": functional.cross_entropy(logits.float(), labels[positions], label_smoothing=smoothing)}
+        return {"cross_entropy": functional.cross_entropy(logits.float(), classes, label_smoothing=smoothing)}
 
     optimizer = build_optimizer(classifier, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     history: list[EpochRecord] = []
     for record in run_epochs(
         classifier,
         optimizer,
+        load,
         loss_terms,
         num_images=len(images),
         batch_size=config.batch_size,
@@ -151,9 +155,10 @@ def train_teacher(
 
 
 def run_epochs(
-    classifier: Classifier,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_terms: LossTerms,
+    load: Callable[[Tensor, torch.Generator], Batch],
+    loss_terms: Callable[[Batch], dict[str, Tensor]],
     *,
     num_images: int,
     batch_size: int,
@@ -162,6 +167,7 @@ def run_epochs(
     seed: int,
     error: type[DfkdError],
     first_epoch: int = 1,
+    prefetch: int = 0,
 ) -> Iterator[EpochRecord]:
     """Train epoch by epoch and yield a record after each.
 
@@ -170,34 +176,34 @@ def run_epochs(
     one image at most: every image is seen once per epoch and no batch is a small remainder.
 
     Args:
-        classifier: The model in training.
+        trained: The model in training, with whatever is trained beside it.
         optimizer: Its optimizer, from `build_optimizer`.
-        loss_terms: The batch's loss as terms to be added up.
+        load: Makes a batch from the images' positions and the epoch's generator; must not look at what is trained.
+        loss_terms: Gives the batch's loss as named terms to be added up.
         num_images: Size n of the set.
         batch_size: Most images per step.
         epochs: Last epoch.
         warmup_fraction: Share of all steps before the highest learning rate.
-        seed: Seed of the shuffles and of the generator that `loss_terms` gets.
+        seed: Seed of the shuffles and of the generator that `load` gets.
         error: Class of the error for a loss that is not finite.
         first_epoch: Number of the first epoch to run.
+        prefetch: Batches that another thread loads ahead; does not change the result.
 
     Raises:
         DfkdError: As `error`, for the first term of a loss that is not finite, with epoch and step.
     """
     num_steps = math.ceil(num_images / batch_size)
     for epoch in range(first_epoch, epochs + 1):
-        classifier.train()
+        trained.train()
         generator = derive_generator(seed, "epoch", epoch)
         batches = torch.randperm(num_images, generator=generator).tensor_split(num_steps)
+        loaded = prefetched((load(positions, generator) for positions in batches), prefetch)
         rows = []
-        for step, positions in enumerate(batches):
-            done = (epoch - 1) * num_steps + step
-            _set_rate(optimizer, warmup_cosine(done, total_steps=epochs * num_steps, warmup_fraction=warmup_fraction))
-            terms = loss_terms(positions, generator)
-            optimizer.zero_grad()
-            torch.autograd.backward(torch.stack(tuple(terms.values())).sum())
-            optimizer.step()
-            rows.append(torch.stack([term.detach() for term in terms.values()]))
+        with closing(loaded):
+            for done, batch in enumerate(loaded, start=(epoch - 1) * num_steps):
+                factor = warmup_cosine(done, total_steps=epochs * num_steps, warmup_fraction=warmup_fraction)
+                terms = _take_step(optimizer, batch, loss_terms, factor)
+                rows.append(torch.stack([term.detach() for term in terms.values()]))
         # One look per epoch, since each look would make a GPU wait.
         means = _finite_means(torch.stack(rows).cpu(), tuple(terms), epoch, error)
         rate = float(optimizer.param_groups[0]["lr"])
@@ -292,9 +298,16 @@ def _check_labels(data: LabelledImages) -> None:
         )
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def _take_step(
+    optimizer: torch.optim.Optimizer, batch: Batch, loss_terms: Callable[[Batch], dict[str, Tensor]], factor: float
+) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+    terms = loss_terms(batch)
+    optimizer.zero_grad()
+    torch.autograd.backward(torch.stack(tuple(terms.values())).sum())
+    optimizer.step()
+    return terms
 
 
 def _finite_means(rows: Tensor, names: tuple[str, ...], epoch: int, error: type[DfkdError]) -> dict[str, float]:

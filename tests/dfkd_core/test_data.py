@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd_core import data, dataset_files
-from dfkd_core.data import DataConfig, LabelledImages, dataset_spec, ensure_dataset, load_dataset
+from dfkd_core.data import DataConfig, LabelledImages, _with_channels, dataset_spec, ensure_dataset, load_dataset
 from dfkd_core.errors import ConfigError, DataError
 
 NUM_IMAGES = {"train": 6, "t10k": 4}
@@ -70,6 +70,14 @@ def test_native_size_is_left_as_it_is_and_can_be_written(root):
     images = load(root, image_size=28).images
     assert torch.equal(images, expected_images())
     images.zero_()
+
+
+def test_channels__grey_is_repeated_and_colour_becomes_luma(root):
+    grey = load(root).images
+    assert torch.equal(load(root, channels=3).images, grey.repeat(1, 3, 1, 1))
+    assert torch.equal(load(root, channels=1).images, grey)
+    colour = torch.tensor([255, 0, 0, 0, 255, 0, 0, 0, 255, 10, 10, 10]).view(4, 3, 1, 1).byte()
+    assert _with_channels(colour, 1).flatten().tolist() == [76, 150, 29, 10]
 
 
 def test_other_sizes_are_resized_bilinearly(root, monkeypatch):

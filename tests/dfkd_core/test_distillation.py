@@ -7,10 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dfkd_core import distillation
+from dfkd_core import checkpoints
 from dfkd_core.augmentation import AugmentationConfig
-from dfkd_core.distillation import DistillationConfig, distill, distill_images, distillation_loss
+from dfkd_core.distillation import DistillationConfig, distill, distill_images
 from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
+from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
 from dfkd_core.models import ModelCard, build_classifier, model_digest
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
@@ -20,22 +21,34 @@ CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=3, 
 MOVED = AugmentationConfig(shift_px=1, flip=True)
 
 
-def make_teacher(seed=0):
-    return Teacher(build_classifier(CARD, seed=seed))
+def make_teacher(seed=0, layer="fc1"):
+    return Teacher(build_classifier(dataclasses.replace(CARD, layer=layer), seed=seed))
 
 
 def make_images(num_images=24):
     return torch.randint(0, 256, (num_images, 1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def run(*, teacher=None, images=None, seed=0, key="set", checkpoint=None, on_progress=None, logits=None, **changes):
-    teacher = teacher or make_teacher()
+def run(
+    *,
+    teacher=None,
+    layer="fc1",
+    images=None,
+    seed=0,
+    key="set",
+    checkpoint=None,
+    on_progress=None,
+    logits=None,
+    prefetch=0,
+    **changes,
+):
+    teacher = teacher or make_teacher(layer=layer)
     images = make_images() if images is None else images
     logits = teacher(load_batch(images, torch.arange(len(images)))) if logits is None and len(images) else logits
     logits = torch.empty(0, 3) if logits is None else logits
-    plain = {"epochs": 4, "batch_size": 8, "checkpoint_every_epochs": 1, "augmentation": AugmentationConfig()}
-    config = DistillationConfig(**(plain | changes))
-    options = {"on_progress": on_progress} if on_progress else {}
+    plain = {"start": "random", "epochs": 4, "batch_size": 8, "feature_weight": 0.0, "checkpoint_every_epochs": 1}
+    config = DistillationConfig(**({"augmentation": AugmentationConfig()} | plain | changes))
+    options = {"prefetch": prefetch} | ({"on_progress": on_progress} if on_progress else {})
     return distill_images(teacher, images, logits, config, key=key, seed=seed, checkpoint=checkpoint, **options)
 
 
@@ -45,32 +58,6 @@ def interrupt_after(epochs):
             raise KeyboardInterrupt
 
     return on_progress
-
-
-def test_the_loss_is_the_formula():
-    student, teacher, temperature = torch.randn(5, 4), torch.randn(5, 4), 3.0
-    expected = 0.0
-    for row_s, row_t in zip(student.double(), teacher.double(), strict=True):
-        q, p = (torch.exp(row / temperature) / torch.exp(row / temperature).sum() for row in (row_s, row_t))
-        expected += temperature**2 * (p * (p / q).log()).sum().item() / 5
-    assert distillation_loss(student, teacher, temperature=temperature).item() == pytest.approx(expected, rel=1e-5)
-    squares = (student - teacher).square().mean().item()
-    both = distillation_loss(student, teacher, temperature=temperature, mse_weight=0.5)
-    assert both.item() == pytest.approx(expected + 0.5 * squares, rel=1e-5)
-
-
-def test_the_loss_is_zero_for_equal_logits_and_for_shifted_ones():
-    logits = torch.randn(5, 4)
-    assert distillation_loss(logits + 7, logits, temperature=2.0).item() == pytest.approx(0, abs=1e-6)
-    assert distillation_loss(logits, logits, temperature=2.0, mse_weight=1.0).item() == 0
-
-
-def test_at_a_high_temperature_the_loss_is_the_difference_of_centred_logits():
-    student, teacher = torch.randn(6, 4).double(), torch.randn(6, 4).double()
-    centred = (student - student.mean(1, True)) - (teacher - teacher.mean(1, True))
-    # Hinton et al., 2015, equation 4, integrated: sum of squares / 2k.
-    expected = centred.square().sum(1).mean() / (2 * 4)
-    torch.testing.assert_close(distillation_loss(student, teacher, temperature=1e4), expected, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -108,6 +95,12 @@ def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
         {"optimizer": "sgd", "augmentation": MOVED},
         {"optimizer": "sgd", "momentum": 0.0},
         {"student": "lenet5_half_bn", "mse_weight": 1.0, "weight_decay": 0.1},
+        {"feature_weight": 1.0},
+        {"feature_weight": 1.0, "feature_layers": "modelled", "layer": "conv2"},
+        {"ema_decay": 0.9, "student": "lenet5_half_bn"},
+        {"mixing": "mixup", "confidence": 0.5, "prefetch": 2},
+        {"mixing": "cutmix", "mixing_alpha": 0.5, "augmentation": MOVED},
+        {"start": "pruned", "feature_weight": 1.0, "ema_decay": 0.5},
     ],
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, changes, epochs_done):
@@ -190,7 +183,7 @@ def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(distillation, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(DistillationError, match=r"checkpoint\.safetensors.*No space left"):
         run(checkpoint=tmp_path / "checkpoint.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -226,7 +219,7 @@ def test_a_stored_transfer_set_gives_the_student_of_its_tensors(tmp_path):
     write_manifest(
         tmp_path,
         method="noise",
-        method_config={},
+        method_config={"methods": {"noise": {}}},
         temperature=1.0,
         teacher_digest=teacher.digest,
         statistics_digest=None,
@@ -234,8 +227,94 @@ def test_a_stored_transfer_set_gives_the_student_of_its_tensors(tmp_path):
         seed=0,
         shards=[record],
     )
-    config = DistillationConfig(epochs=2, batch_size=8, augmentation=AugmentationConfig())
+    config = DistillationConfig(epochs=2, batch_size=8)
     stored = distill(teacher, TransferSet(tmp_path), config, seed=0)
-    assert model_digest(stored.student) == model_digest(run(epochs=2).student)
+    given = distill_images(teacher, images, logits, config, seed=0)
+    assert model_digest(stored.student) == model_digest(given.student)
     with pytest.raises(TransferSetError, match="belongs to teacher"):
         distill(make_teacher(seed=1), TransferSet(tmp_path), config, seed=0)
+
+
+def test_feature_weight__brings_the_inner_outputs_nearer():
+    def distance(**changes):
+        teacher = make_teacher()
+        student = run(epochs=10, **changes).student
+        images = load_batch(make_images(), torch.arange(24))
+        _, hints = forward_with_outputs(teacher.classifier, ["fc1"], images)
+        _, own = forward_with_outputs(student, ["fc1"], images)
+        return normalised_mse(own[0], hints[0]).item()
+
+    result = run(feature_weight=2.0)
+    assert set(result.history[0].terms) == {"kl", "features"}
+    assert result.history[-1].terms["features"] < 0.9 * result.history[0].terms["features"]
+    assert distance(feature_weight=2.0) < 0.5 * distance()
+
+
+def test_feature_weight__the_map_between_widths_is_trained_kept_in_checkpoints_and_dropped(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    result = run(feature_weight=1.0, layer="conv2", checkpoint=path)
+    stored = load_file(path)
+    assert stored["matcher.projection.weight"].shape == (16, 8)
+    first = FeatureMatcher(make_teacher(layer="conv2"), result.student, layers="shared", seed=0).projection.weight
+    assert not torch.equal(stored["matcher.projection.weight"], first)
+    assert {f"network.{name}" for name in result.student.network.state_dict()} <= stored.keys()
+
+
+def test_feature_weight__counts_with_stored_logits_and_with_moved_images():
+    for augmentation in (AugmentationConfig(), MOVED):
+        with_it, without = (run(epochs=1, feature_weight=w, augmentation=augmentation) for w in (1.0, 0.0))
+        assert model_digest(with_it.student) != model_digest(without.student)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"augmentation": MOVED, "mixing": "mixup"}, {"feature_weight": 1.0, "student": "lenet5_half_bn"}]
+)
+def test_prefetch__does_not_change_a_bit(changes):
+    alone, ahead = run(epochs=2, **changes), run(epochs=2, prefetch=2, **changes)
+    assert ahead.history == alone.history
+    assert model_digest(ahead.student) == model_digest(alone.student)
+
+
+def test_ema_decay__the_student_is_the_average_of_the_weights_after_each_step(tmp_path):
+    weights = []
+    for epochs in (1, 2, 3):
+        # One step per epoch and a constant learning rate in the warm-up: a checkpoint shows the weights after each.
+        path = tmp_path / "checkpoint.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint=path, batch_size=24, on_progress=interrupt_after(epochs), student="lenet5_half_bn")
+        weights.append({name.partition(".")[2]: value for name, value in load_file(path).items() if "network" in name})
+        path.unlink()
+    last = run(batch_size=24, student="lenet5_half_bn").student.network.state_dict()
+    averaged = run(batch_size=24, student="lenet5_half_bn", ema_decay=0.2).student.network.state_dict()
+    for name, value in averaged.items():
+        expected = weights[0][name].double()
+        for steps, later in enumerate((weights[1][name], weights[2][name], last[name]), start=1):
+            decay = min(0.2, (1 + steps) / (10 + steps))
+            expected = decay * expected + (1 - decay) * later if value.is_floating_point() else later
+        torch.testing.assert_close(value, expected.to(value.dtype))
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixing__the_teacher_labels_the_mixed_images(mixing):
+    mixed, plain = run(epochs=1, mixing=mixing), run(epochs=1)
+    assert model_digest(mixed.student) != model_digest(plain.student)
+    others = run(epochs=1, mixing=mixing, logits=torch.randn(24, 3))
+    assert model_digest(others.student) == model_digest(mixed.student)
+
+
+def test_confidence__chooses_the_temperature_and_the_result_tells_it():
+    logits = 3 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    chosen = run(epochs=1, confidence=0.6, logits=logits)
+    assert (logits / chosen.temperature).softmax(1).amax(1).mean().item() == pytest.approx(0.6, abs=1e-4)
+    given = run(epochs=1, temperature=chosen.temperature, logits=logits)
+    assert model_digest(given.student) == model_digest(chosen.student)
+    assert run(epochs=1, temperature=3.0).temperature == 3.0
+
+
+def test_start__pruned_is_nearer_to_the_teacher_than_random_and_happens_once(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    pruned, drawn = (run(epochs=1, learning_rate=1e-9, start=start) for start in ("pruned", "random"))
+    assert pruned.history[0].loss < 0.5 * drawn.history[0].loss
+    run(epochs=2, start="pruned", checkpoint=path)
+    again = run(epochs=2, start="pruned", checkpoint=path)
+    assert model_digest(again.student) == model_digest(run(epochs=2, start="pruned").student)

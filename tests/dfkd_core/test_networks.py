@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ SMALLEST = {
     "resnet18": 8,
     "resnet18_half": 8,
     "resnet18_quarter": 8,
+    "resnet18_eighth": 8,
     "resnet34": 8,
 }
 
@@ -46,10 +49,10 @@ def test_number_of_parameters(name, in_channels, expected):
 def test_thin_resnets_are_about_a_quarter_of_each_other():
     counts = [
         num_parameters(build_network(name, in_channels=3, image_size=32, num_classes=10))
-        for name in ("resnet18", "resnet18_half", "resnet18_quarter")
+        for name in ("resnet18", "resnet18_half", "resnet18_quarter", "resnet18_eighth")
     ]
-    assert 3.9 < counts[0] / counts[1] < 4.1
-    assert 3.9 < counts[1] / counts[2] < 4.1
+    for wide, thin in pairwise(counts):
+        assert 3.9 < wide / thin < 4.1
 
 
 def test_every_network_is_covered_here():
@@ -129,3 +132,29 @@ def test_unknown_name_lists_the_known_ones():
 def test_numbers_below_one_are_refused(numbers):
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
         build_network("lenet5", image_size=32, **numbers)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (2, 3)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_max_pool__gives_the_same_with_a_gradient_and_without(size, memory_format):
+    maps = torch.randn(4, 3, *size).to(memory_format=memory_format)
+    maps[0, 0, 0, 0] = torch.nan
+    pool = build_network("lenet5", in_channels=1, image_size=32, num_classes=3).pool1
+    expected = torch.nn.functional.max_pool2d(maps, 2)
+    assert torch.equal(pool(maps).nan_to_num(99), expected.nan_to_num(99))
+    assert torch.equal(pool(maps.clone().requires_grad_()).nan_to_num(99), expected.nan_to_num(99))
+    assert pool(maps).stride() == expected.stride()
+
+
+@pytest.mark.parametrize("image_size", [32, 36])
+def test_last_convolution__is_a_convolution_with_its_gradients(image_size):
+    layer = build_network("lenet5", in_channels=1, image_size=image_size, num_classes=3).conv3
+    side = (image_size - 4) // 4 - 2
+    maps = torch.randn(6, 16, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    found = layer(maps)
+    expected = torch.nn.functional.conv2d(maps, layer.weight, layer.bias)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    for parameter in (maps, layer.weight, layer.bias):
+        gradients = [torch.autograd.grad((o * weights).sum(), parameter, retain_graph=True) for o in (found, expected)]
+        torch.testing.assert_close(*gradients)

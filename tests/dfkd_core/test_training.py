@@ -48,7 +48,11 @@ def collect(loss_terms, *, num_images=10, batch_size=4, epochs=2, **changes):
     optimizer = build_optimizer(classifier, learning_rate=1.0, weight_decay=0.0)
     settings = {"warmup_fraction": 0.0, "seed": 0, "error": TeacherError} | changes
     sizes = {"num_images": num_images, "batch_size": batch_size, "epochs": epochs}
-    return list(run_epochs(classifier, optimizer, lambda p, g: loss_terms(classifier, p, g), **sizes, **settings))
+
+    def load(positions, generator):
+        return positions, generator
+
+    return list(run_epochs(classifier, optimizer, load, lambda b: loss_terms(classifier, *b), **sizes, **settings))
 
 
 def test_a_teacher_learns_what_its_labels_say():

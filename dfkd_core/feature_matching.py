@@ -1,0 +1,138 @@
+"""Matching a student's inner outputs with its teacher's, without a label.
+
+Hints as in FitNets (Romero et al., 2015, arXiv 1412.6550, equation 3): the squared distance of two layers' outputs,
+with a learned map between them where their widths differ. Here it is divided by the spread of the teacher's outputs, so
+that layers count alike whatever their scale.
+
+n images, c channels, h height, w width, d units of a layer, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfkd_core.models import Classifier
+from dfkd_core.seeding import derive_seed
+from dfkd_core.teacher import Teacher
+
+__all__ = ["FeatureMatcher", "forward_with_outputs", "normalised_mse"]
+
+# Below this share of the mean square a spread is rounding of outputs that are the same for all images.
+_CONSTANT = 1e-12
+
+
+class FeatureMatcher(nn.Module):
+    """Compares outputs of a student's layers with outputs of its teacher's; holds the learned map between widths.
+
+    The modelled layer is always compared. Where the student lacks the teacher's, its own default one takes its place; a
+    layer with positions gives its mean over them unless both have the same positions. `shared` adds every step of the
+    teacher that the student has under the same path with the same output shape: layers with weights and stages of
+    residual blocks, the layer of the logits left out. For LeNet-5 and its half these are `conv3` and `fc1`.
+    """
+
+    def __init__(
+        self, teacher: Teacher, student: Classifier, *, layers: Literal["shared", "modelled"], seed: int
+    ) -> None:
+        """Find the layers with one probe image each.
+
+        Args:
+            teacher: The network whose outputs are the target.
+            student: The network in training, any widths.
+            layers: Which layers are compared.
+            seed: Seed of the first weights of the learned map.
+        """
+        super().__init__()
+        modelled = teacher.card.layer
+        own = modelled if modelled in dict(student.network.named_modules()) else student.card.layer
+        shared = _shared_paths(teacher.classifier, student, without=modelled) if layers == "shared" else []
+        self.teacher_paths: tuple[str, ...] = (modelled, *shared)
+        """Module paths of the teacher's layers, the modelled one first."""
+        self.student_paths: tuple[str, ...] = (own, *shared)
+        """Module paths of the student's layers in the same order."""
+        wide, narrow = _shape(teacher.classifier, modelled), _shape(student, own)
+        self._by_unit = wide != narrow
+        self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
+        """Learned map from the student's units of the modelled layer to the teacher's; None where they are as many."""
+
+    def forward(self, student_outputs: Sequence[Tensor], teacher_outputs: Sequence[Tensor]) -> Tensor:
+        """Return the mean over the layers of `normalised_mse`.
+
+        Args:
+            student_outputs: Outputs of the layers at `student_paths`, [n, d, ...] each.
+            teacher_outputs: Outputs of the layers at `teacher_paths`.
+        """
+        student, teacher = [o.float() for o in student_outputs], [o.float() for o in teacher_outputs]
+        if self._by_unit:
+            student[0], teacher[0] = _unit_means(student[0]), _unit_means(teacher[0])
+        if self.projection is not None:
+            student[0] = self.projection(student[0])
+        return torch.stack([normalised_mse(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference over the teacher's mean variance: mean (s - t)^2 / mean (t - mean_n t)^2.
+
+    1 is what the best constant reaches. Outputs that are the same for all images count 0, a single image among them.
+
+    Args:
+        student: Outputs [n, ...].
+        teacher: Outputs [n, ...] of the same shape.
+    """
+    spread = (teacher - teacher.mean(0)).square().mean()
+    is_constant = spread <= _CONSTANT * teacher.square().mean()
+    ratio = functional.mse_loss(student, teacher) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    return torch.where(is_constant, 0.0, ratio)
+
+
+def forward_with_outputs(classifier: Classifier, paths: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and the outputs of the modules at `paths`, in one pass."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str, module: nn.Module, arguments: object, output: Tensor) -> None:
+        outputs[path] = output
+
+    with ExitStack() as stack:
+        for path in paths:
+            handle = classifier.network.get_submodule(path).register_forward_hook(partial(keep, path))
+            stack.callback(handle.remove)
+        logits = classifier(images)
+    return logits, [outputs[path] for path in paths]
+
+
+def _shared_paths(teacher: Classifier, student: Classifier, *, without: str) -> list[str]:
+    in_both = [path for path in _weighted_steps(teacher) if path in _weighted_steps(student) and path != without]
+    return [path for path in in_both if _shape(teacher, path) == _shape(student, path)]
+
+
+def _weighted_steps(classifier: Classifier) -> list[str]:
+    """Return the network's steps with a kernel or a weight matrix, without the last, which gives the logits."""
+    steps = classifier.network.named_children()
+    return [name for name, step in steps if any(weight.ndim > 1 for weight in step.parameters())][:-1]
+
+
+@torch.no_grad()
+def _shape(classifier: Classifier, path: str) -> tuple[int, ...]:
+    """Return the shape of the output at `path` for one image."""
+    is_training = classifier.training
+    images = torch.full((1, *classifier.card.image_shape), 0.5, device=classifier.mean.device)
+    # In training mode the probe would change the running statistics of a BatchNorm.
+    _, (output,) = forward_with_outputs(classifier.eval(), [path], images)
+    classifier.train(is_training)
+    return tuple(output.shape[1:])
+
+
+def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init", "projection"))
+        return nn.Linear(num_inputs, num_outputs)
+
+
+def _unit_means(outputs: Tensor) -> Tensor:
+    return outputs.flatten(2).mean(2) if outputs.dim() > 2 else outputs

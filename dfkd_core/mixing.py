@@ -1,0 +1,63 @@
+"""Images made of two of a batch, to be labelled by the teacher.
+
+MixUp blends (Zhang et al., 2018, arXiv 1710.09412, section 2), CutMix pastes a box (Yun et al., 2019, arXiv 1905.04899,
+equations 1 and 2). There the labels are mixed in the same shares; here the teacher says what it sees. torchvision's
+MixUp and CutMix are not used: they need labels and draw from the global generator.
+
+n images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Mixing", "mix"]
+
+Mixing = Literal["none", "mixup", "cutmix"]
+
+
+def mix(images: Tensor, mixing: Mixing, alpha: float, generator: torch.Generator) -> Tensor:
+    """Mix each image with its neighbour in the batch (shuffle the batch before).
+
+    Args:
+        images: Float images [n, c, h, w] in [0, 1]; left as they are.
+        mixing: `mixup` gives share * image + (1 - share) * neighbour, `cutmix` puts a box of about 1 - share of the
+            neighbour's area into the image, at the same place and cut off at the border; `none` changes nothing.
+        alpha: Each image's share is drawn from Beta(alpha, alpha): near 0 the images stay nearly whole, 1 is uniform.
+        generator: CPU generator of all the draws.
+
+    Returns:
+        Images of the same shape, range and device.
+    """
+    if mixing == "none":
+        return images
+    # NumPy draws here, since torch takes no generator for Beta.
+    draws = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+    shares = torch.from_numpy(draws.beta(alpha, alpha, len(images))).to(images.dtype)
+    if mixing == "mixup":
+        own = shares.view(-1, 1, 1, 1)
+    else:
+        own = (~_boxes(shares, torch.rand(2, len(images), generator=generator), images.shape[-2:])).to(images.dtype)
+    return torch.lerp(images.roll(1, 0), images, own.to(images.device))
+
+
+def _boxes(shares: Tensor, centres: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Return masks [n, 1, h, w] of boxes with sides sqrt(1 - share) of the image's.
+
+    Args:
+        shares: Shares [n] of the images' area that stay outside.
+        centres: Rows and columns [2, n] of the boxes' centres as parts of h and w.
+        size: Height and width.
+    """
+    inside = []
+    for centre, length in zip(centres, size, strict=True):
+        middle, half = (centre * length).floor(), ((1 - shares).sqrt() * length).floor() / 2
+        places = torch.arange(length)
+        inside.append((places >= (middle - half).floor()[:, None]) & (places < (middle + half).floor()[:, None]))
+    rows, columns = inside
+    boxes: Tensor = rows[:, None, :, None] & columns[:, None, None, :]
+    return boxes

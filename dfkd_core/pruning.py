@@ -1,0 +1,403 @@
+"""A thinner copy of the teacher as the student's first weights: channels are left out and the others make up for them.
+
+Which channels stay is chosen as in ThiNet (Luo et al., 2017, arXiv 1707.06342), with least squares in the place of a
+sum: those from which the outputs of the layers that read them can best be rebuilt. These layers are then solved on the
+student's own inputs (He et al., 2017, arXiv 1707.06168, equation 5). Both look at synthetic images alone. Nothing is
+drawn but the positions that count, from a stream with a fixed seed.
+
+n images, c channels, h height, w width; m sampled rows (an image and a position in a layer's output), t numbers that a
+layer reads of one channel for one row (taps), p = c t, o outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from dfkd_core.errors import DistillationError
+from dfkd_core.seeding import derive_generator
+from dfkd_core.teacher import Teacher
+from dfkd_core.training import load_batch
+
+__all__ = ["check_thinner", "prune_into"]
+
+_MAX_IMAGES = 5000
+_MIN_IMAGES = 200
+# Bounds memory: all images' values in the network's largest map.
+_MAX_MAP_VALUES = 2**25
+_MAX_ROWS = 20_000
+# Share of the inputs' mean variance; more trusts the teacher's weights and less the images.
+_RIDGE = 0.03
+# Wide layers choose several channels at a time, so that time grows with the square of the width and not the cube.
+_MAX_STEPS = 32
+_MAX_EXCHANGES = 32
+
+_Layer = nn.Conv2d | nn.Linear
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+# Modules that treat all channels alike; of these the student's are the teacher's.
+_PER_CHANNEL = (
+    nn.ReLU,
+    nn.Identity,
+    nn.Flatten,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Dropout,
+)
+
+
+@torch.no_grad()
+def prune_into(teacher: Teacher, student: nn.Module, images: Tensor) -> None:
+    """Fill a network's weights and BatchNorm buffers, in place, with a thinner copy of the teacher.
+
+    Both networks must have the same modules under the same paths; where widths differ, the student's are the smaller
+    ones. With the same widths the student becomes the teacher up to rounding. Solves in float64 on the CPU.
+
+    Args:
+        teacher: The network to copy from.
+        student: The network to fill, taking normalised images as the teacher's does; its mode and device stay.
+        images: uint8 images [n, c, h, w], of which the first 5,000 count, fewer where the teacher's maps are large.
+
+    Raises:
+        DistillationError: The student is not a thinner copy of the teacher.
+    """
+    network = teacher.classifier.network
+    check_thinner(network, student)
+    graph = _trace(network)
+    spaces = _find_spaces(graph, network, student, in_channels=images.shape[1])
+    pixels = _normalised_pixels(teacher, images, graph)
+    _Chooser(network, graph, spaces).run(pixels)
+    device, is_training = next(student.parameters()).device, student.training
+    student.to(teacher.device).eval()
+    _Filler(network, graph, spaces, student).run((pixels, pixels))
+    student.to(device).train(is_training)
+
+
+def check_thinner(network: nn.Module, thin: nn.Module) -> None:
+    """Check that a network differs from the teacher's in widths alone, and none is larger.
+
+    Raises:
+        DistillationError: It does not; says where.
+    """
+    own, wide = dict(_leaves(thin)), dict(_leaves(network))
+    faults = [f"the student has no {path}" for path in wide if path not in own]
+    faults += [f"the teacher has no {path}" for path in own if path not in wide]
+    faults += [fault for path in wide if path in own for fault in _differences(path, wide[path], own[path])]
+    if faults:
+        raise _refusal("; ".join(faults[:5]))
+
+
+def _leaves(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((path, module) for path, module in network.named_modules() if not any(module.children()))
+
+
+def _differences(path: str, module: nn.Module, small: nn.Module) -> Iterator[str]:
+    if type(module) is not type(small):
+        yield f"{path} is {type(small).__name__} in the student and {type(module).__name__} in the teacher"
+        return
+    if isinstance(module, nn.Conv2d) and isinstance(small, nn.Conv2d):
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+            if getattr(module, name) != getattr(small, name):
+                yield f"{name} of {path} is {getattr(small, name)}, the teacher's {getattr(module, name)}"
+        if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            yield f"{path} is grouped, dilated or padded by other than zeros"
+    state, small_state = module.state_dict(), small.state_dict()
+    if state.keys() != small_state.keys():
+        yield f"{path} holds {', '.join(sorted(small_state))} and the teacher's {', '.join(sorted(state))}"
+        return
+    for name, tensor in small_state.items():
+        if any(size > wide for size, wide in zip(tensor.shape, state[name].shape, strict=True)):
+            yield f"{path}.{name} is {tuple(tensor.shape)}, larger than the teacher's {tuple(state[name].shape)}"
+
+
+def _refusal(reason: str) -> DistillationError:
+    return DistillationError(
+        f"The student cannot start as a thinner copy of the teacher: {reason}. Choose a distillation.student that is "
+        "one (lenet5_half for lenet5), or set distillation.start: random"
+    )
+
+
+class _Tracer(fx.Tracer):
+    """Records which step follows which, a step being a module without children or a sum."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(m.children())
+
+
+def _trace(network: nn.Module) -> fx.Graph:
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:  # a forward that depends on values fails to trace in any way that its code finds
+        raise _refusal(f"the teacher's steps cannot be told apart ({error})") from error
+    for node in graph.nodes:
+        is_known = node.op in ("placeholder", "output")
+        if node.op == "call_module":
+            is_known = isinstance(network.get_submodule(node.target), (_Layer, _BatchNorm, *_PER_CHANNEL))
+        elif node.op == "call_function":
+            is_known = node.target in (operator.add, operator.iadd, torch.add) and len(node.all_input_nodes) == 2
+        if not is_known:
+            raise _refusal(f"the teacher's step {node.name} is none that can be thinned out")
+    return graph
+
+
+@dataclass(eq=False, slots=True)
+class _Space:
+    """Channels that are kept or left out as one: a layer's outputs, or all that a chain of residual sums adds up."""
+
+    width: int
+    """Channels in the teacher."""
+    kept: Tensor
+    """Channels that the student has, int64 ascending; before they are chosen, as many of the first ones."""
+    readers: list[str] = field(default_factory=list)
+    """Paths of the layers that read the channels."""
+
+
+def _find_spaces(graph: fx.Graph, network: nn.Module, thin: nn.Module, *, in_channels: int) -> dict[fx.Node, _Space]:
+    """Return the space of each step's output."""
+    spaces: dict[fx.Node, _Space] = {}
+    for node in graph.nodes:
+        layer = _layer_at(network, node)
+        if node.op == "placeholder":
+            spaces[node] = _Space(in_channels, torch.arange(in_channels))
+        elif layer is not None:
+            small = _layer_at(thin, node)
+            assert small is not None
+            spaces[node] = _Space(len(layer.weight), torch.arange(len(small.weight)))
+        else:
+            spaces[node], *others = [spaces[source] for source in node.all_input_nodes]
+            for other in others:
+                spaces.update({n: spaces[node] for n, space in spaces.items() if space is other})
+    for node in graph.nodes:
+        if _layer_at(network, node) is not None:
+            spaces[node.all_input_nodes[0]].readers.append(node.target)
+    return spaces
+
+
+def _layer_at(network: nn.Module, node: fx.Node) -> _Layer | None:
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, _Layer) else None
+
+
+def _normalised_pixels(teacher: Teacher, images: Tensor, graph: fx.Graph) -> Tensor:
+    """Return the input of the teacher's network for the first images, as many as memory is meant for, [n, c, h, w]."""
+    classifier, largest = teacher.classifier, 1
+
+    class Sizes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            nonlocal largest
+            output = super().run_node(n)
+            largest = max(largest, output.numel())
+            return output
+
+    def normalised(count: int) -> Tensor:
+        batch = load_batch(images, torch.arange(min(count, len(images)))).to(teacher.device)
+        pixels: Tensor = (batch - classifier.mean) / classifier.std
+        return pixels
+
+    Sizes(classifier.network, graph=graph).run(normalised(1))
+    return normalised(min(_MAX_IMAGES, max(_MIN_IMAGES, _MAX_MAP_VALUES // largest)))
+
+
+class _Chooser(fx.Interpreter):
+    """Runs the teacher and settles, for each space with too many channels, which are kept."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, spaces: dict[fx.Node, _Space]) -> None:
+        super().__init__(network, graph=graph)
+        self._network, self._spaces = network, spaces
+        self._problems: dict[str, _Regression] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        layer = _layer_at(self._network, n)
+        output = super().run_node(n)
+        if layer is None:
+            return output
+        source = n.all_input_nodes[0]
+        space = self._spaces[source]
+        if len(space.kept) < space.width:
+            rows = _sample_rows(str(n.target), output)
+            inputs = _patches(layer, self.env[source], rows, space.width).flatten(1)
+            inputs = inputs - inputs.mean(0)
+            gram = (inputs.T @ inputs / len(inputs)).cpu().double()
+            weights = _by_channel(layer, space).flatten(1).T.cpu().double()
+            self._problems[str(n.target)] = _Regression(gram, weights, space.width)
+            if all(reader in self._problems for reader in space.readers):
+                problems = [self._problems.pop(reader) for reader in space.readers]
+                space.kept = _choose_channels(problems, len(space.kept))
+        return output
+
+
+class _Filler(fx.Interpreter):
+    """Runs teacher and student side by side and fills each of the student's layers before it runs."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, spaces: dict[fx.Node, _Space], thin: nn.Module) -> None:
+        super().__init__(network, graph=graph)
+        self._network, self._spaces, self._thin = network, spaces, thin
+
+    def run_node(self, n: fx.Node) -> Any:
+        sources = [self.env[source] for source in n.all_input_nodes]
+        if n.op == "call_function":
+            return tuple(first + second for first, second in zip(*sources))
+        if n.op != "call_module":
+            return super().run_node(n)
+        ((wide, narrow),) = sources
+        module, small = self._network.get_submodule(str(n.target)), self._thin.get_submodule(str(n.target))
+        output = module(wide)
+        kept = self._spaces[n].kept
+        if isinstance(module, _Layer):
+            assert isinstance(small, _Layer)
+            _fill_layer(str(n.target), module, small, narrow, output, self._spaces[n.all_input_nodes[0]], kept)
+        elif isinstance(module, _BatchNorm):
+            assert isinstance(small, _BatchNorm)
+            _fill_batch_norm(module, small, wide, narrow, kept)
+        return output, small(narrow)
+
+
+def _fill_layer(
+    path: str, layer: _Layer, small: _Layer, narrow: Tensor, output: Tensor, source: _Space, kept: Tensor
+) -> None:
+    """Solve a layer so that on the student's inputs it gives what the teacher's gives on its own."""
+    rows = _sample_rows(path, output)
+    inputs = _patches(small, narrow, rows, len(source.kept)).flatten(1).cpu().double()
+    wanted = output.movedim(1, -1).flatten(0, -2)[rows][:, kept].cpu().double()
+    prior = _by_channel(layer, source)[kept][:, source.kept].flatten(1).cpu().double()
+    weights, bias = _solve(inputs, wanted, prior)
+    small.weight.copy_(weights.view_as(small.weight))
+    if small.bias is not None:
+        small.bias.copy_(bias)
+
+
+def _fill_batch_norm(module: _BatchNorm, small: _BatchNorm, wide: Tensor, narrow: Tensor, kept: Tensor) -> None:
+    """Copy what the teacher's remembers of real images; its means move with those of the student's inputs.
+
+    A layer without a bias cannot make up for the mean of the channels left out; the BatchNorm after it can.
+    """
+    for name, values in module.state_dict().items():
+        small.state_dict()[name].copy_(values[kept] if values.dim() else values)
+    if small.running_mean is not None:
+        others = [dimension for dimension in range(narrow.dim()) if dimension != 1]
+        small.running_mean += narrow.mean(others) - wide.mean(others)[kept]
+
+
+def _by_channel(layer: _Layer, source: _Space) -> Tensor:
+    """Return a layer's weights as [o, c, t]."""
+    return layer.weight.reshape(len(layer.weight), source.width, -1)
+
+
+def _solve(inputs: Tensor, wanted: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights [o, p] and biases [o] that map inputs [m, p] to wanted [m, o], held to the weights `prior`."""
+    input_mean, wanted_mean = inputs.mean(0), wanted.mean(0)
+    inputs, wanted = inputs - input_mean, wanted - wanted_mean
+    gram = _with_ridge(inputs.T @ inputs)
+    missing = wanted - inputs @ prior.T
+    weights = prior + torch.cholesky_solve(inputs.T @ missing, torch.linalg.cholesky(gram)).T
+    return weights, wanted_mean - weights @ input_mean
+
+
+def _with_ridge(gram: Tensor) -> Tensor:
+    gram.diagonal().add_(max(_RIDGE * gram.diagonal().mean().item(), 1e-30))
+    return gram
+
+
+def _sample_rows(path: str, output: Tensor) -> Tensor:
+    """Return which rows of a layer's output [n, o, ...] count, int64 [m] ascending."""
+    order = torch.randperm(output[:, 0].numel(), generator=derive_generator(0, "pruning", path))
+    return order[:_MAX_ROWS].sort().values.to(output.device)
+
+
+def _patches(layer: _Layer, inputs: Tensor, rows: Tensor, width: int) -> Tensor:
+    """Return what a layer reads for these rows of its output, [m, c, t]."""
+    if isinstance(layer, nn.Linear):
+        return inputs[rows].view(len(rows), width, -1)
+    if layer.padding == "same":
+        # As torch does: of an odd total, the larger part comes after.
+        totals = [size - 1 for size in reversed(layer.kernel_size)]
+        padding = [part for total in totals for part in (total // 2, total - total // 2)]
+    else:
+        assert not isinstance(layer.padding, str)
+        padding = [part for part in reversed(layer.padding) for _ in range(2)]
+    (down, across), (row_step, column_step) = layer.kernel_size, layer.stride
+    windows = functional.pad(inputs, padding).unfold(2, down, row_step).unfold(3, across, column_step)
+    height, columns = windows.shape[2:4]
+    image, position = rows // (height * columns), rows % (height * columns)
+    return windows[image, :, position // columns, position % columns].flatten(2)
+
+
+class _Regression:
+    """Least squares of a reader's outputs on any of its input channels, one channel more or less at a time.
+
+    Holds the ridged covariance of the inputs, swept (Beaton's operator, in blocks of channels) by those that are in.
+    """
+
+    def __init__(self, gram: Tensor, weights: Tensor, width: int) -> None:
+        """Start without a channel.
+
+        Args:
+            gram: Covariance of the inputs, float64 [p, p]; taken over.
+            weights: The reader's weights, float64 [p, o].
+            width: Channels c.
+        """
+        self.width = width
+        self._taps = len(gram) // width
+        self._cross = gram @ weights
+        self._total = max((weights * self._cross).sum().item(), 1e-300)
+        self._gram = _with_ridge(gram)
+
+    def values(self) -> Tensor:
+        """Return what each channel is worth, [c], as a share of the outputs' variance.
+
+        For a channel that is out, how much more would be explained with it; for one that is in, minus how much less
+        would be without it.
+        """
+        blocks = self._gram.view(self.width, self._taps, self.width, self._taps).diagonal(dim1=0, dim2=2)
+        cross = self._cross.view(self.width, self._taps, -1)
+        explained: Tensor = (cross * torch.linalg.solve(blocks.permute(2, 0, 1), cross)).sum((1, 2))
+        return explained / self._total
+
+    def move(self, channels: list[int], *, into: bool) -> None:
+        """Take channels in or out."""
+        sign = 1 if into else -1
+        taps = (torch.tensor(channels)[:, None] * self._taps + torch.arange(self._taps)).flatten()
+        block, rows = self._gram[taps][:, taps], self._gram[taps]
+        solved = torch.linalg.solve(block, torch.cat([rows, self._cross[taps]], 1))
+        of_gram, of_cross = solved.split([len(self._gram), self._cross.shape[1]], dim=1)
+        self._gram.addmm_(rows.T, of_gram, alpha=-1)
+        self._cross.addmm_(rows.T, of_cross, alpha=-1)
+        self._gram[taps] = sign * of_gram
+        self._gram[:, taps] = self._gram[taps].T
+        self._gram[taps[:, None], taps] = -torch.linalg.inv(block)
+        self._cross[taps] = sign * of_cross
+
+
+def _choose_channels(problems: list[_Regression], count: int) -> Tensor:
+    """Return the channels, int64 [count] ascending, from which the readers' outputs can best be rebuilt.
+
+    Greedy, the most valuable ones first, then exchanges of one channel as long as they gain.
+    """
+    is_in = torch.zeros(problems[0].width, dtype=torch.bool)
+
+    def values() -> Tensor:
+        return torch.stack([problem.values() for problem in problems]).sum(0)
+
+    def move(channels: list[int], *, into: bool) -> None:
+        for problem in problems:
+            problem.move(channels, into=into)
+        is_in[channels] = into
+
+    at_a_time = -(-count // _MAX_STEPS)
+    while (missing := count - int(is_in.sum())) > 0:
+        gains = values().masked_fill(is_in, -torch.inf)
+        move(gains.topk(min(at_a_time, missing)).indices.tolist(), into=True)
+    for _ in range(_MAX_EXCHANGES if count < len(is_in) else 0):
+        new = int(values().masked_fill(is_in, -torch.inf).argmax())
+        move([new], into=True)
+        old = int((-values()).masked_fill(~is_in, torch.inf).argmin())
+        move([old], into=False)
+        if old == new:
+            break
+    return is_in.nonzero()[:, 0]
