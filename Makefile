@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check clean
+.PHONY: help setup run params test test-slow check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY) ## Run everything that has changed and show the table
 	@$(BIN)/dfkd run
+
+params: $(READY) ## Write params.yaml anew from the defaults and their documentation
+	$(BIN)/python -m flows.params_file
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest

@@ -42,7 +42,7 @@ def main() -> None:
 )
 def run(
     preset: Annotated[
-        str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, digits.", metavar="NAME")
+        str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
     ] = None,
     assignments: Set = None,
     debug: Debug = False,
@@ -115,6 +115,7 @@ def verify(
     """Hash every shard of a transfer set again and compare with its manifest."""
     here = Path.cwd()
     with _told(debug):
+        from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.teacher import load_teacher
         from dfkd_core.transfer_set import verify_transfer_set
         from tasks.workspace import TEACHER, TRANSFER_SET
@@ -124,6 +125,9 @@ def verify(
         manifest = verify_transfer_set(path, load_teacher(owner).digest if owner else None)
         count = f"{len(manifest.shards)} shards" if len(manifest.shards) > 1 else "1 shard"
         typer.echo(f"{path} is whole: {manifest.num_images} images in {count} by {manifest.method}")
+        note = balance_note(manifest.class_histogram, method=manifest.method, method_config=manifest.method_config)
+        if note:
+            typer.echo(f"Note: {note}")
 
 
 @app.command(epilog="Example: dfkd show")

@@ -11,6 +11,8 @@ from tasks.workspace import REPORTS, STUDENT, TEACHER, TRANSFER_SET, place_file,
 
 __all__ = ["distill"]
 
+_BATCHES_AHEAD = 2
+
 
 @flow(name="distill", **FLOW_OPTIONS)
 def distill(params: Params) -> str:
@@ -32,7 +34,9 @@ def distill(params: Params) -> str:
         folder=(work / "out").as_posix(),
         checkpoint=(work / "checkpoint.safetensors").as_posix(),
         device=params.execution.device,
+        prefetch=_BATCHES_AHEAD if params.execution.num_workers > 1 else 0,
     )
     place_folder(work / "out" / "model", STUDENT)
     place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
-    return f"{params.distillation.student}, last loss {result.numbers['loss']:.4f}"
+    config = params.distillation
+    return f"{config.student} from a {config.start} start, last loss {result.numbers['loss']:.4f}"

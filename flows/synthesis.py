@@ -15,7 +15,9 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from dfkd_core.config import ExecutionConfig, Params
 from dfkd_core.progress import Progress
+from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
+from dfkd_core.transfer_set import read_manifest
 from flows.display import say
 from flows.estimation import estimate
 from flows.lifeline import start_worker
@@ -38,14 +40,13 @@ __all__ = ["shard_runner", "synthesize", "synthesize_anywhere"]
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-@flow(name="synthesize", **FLOW_OPTIONS)
 def synthesize(params: Params) -> str:
     """Make the transfer set and put it into `artifacts/transfer_set`."""
     picture = REPORTS / "samples.png"
-    return _synthesize(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
+    run = _synthesize.with_options(task_runner=shard_runner(params.execution))
+    return run(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
 
 
-@flow(name="synthesize anywhere", **FLOW_OPTIONS)
 def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
     """Make a transfer set of any teacher in any folder, outside of DVC.
 
@@ -55,8 +56,8 @@ def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder:
         statistics_folder: Its statistics; None estimates them first.
         out: Folder of the transfer set.
     """
-    statistics = reference(statistics_folder) if statistics_folder else estimate(params, teacher_folder)
-    return _synthesize(params, reference(teacher_folder), statistics, out, None)
+    run = _synthesize_anywhere.with_options(task_runner=shard_runner(params.execution))
+    return run(params, teacher_folder, statistics_folder, out)
 
 
 def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
@@ -66,7 +67,18 @@ def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
     return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=(os.getpid(),))
 
 
-def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path | None) -> str:
+@flow(name="synthesize anywhere", **FLOW_OPTIONS)
+def _synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
+    statistics = reference(statistics_folder) if statistics_folder else estimate(params, teacher_folder)
+    return _make_set(params, reference(teacher_folder), statistics, out, None)
+
+
+@flow(name="synthesize", **FLOW_OPTIONS)
+def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path) -> str:
+    return _make_set(params, teacher, statistics, out, picture)
+
+
+def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path | None) -> str:
     inputs = {
         "teacher": teacher.sha256,
         "statistics": statistics.sha256,
@@ -86,7 +98,10 @@ def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Pa
     picture_path = picture.as_posix() if picture else None
     made = assemble_transfer_set(shards, **{**settings, "folder": out.as_posix()}, picture=picture_path)
     num_images, confidence = made.numbers["num_images"], made.numbers["mean_confidence"]
-    return f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}"
+    manifest = read_manifest(out)
+    note = balance_note(manifest.class_histogram, method=manifest.method, method_config=manifest.method_config)
+    summary = f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}"
+    return f"{summary}; {note}" if note else summary
 
 
 def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:

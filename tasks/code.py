@@ -19,7 +19,13 @@ _MODEL = (
     "dfkd_core/seeding.py",
 )
 _IMAGES = ("dfkd_core/data.py", "dfkd_core/dataset_files.py", "dfkd_core/vision.py")
-_TRAINING = (*_MODEL, *_IMAGES, "dfkd_core/augmentation.py", "dfkd_core/training.py")
+_TRAINING = (
+    *_MODEL,
+    *_IMAGES,
+    "dfkd_core/augmentation.py",
+    "dfkd_core/prefetching.py",
+    "dfkd_core/training.py",
+)
 _STATISTICS = (*_MODEL, "dfkd_core/priors", "dfkd_core/statistics.py", "dfkd_core/teacher.py")
 
 STAGE_MODULES = {
@@ -28,7 +34,13 @@ STAGE_MODULES = {
     "synthesize": (*_STATISTICS, "dfkd_core/synthesis", "dfkd_core/transfer_set.py", "tasks/synthesis.py"),
     "distill": (
         *_TRAINING,
+        "dfkd_core/averaging.py",
+        "dfkd_core/checkpoints.py",
         "dfkd_core/distillation.py",
+        "dfkd_core/feature_matching.py",
+        "dfkd_core/mixing.py",
+        "dfkd_core/pruning.py",
+        "dfkd_core/soft_labels.py",
         "dfkd_core/teacher.py",
         "dfkd_core/transfer_set.py",
         "tasks/distillation.py",

@@ -20,7 +20,7 @@ from tasks.workspace import Artifact, clear_folder, reference
 __all__ = ["make_student"]
 
 
-@task(name="distill student", **cached("distill", "device", "checkpoint"))
+@task(name="distill student", **cached("distill", "device", "checkpoint", "prefetch"))
 def make_student(
     teacher: Artifact,
     transfer_set: Artifact,
@@ -30,6 +30,7 @@ def make_student(
     folder: str,
     checkpoint: str,
     device: str,
+    prefetch: int = 0,
 ) -> Artifact:
     """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
     on = resolve_device(device)
@@ -37,7 +38,16 @@ def make_student(
         loaded = load_teacher(Path(teacher.path), device=on)
         verify_transfer_set(Path(transfer_set.path), loaded.digest)
         images = TransferSet(Path(transfer_set.path))
-        result = distill(loaded, images, config, seed=seed, device=on, checkpoint=Path(checkpoint), on_progress=report)
+        result = distill(
+            loaded,
+            images,
+            config,
+            seed=seed,
+            device=on,
+            checkpoint=Path(checkpoint),
+            prefetch=prefetch,
+            on_progress=report,
+        )
     out = clear_folder(Path(folder))
     save_model(out / "model", result.student)
     write_history(out / "epochs.csv", result.history)

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from dfkd_core.devices import resolve_device
 from dfkd_core.digests import canonical_json
 from dfkd_core.statistics import FeatureStatistics, load_statistics
+from dfkd_core.synthesis.guards import check_set
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.shards import shard_indices, synthesize_shard
 from dfkd_core.teacher import Teacher, load_teacher
@@ -77,6 +78,7 @@ def assemble_transfer_set(
         seed=seed,
         shards=records,
     )
+    check_set(manifest.class_histogram, config=config)
     if picture:
         first = TransferSet(out).images[:_GRID_IMAGES].numpy()
         write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)

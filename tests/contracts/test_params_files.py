@@ -37,7 +37,7 @@ def test_shipped_params__every_key_has_a_comment() -> None:
 
 
 def test_presets__are_all_there_and_valid() -> None:
-    assert preset_names() == ["default", "digits", "fast"]
+    assert preset_names() == ["best", "default", "digits", "fast"]
     for name in preset_names():
         assert apply_preset(name).synthesis.num_images > 0
 

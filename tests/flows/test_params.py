@@ -57,4 +57,4 @@ def test_load_params__missing_and_broken_files(tmp_path: Path) -> None:
 
 def test_flatten__gives_dotted_paths() -> None:
     assert flatten({"a": {"b": 1}, "c": 2}) == {"a.b": 1, "c": 2}
-    assert flatten(Params())["synthesis.methods.soft_target.refinement.prior"] == "procedural"
+    assert flatten(Params())["synthesis.methods.soft_target.refinement.prior"] == "mixed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -37,6 +38,7 @@ def test_run__prints_the_table_and_registers_the_student(first_run: Any) -> None
     assert "Registered dfkd-student-digits version 1: first champion" in output
     for noise in ("Traceback", "Warning", "ERROR"):
         assert noise not in output
+    assert _most_at_once(workspace.path) <= 2
 
 
 def test_run__leaves_git_and_dvc_clean(first_run: Any) -> None:
@@ -93,7 +95,8 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
 ) -> None:
     workspace, _ = first_run
     # The last two shards take seconds after the first is there; what a killed run started ends within half a second.
-    changes = ["synthesis.methods.soft_target.refinement.iterations=400", "distillation.epochs=1"]
+    refinement = "synthesis.methods.soft_target.refinement"
+    changes = [f"{refinement}.iterations=400", f"{refinement}.refined_share=1", "distillation.epochs=1"]
     process = workspace.start("dfkd", "run", *(part for change in changes for part in ("--set", change)))
     _wait_for_shards(workspace.path, process, earlier=4, count=1)
     os.kill(process.pid, signal.SIGKILL)
@@ -109,6 +112,7 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
         PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
     )  # fmt: skip
     assert "reused" not in undisturbed
+    assert _most_at_once(workspace.path) == 1
     resumed = (workspace.path / "artifacts/transfer_set/manifest.json").read_text()
     assert (tmp_path / "set/manifest.json").read_text() == resumed
     assert "is whole" in workspace.run("dfkd", "verify", str(tmp_path / "set"), "--teacher", "artifacts/teacher")
@@ -132,6 +136,14 @@ def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) 
 
 def _shards(path: Path) -> list[Path]:
     return list(path.glob(".dfkd/work/synthesize/*/shard-*.safetensors"))
+
+
+def _most_at_once(path: Path) -> int:
+    """Return how many shards of the last synthesis were made at the same time."""
+    lines = (path / ".dfkd/timings/synthesize.jsonl").read_text().splitlines()
+    spans = [json.loads(line) for line in lines]
+    assert len(spans) == 4
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
 def _wait_for_shards(path: Path, process: subprocess.Popen[str], *, earlier: int, count: int) -> None:
