@@ -1,8 +1,10 @@
-"""Students of every method on equal budgets: the same number of images, of refinement iterations and of training steps.
+"""Tables of students' accuracies, every row with its seeds, spread and seconds.
 
-    python benchmarks/quality.py --dataset digits --seeds 0 1 2
-    python benchmarks/quality.py --dataset fashion_mnist --seeds 0 1 2 --write docs/benchmarks.md
-    python benchmarks/quality.py --dataset digits --ablation
+    python benchmarks/quality.py presets --seeds 0 1 2                  # what the presets reach, both starts
+    python benchmarks/quality.py starts --preset digits                 # a preset against real data, both starts
+    python benchmarks/quality.py methods --dataset digits               # every method on an equal budget
+    python benchmarks/quality.py parts --dataset digits                 # the default, one part changed at a time
+    python benchmarks/quality.py questions --dataset digits             # what the paper leaves open
 
 A (row, seed) that was measured before is not measured again: results are kept in `.dfkd/benchmarks/`, addressed by
 everything that decides them. Each row is a change to `params.yaml`; the last epoch counts and nothing is chosen on
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
+import os
 import shlex
 import statistics as stats
 import sys
@@ -22,17 +24,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from hardware import processor_name
 
 from dfkd_core.config import ExecutionConfig, Params
 from dfkd_core.data import LabelledImages, load_dataset
 from dfkd_core.digests import json_digest, write_json
 from dfkd_core.distillation import distill_images
 from dfkd_core.models import Classifier, save_model
+from dfkd_core.seeding import derive_generator
 from dfkd_core.statistics import estimate_statistics
 from dfkd_core.synthesis.methods import build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
@@ -43,6 +48,18 @@ from flows.overrides import apply_overrides, apply_preset
 
 CACHE = Path(".dfkd/benchmarks")
 REFINEMENT = "synthesis.methods.{}.refinement.{}"
+BATCHES_AHEAD = 2
+NUM_SOME_REAL = 12_000
+STARTS = ("pruned", "random")
+PRESETS = ("fast", "default", "best")
+PRIOR_STEPS: dict[str, dict[str, Any]] = {
+    "pixels": {"learning_rate": 0.1, "smoothing_px": 0.0},
+    "fourier": {"learning_rate": 0.1, "smoothing_px": 0.0},
+    "procedural": {"learning_rate": 0.04, "smoothing_px": 1.0},
+    "mixed": {"learning_rate": 0.04, "smoothing_px": 1.0},
+}
+AS_DRAWN: dict[str, Any] = {"refined_share": 0.0, "num_candidates": 1, "matching": "own"}
+OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.augmentation.shift_px": 0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,37 +68,107 @@ class Row:
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""
+    """Preset whose synthesis and distillation the row takes, with the teacher of the others."""
     real: str = ""
     """`labels` or `kd` for a student that is trained on the teacher's training data."""
+    num_real: int = 0
+    """Most of these images to use; 0 is all."""
 
 
-def equal_budget_rows(params: Params) -> list[Row]:
-    """Return real labels, real-data KD, the floor, the yardstick and the paper's method with each prior."""
-    default = params.synthesis.methods.soft_target.refinement
-    shared = {name: getattr(default, name) for name in ("iterations", "num_candidates", "loss", "temperature")}
-    equal = {REFINEMENT.format("dirichlet", name): value for name, value in shared.items()}
-    rows = [
-        Row(name="real labels", real="labels"),
-        Row(name="real-data KD", real="kd"),
-        Row(name="noise", changes={"synthesis.method": "noise"}),
+def preset_rows(params: Params) -> list[Row]:
+    """Return real-data rows with the default's steps, and each preset's synthesis and training with both starts."""
+    rows = start_rows(params)[: -len(STARTS)]
+    for preset in PRESETS:
+        rows += [Row(name=f"{preset}, {start} start", preset=preset, changes=_start(start)) for start in STARTS]
+    short = {"synthesis.num_images": 30_000, "distillation.epochs": 20}
+    return rows + [Row(name=f"a quarter, {start} start", changes={**_start(start), **short}) for start in STARTS]
+
+
+def start_rows(params: Params) -> list[Row]:
+    """Return real-data rows and the settings as they are, with both starts."""
+    rows = [Row(name="real labels", real="labels")]
+    rows += [Row(name=f"real-data KD, {start} start", real="kd", changes=_start(start)) for start in STARTS]
+    some = [
+        Row(
+            name=f"KD on {NUM_SOME_REAL:,} real images, {start} start",
+            real="kd",
+            num_real=NUM_SOME_REAL,
+            changes=_start(start),
+        )
+        for start in STARTS
     ]
+    return rows + some + [Row(name=f"data-free, {start} start", changes=_start(start)) for start in STARTS]
+
+
+def method_rows(params: Params) -> list[Row]:
+    """Return real labels, real-data KD and every method, those that take priors with each of them.
+
+    All rows have the same images, iterations, candidates and training; learning rates and smoothing go with the prior,
+    and every other setting is the method's own default.
+    """
+    default = params.synthesis.methods.soft_target.refinement
+    names = ("iterations", "num_candidates", "temperature", "refined_share", "matching")
+    shared = {name: getattr(default, name) for name in names}
+    rows = [Row(name="real labels", real="labels"), Row(name="real-data KD", real="kd")]
+    rows.append(Row(name="noise", changes={"synthesis.method": "noise"}))
     for method in ("dirichlet", "soft_target"):
-        for prior in ("pixels", "fourier", "procedural"):
-            changes = {"synthesis.method": method, REFINEMENT.format(method, "prior"): prior}
-            rows.append(Row(name=f"{method}, {prior}", changes=changes | (equal if method == "dirichlet" else {})))
-    untouched = {
-        REFINEMENT.format("soft_target", "iterations"): 0,
-        REFINEMENT.format("soft_target", "num_candidates"): 1,
+        for prior, steps in PRIOR_STEPS.items():
+            settings = {**shared, **steps, "prior": prior, "loss": "kl"}
+            changes = {REFINEMENT.format(method, name): value for name, value in settings.items()}
+            rows.append(Row(name=f"{method}, {prior}", changes={"synthesis.method": method, **changes}))
+    for prior in ("procedural", "photos", "mixed"):
+        changes = {
+            REFINEMENT.format("soft_target", name): value for name, value in {**AS_DRAWN, "prior": prior}.items()
+        }
+        rows.append(Row(name=f"{prior} images as drawn", changes=changes))
+    has_batch_norm = params.teacher.network.endswith("_bn") or params.teacher.network.startswith("resnet")
+    others = ("boundary", "inversion", "noise_engineered") if has_batch_norm else ("boundary",)
+    return rows + [Row(name=name, changes={"synthesis.method": name, **OTHER_CHANGES.get(name, {})}) for name in others]
+
+
+def part_rows(params: Params) -> list[Row]:
+    """Return the default and rows in which one part of it is left out or changed."""
+    refinement = partial(REFINEMENT.format, "soft_target")
+    parts: dict[str, dict[str, Any]] = {
+        "default": {},
+        "random start": _start("random"),
+        "no feature matching": {"distillation.feature_weight": 0.0},
+        "random start, no feature matching": {**_start("random"), "distillation.feature_weight": 0.0},
+        "no refinement": {refinement("refined_share"): 0.0},
+        "all images refined": {refinement("refined_share"): 1.0},
+        "no smoothing": {refinement("smoothing_px"): 0.0, refinement("learning_rate"): 0.01},
+        "procedural images alone": {refinement("prior"): "procedural"},
+        "crops of photographs alone": {refinement("prior"): "photos"},
+        "starts assigned to targets (2 per image)": {
+            refinement("matching"): "assignment",
+            refinement("num_candidates"): 2,
+        },
+        "shift in the refinement": {refinement("shift_px"): 2},
+        "sampled features matched": {"synthesis.methods.soft_target.feature_weight": 1.0},
+        "classes not balanced": {"synthesis.methods.soft_target.balanced": False},
+        "statistics from probes": {"statistics.source": "probes"},
+        "no augmentation": {"distillation.augmentation.shift_px": 0},
+        "scale and rotation too": {
+            "distillation.augmentation.scale": 0.1,
+            "distillation.augmentation.rotation_degrees": 10.0,
+        },
+        "MixUp": {"distillation.mixing": "mixup"},
+        "CutMix": {"distillation.mixing": "cutmix"},
+        "average of weights (0.99)": {"distillation.ema_decay": 0.99},
     }
-    rows.append(Row(name="procedural images as drawn", changes=untouched))
-    return rows
+    return [Row(name=name, changes=changes) for name, changes in parts.items()]
 
 
-def ablation_rows() -> list[Row]:
+def _start(start: str) -> dict[str, Any]:
+    return {"distillation.start": start}
+
+
+def question_rows(params: Params) -> list[Row]:
     """Return one row per open question about the paper, each a change to the default."""
     rows = [
         Row(name="default"),
-        Row(name="starts as drawn", changes={REFINEMENT.format("soft_target", "iterations"): 0}),
+        Row(name="starts as drawn", changes={REFINEMENT.format("soft_target", "refined_share"): 0.0}),
     ]
     for side in ("incoming", "outgoing"):
         for layer in ("fc1", "act_fc1"):
@@ -95,7 +182,7 @@ def ablation_rows() -> list[Row]:
     for weight in (0.05, 0.1):
         changes = {REFINEMENT.format("soft_target", "activation_weight"): weight}
         rows.append(Row(name=f"lambda_a {weight}", changes=changes))
-    for count in (1, 8):
+    for count in (4, 8):
         rows.append(
             Row(name=f"{count} candidates", changes={REFINEMENT.format("soft_target", "num_candidates"): count})
         )
@@ -106,6 +193,15 @@ def ablation_rows() -> list[Row]:
 
 def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dict[str, float]:
     """Make one student and return its accuracy, agreement and seconds."""
+    if row.preset:
+        own = apply_preset(row.preset)
+        network = params.distillation.student
+        params = dataclasses.replace(
+            params,
+            statistics=own.statistics,
+            synthesis=own.synthesis,
+            distillation=dataclasses.replace(own.distillation, student=network),
+        )
     params = apply_overrides(params, [f"seed={seed}", *(f"{key}={value}" for key, value in row.changes.items())])
     teacher = _with_layer(load_teacher(teacher_folder), params.teacher.layer)
     train, test = load_dataset(params.data, "train"), load_dataset(params.data, "test")
@@ -117,7 +213,9 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         shards = _synthesize(params, teacher_folder)
         synthesis_seconds = time.perf_counter() - start
         images, logits = (torch.cat([getattr(s, name) for s in shards]) for name in ("images", "teacher_logits"))
-        student = distill_images(teacher, images, logits, params.distillation, seed=seed).student
+        student = distill_images(
+            teacher, images, logits, params.distillation, seed=seed, prefetch=BATCHES_AHEAD
+        ).student
     seconds = time.perf_counter() - start
     with torch.no_grad():
         answers = student.eval()(test.images / 255).argmax(1)
@@ -157,12 +255,15 @@ def _synthesize_one(job: tuple[Params, Path, int]) -> Shard:
 def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledImages) -> Classifier:
     """Train on real images for as many steps as the transfer set gives."""
     distillation = params.distillation
+    if row.num_real:
+        chosen = torch.randperm(len(train), generator=derive_generator(params.seed, "real"))[: row.num_real]
+        train = dataclasses.replace(train, images=train.images[chosen], labels=train.labels[chosen])
     epochs = max(1, round(distillation.epochs * params.synthesis.num_images / len(train.images)))
     if row.real == "kd":
         with torch.no_grad():
             logits = torch.cat([teacher(batch / 255) for batch in train.images.split(1000)])
         config = dataclasses.replace(distillation, epochs=epochs)
-        return distill_images(teacher, train.images, logits, config, seed=params.seed).student
+        return distill_images(teacher, train.images, logits, config, seed=params.seed, prefetch=BATCHES_AHEAD).student
     config = dataclasses.replace(
         params.teacher,
         network=distillation.student,
@@ -214,7 +315,8 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
         f"`{command}`",
         "",
         f"{settings.num_images:,} images, {params.distillation.epochs} epochs, {len(found[0][1])} seeds, "
-        f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, last epoch.",
+        f"{params.execution.num_workers} processes for synthesis, then one thread and one that labels ahead, on "
+        f"{os.cpu_count()} cores of {processor_name()}; torch {torch.__version__}; last epoch.",
         "",
         "| transfer set | student, % | spread | agreement, % | synthesis, s | distillation, s |",
         "|---|---|---|---|---|---|",
@@ -231,6 +333,15 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
     return "\n".join(lines) + "\n"
 
 
+TABLES: dict[str, Callable[[Params], list[Row]]] = {
+    "presets": preset_rows,
+    "starts": start_rows,
+    "methods": method_rows,
+    "parts": part_rows,
+    "questions": question_rows,
+}
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -238,19 +349,19 @@ def _say(line: str) -> None:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES, help="which rows")
     parser.add_argument("--preset", default="default", help="preset that the rows change")
     parser.add_argument("--dataset", help="data set, with the preset's other settings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change to the budget")
     parser.add_argument("--rows", nargs="+", help="only rows whose name contains one of these words")
-    parser.add_argument("--ablation", action="store_true", help="the paper's open questions instead of the methods")
     parser.add_argument("--write", type=Path, help="Markdown file that the table is appended to")
     arguments = parser.parse_args()
     # The networks are small: a second thread makes them no faster, and with one the bytes depend on no machine.
     torch.set_num_threads(1)
     changes = list(arguments.set) + ([f"data.dataset={arguments.dataset}"] if arguments.dataset else [])
     params = apply_overrides(apply_preset(arguments.preset), changes)
-    rows = ablation_rows() if arguments.ablation else equal_budget_rows(params)
+    rows = TABLES[arguments.table](params)
     if arguments.rows:
         rows = [row for row in rows if any(word in row.name for word in arguments.rows)]
     text = table(params, list(measured(params, rows, arguments.seeds, _say)), shlex.join(["python", *sys.argv]))

@@ -26,6 +26,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from hardware import processor_name
 
 from dfkd_core.data import dataset_spec
 from dfkd_core.digests import write_json
@@ -191,21 +192,13 @@ def main() -> None:
         print(f"{figure.what:45s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")
     machine = {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "num_cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
     write_json(arguments.write, {"machine": machine, "figures": [asdict(figure) for figure in figures]})
     print(f"Written to {arguments.write}: {json.dumps(machine)}")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":
