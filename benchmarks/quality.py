@@ -156,6 +156,8 @@ def part_rows(params: Params) -> list[Row]:
         "MixUp": {"distillation.mixing": "mixup"},
         "CutMix": {"distillation.mixing": "cutmix"},
         "average of weights (0.99)": {"distillation.ema_decay": 0.99},
+        "a quarter moved to where student and teacher disagree": {"distillation.disagreement.share": 0.25},
+        "random start, a quarter moved likewise": {**_start("random"), "distillation.disagreement.share": 0.25},
     }
     return [Row(name=name, changes=changes) for name, changes in parts.items()]
 

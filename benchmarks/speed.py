@@ -11,9 +11,11 @@ is the best of three. The teacher has random weights: speed does not depend on t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,12 +29,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hardware import processor_name
+from torch import nn
 
+from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.data import dataset_spec
 from dfkd_core.digests import write_json
 from dfkd_core.distillation import DistillationConfig, distill_images
 from dfkd_core.models import ModelCard, build_classifier, save_model
 from dfkd_core.networks import default_layer
+from dfkd_core.priors import prior_names
 from dfkd_core.statistics import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
@@ -101,7 +106,7 @@ def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
     """Time every method and prior."""
     refined = RefinementConfig().iterations
     cases = [("noise", "pixels", 0)]
-    cases += [("soft_target", prior, count) for prior in ("pixels", "fourier", "procedural") for count in (0, refined)]
+    cases += [("soft_target", prior, count) for prior in prior_names() for count in (0, refined)]
     cases.append(("dirichlet", "procedural", refined))
     figures = []
     for method, prior, iterations in cases:
@@ -112,26 +117,67 @@ def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
     return figures
 
 
-def measure_layouts(teacher: Teacher, batch_size: int = 500) -> list[Figure]:
-    """Time one refinement step (forward, gradient to the image) in plain layout and channels-last."""
-    steps, figures = 10, []
-    for name, layout in (("plain", torch.contiguous_format), ("channels-last", torch.channels_last)):
-        teacher.classifier.to(memory_format=layout)
-        images = torch.rand(batch_size, *teacher.card.image_shape).contiguous(memory_format=layout)
+def plain_copy(teacher: Teacher) -> Teacher:
+    """Return the teacher with PyTorch's own layers and memory layout in the place of the project's."""
+    classifier = copy.deepcopy(teacher.classifier)
+    for module in classifier.modules():
+        for own in (nn.Conv2d, nn.MaxPool2d):
+            if isinstance(module, own):
+                module.__class__ = own
+    classifier.to(memory_format=torch.contiguous_format)
+    return Teacher(classifier)
 
-        def work(images: torch.Tensor = images) -> None:
-            for _ in range(steps):
-                x = images.detach().requires_grad_(True)
-                torch.autograd.grad(teacher(x).square().sum(), x)
 
-        work()
-        seconds = best_seconds(work)
-        ratio = figures[0].seconds / seconds if figures else None
-        rate = steps * batch_size / seconds
-        figures.append(
-            Figure(what=f"refinement step, {name}", seconds=seconds, per_second=rate, unit="images", ratio=ratio)
-        )
+def measure_steps(teacher: Teacher, batch_size: int = 500) -> list[Figure]:
+    """Time one refinement step (forward, gradient to the image) and the forward pass alone, in batches of `batch_size`.
+
+    The teacher's weights get no gradient in either.
+    """
+    steps = 10
+    variants = (("plain", plain_copy(teacher), torch.contiguous_format), ("ours", teacher, torch.channels_last))
+    figures: list[Figure] = []
+    for what, needs_gradient in (("refinement step", True), ("teacher forward", False)):
+        for name, model, layout in variants:
+            images = torch.rand(batch_size, *teacher.card.image_shape).contiguous(memory_format=layout)
+
+            def work(model: Teacher = model, images: torch.Tensor = images, wanted: bool = needs_gradient) -> None:
+                for _ in range(steps):
+                    x = images.detach().requires_grad_(wanted)
+                    with torch.set_grad_enabled(wanted):
+                        total = model(x).square().sum()
+                    if wanted:
+                        torch.autograd.grad(total, x)
+
+            work()
+            seconds = best_seconds(work)
+            ratio = figures[-1].seconds / seconds if name == "ours" else None
+            rate = steps * batch_size / seconds
+            figures.append(Figure(what=f"{what}, {name}", seconds=seconds, per_second=rate, unit="images", ratio=ratio))
     return figures
+
+
+def measure_growth(teacher: Teacher, num_images: int) -> list[Figure]:
+    """Time a synthesis of one, two and four times as many images, in a process of its own each, with its memory."""
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(Path(scratch), teacher.classifier)
+        for times in (1, 2, 4):
+            config = replace(
+                synthesis_config("soft_target", "procedural", 10, times * num_images), images_per_shard=1000
+            )
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                list(pool.map(_warm_up, [Path(scratch)]))
+                start = time.perf_counter()
+                list(pool.map(_shard_job, [(Path(scratch), config, index) for index in range(num_shards(config))]))
+                seconds = time.perf_counter() - start
+                peak_mib = pool.submit(_peak_mib).result()
+            what = f"soft_target, {config.num_images:,} images, at most {peak_mib:,.0f} MiB"
+            figures.append(Figure(what=what, seconds=seconds, per_second=config.num_images / seconds, unit="images"))
+    return figures
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_processes(teacher: Teacher, num_images: int) -> list[Figure]:
@@ -155,13 +201,19 @@ def measure_processes(teacher: Teacher, num_images: int) -> list[Figure]:
 
 
 def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
-    """Time one epoch of distillation."""
+    """Time one epoch of distillation with stored labels, and as the default does it."""
     images = torch.randint(0, 256, (num_images, *teacher.card.image_shape), dtype=torch.uint8)
     with torch.no_grad():
         logits = teacher(images / 255)
-    config = DistillationConfig(epochs=1)
-    seconds = best_seconds(lambda: distill_images(teacher, images, logits, config, seed=0))
-    return [Figure(what="distillation epoch", seconds=seconds, per_second=num_images / seconds, unit="images")]
+    student = "resnet18_eighth" if teacher.card.network.startswith("resnet") else "lenet5_half"
+    default = DistillationConfig(epochs=1, student=student, start="random")
+    stored = replace(default, augmentation=AugmentationConfig(), feature_weight=0.0)
+    figures = []
+    for what, config in (("stored labels", stored), ("moved images, features matched", default)):
+        seconds = best_seconds(lambda config=config: distill_images(teacher, images, logits, config, seed=0))
+        rate = num_images / seconds
+        figures.append(Figure(what=f"distillation epoch, {what}", seconds=seconds, per_second=rate, unit="images"))
+    return figures
 
 
 def main() -> None:
@@ -183,13 +235,14 @@ def main() -> None:
         layer=default_layer(arguments.network),
     )
     teacher = Teacher(build_classifier(card, seed=0))
-    figures = measure_layouts(teacher)
+    figures = measure_steps(teacher)
     figures += measure_processes(teacher, arguments.num_images)
+    figures += measure_growth(teacher, arguments.num_images)
     figures += measure_methods(teacher, arguments.num_images)
     figures += measure_distillation(teacher, arguments.num_images)
     for figure in figures:
         ratio = f"  {figure.ratio:.2f} times the line above" if figure.ratio else ""
-        print(f"{figure.what:45s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")
+        print(f"{figure.what:50s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")
     machine = {
         "machine": platform.machine(),
         "processor": processor_name(),

@@ -6,7 +6,7 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +27,7 @@ from dfkd_core.checkpoints import (
 )
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.digests import json_digest
+from dfkd_core.disagreement import DisagreementConfig, seek_disagreement
 from dfkd_core.errors import DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs
 from dfkd_core.mixing import Mixing, mix
@@ -83,6 +84,7 @@ class DistillationConfig:
     """Whether each image is blended with another one or gets a box of it pasted in; the teacher labels the outcome."""
     mixing_alpha: Positive = 1.0
     """Parameter of the Beta distribution of the shares: near 0 leaves images nearly whole, 1 makes all shares alike."""
+    disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Above 0: the result is a moving average of the weights in which a step's weight falls by this factor per step."""
     checkpoint_every_epochs: PositiveInt = 5
@@ -200,7 +202,7 @@ def distill_images(
         trainee.trained,
         trainee.optimizer,
         _loader(teacher, images.to(device), teacher_logits.to(device), matcher, config),
-        _loss(student, matcher, temperature, config),
+        _loss(teacher, student, matcher, temperature, config),
         num_images=len(images),
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -288,21 +290,47 @@ def _loader(
         batch = load_batch(images, positions)
         if not config.asks_teacher:
             return _Batch(batch, teacher_logits[positions.to(batch.device)].float(), [])
-        with autocast_on_gpu(batch.device):
-            batch = augment(batch, config.augmentation, generator)
-            batch = mix(batch, config.mixing, config.mixing_alpha, generator)
-            logits, outputs = forward_with_outputs(teacher.classifier, paths, batch.to(teacher.device))
-        return _Batch(batch, logits.to(batch.device).float(), [output.to(batch.device) for output in outputs])
+        batch = augment(batch, config.augmentation, generator)
+        batch = mix(batch, config.mixing, config.mixing_alpha, generator)
+        return _labelled(teacher, paths, batch)
 
     return load
 
 
+@torch.no_grad()
+def _labelled(teacher: Teacher, paths: Sequence[str], images: Tensor) -> _Batch:
+    """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
+    with autocast_on_gpu(images.device):
+        logits, outputs = forward_with_outputs(teacher.classifier, paths, images.to(teacher.device))
+    return _Batch(images, logits.to(images.device).float(), [output.to(images.device) for output in outputs])
+
+
 def _loss(
-    student: Classifier, matcher: FeatureMatcher | None, temperature: float, config: DistillationConfig
+    teacher: Teacher,
+    student: Classifier,
+    matcher: FeatureMatcher | None,
+    temperature: float,
+    config: DistillationConfig,
 ) -> Callable[[_Batch], dict[str, Tensor]]:
     paths = matcher.student_paths if matcher else ()
+    teacher_paths = matcher.teacher_paths if matcher else ()
+
+    def disputed(batch: _Batch) -> _Batch:
+        """Return the batch with its first images moved to where the networks disagree, and labelled there."""
+        count = round(config.disagreement.share * len(batch.images))
+        if not count:
+            return batch
+        moved = seek_disagreement(teacher, student, batch.images[:count], config.disagreement, temperature=temperature)
+        labelled = _labelled(teacher, teacher_paths, moved)
+        pairs = zip(labelled.outputs, batch.outputs, strict=True)
+        return _Batch(
+            torch.cat([moved, batch.images[count:]]),
+            torch.cat([labelled.logits, batch.logits[count:]]),
+            [torch.cat([new, old[count:]]) for new, old in pairs],
+        )
 
     def terms(batch: _Batch) -> dict[str, Tensor]:
+        batch = disputed(batch)
         with autocast_on_gpu(batch.images.device):
             logits, outputs = forward_with_outputs(student, paths, batch.images)
         found = loss_terms(logits.float(), batch.logits, temperature=temperature, mse_weight=config.mse_weight)

@@ -36,6 +36,7 @@ STAGE_MODULES = {
         *_TRAINING,
         "dfkd_core/averaging.py",
         "dfkd_core/checkpoints.py",
+        "dfkd_core/disagreement.py",
         "dfkd_core/distillation.py",
         "dfkd_core/feature_matching.py",
         "dfkd_core/mixing.py",

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from dfkd_core import checkpoints
 from dfkd_core.augmentation import AugmentationConfig
+from dfkd_core.disagreement import DisagreementConfig
 from dfkd_core.distillation import DistillationConfig, distill, distill_images
 from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
@@ -19,6 +20,7 @@ from dfkd_core.transfer_set import Shard, TransferSet, write_manifest, write_sha
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=3, mean=(0.3,), std=(0.3,), layer="fc1")
 MOVED = AugmentationConfig(shift_px=1, flip=True)
+DISPUTED = DisagreementConfig(share=0.5)
 
 
 def make_teacher(seed=0, layer="fc1"):
@@ -101,6 +103,7 @@ def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
         {"mixing": "mixup", "confidence": 0.5, "prefetch": 2},
         {"mixing": "cutmix", "mixing_alpha": 0.5, "augmentation": MOVED},
         {"start": "pruned", "feature_weight": 1.0, "ema_decay": 0.5},
+        {"disagreement": DISPUTED, "student": "lenet5_half_bn", "feature_weight": 1.0, "augmentation": MOVED},
     ],
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, changes, epochs_done):
