@@ -10,6 +10,7 @@ from typing import Any
 from dfkd_core.config import Params
 from dfkd_core.digests import file_sha256, write_json
 from dfkd_core.errors import DfkdError
+from dfkd_core.priors import shows_photographs
 from flows.stages import STAGES
 from tasks.status import LOCK
 from tasks.timing import stage_seconds
@@ -77,6 +78,12 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     proxy = " (proxy)" if "proxy" in metrics else ""
     yield params.data.dataset, "teacher", "student"
     yield "network", params.teacher.network, params.distillation.student
+    yield "first weights", "", "random" if params.distillation.start == "random" else "pruned teacher"
+    yield "transfer set", "", params.synthesis.method
+    if params.synthesis.descent:
+        _, descent = params.synthesis.descent
+        yield "image prior", "", descent.prior
+        yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
     if "accuracy" in student:
         yield "accuracy", f"{teacher['accuracy']:.2%}", f"{student['accuracy']:.2%}"
         yield "calibration error", f"{teacher['ece']:.2%}", f"{student['ece']:.2%}"

@@ -7,7 +7,7 @@ from dfkd_core.priors.mosaic import MosaicPrior
 from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
-from dfkd_core.priors.table import PriorName, build_prior, prior_names
+from dfkd_core.priors.table import PriorName, build_prior, prior_names, shows_photographs
 
 __all__ = [
     "FourierPrior",
@@ -20,4 +20,5 @@ __all__ = [
     "ProceduralPrior",
     "build_prior",
     "prior_names",
+    "shows_photographs",
 ]

@@ -13,7 +13,7 @@ from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
 
-__all__ = ["PriorName", "build_prior", "prior_names"]
+__all__ = ["PriorName", "build_prior", "prior_names", "shows_photographs"]
 
 PriorName = Literal["fourier", "mixed", "mosaic", "photos", "pixels", "procedural"]
 
@@ -30,6 +30,11 @@ _PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
 def prior_names() -> tuple[PriorName, ...]:
     """Return the names of all priors, sorted."""
     return tuple(sorted(_PRIORS))
+
+
+def shows_photographs(name: PriorName) -> bool:
+    """Return whether images of this prior show parts of photographs; these are public and none is a teacher's data."""
+    return name in ("mixed", "photos")
 
 
 def build_prior(name: PriorName, image_shape: tuple[int, int, int]) -> ImagePrior:

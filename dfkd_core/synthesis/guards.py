@@ -173,23 +173,17 @@ def _uniform(what: str, probabilities: Tensor, advice: str) -> str | None:
     )
 
 
-def _descent_path(config: SynthesisConfig) -> str | None:
-    """Return where the steps of the chosen method are set, None for a method that takes none."""
-    found = [name for name in ("refinement", "descent") if hasattr(config.method_config, name)]
-    return f"synthesis.methods.{config.method}.{found[0]}" if found else None
-
-
 def _more_varied(config: SynthesisConfig) -> str:
-    path = _descent_path(config)
-    if path is None:
+    if config.descent is None:
         return f"Set synthesis.method to soft_target or raise synthesis.methods.{config.method}.std."
+    path, _ = config.descent
     return f"Raise {path}.iterations or change its prior ({path}.prior)."
 
 
 def _less_certain(config: SynthesisConfig) -> str:
-    path = _descent_path(config)
-    if path is None:
+    if config.descent is None:
         return f"Set synthesis.method to soft_target or lower synthesis.methods.{config.method}.std."
+    path, _ = config.descent
     return f"Lower {path}.iterations or {path}.learning_rate."
 
 

@@ -11,6 +11,7 @@ from dfkd_core.sections import PositiveInt, config_section
 from dfkd_core.statistics import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.boundary import BoundaryConfig
+from dfkd_core.synthesis.descent import DescentConfig
 from dfkd_core.synthesis.dirichlet import DirichletConfig
 from dfkd_core.synthesis.inversion import InversionConfig
 from dfkd_core.synthesis.noise import NoiseConfig
@@ -78,6 +79,14 @@ class SynthesisConfig:
         """The settings of the chosen method."""
         config: MethodConfig = getattr(self.methods, self.method)
         return config
+
+    @property
+    def descent(self) -> tuple[str, DescentConfig] | None:
+        """Where the chosen method's gradient steps are set and how, None for a method that takes none."""
+        for name in ("refinement", "descent"):
+            if hasattr(self.method_config, name):
+                return f"synthesis.methods.{self.method}.{name}", getattr(self.method_config, name)
+        return None
 
 
 def build_synthesizer(config: SynthesisConfig, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfkd_core.priors import build_prior, prior_names
+from dfkd_core.priors import build_prior, photos, prior_names, shows_photographs
 
 SHAPES = [(1, 32, 32), (3, 16, 16), (2, 9, 14)]
 
@@ -64,3 +64,19 @@ def test_projection_brings_images_back_into_the_unit_range(name):
 
 def test_no_images_give_an_empty_tensor(name):
     assert len(build_prior(name, (1, 16, 16)).start([], seed=1)) == 0
+
+
+def test_what_is_said_of_photographs_is_what_happens_without_them(name, monkeypatch):
+    class NoPhotographs(Exception):
+        pass
+
+    def missing():
+        raise NoPhotographs
+
+    monkeypatch.setattr(photos, "_load_atlas", missing)
+    needs_them = False
+    try:
+        build_prior(name, (1, 8, 8)).start(range(20), seed=0)
+    except NoPhotographs:
+        needs_them = True
+    assert shows_photographs(name) is needs_them
