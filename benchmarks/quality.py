@@ -130,11 +130,12 @@ def method_rows(params: Params) -> list[Row]:
 def part_rows(params: Params) -> list[Row]:
     """Return the default and rows in which one part of it is left out or changed."""
     refinement = partial(REFINEMENT.format, "soft_target")
+    (other,) = set(STARTS) - {params.distillation.start}
     parts: dict[str, dict[str, Any]] = {
         "default": {},
-        "random start": _start("random"),
+        f"{other} start": _start(other),
         "no feature matching": {"distillation.feature_weight": 0.0},
-        "random start, no feature matching": {**_start("random"), "distillation.feature_weight": 0.0},
+        f"{other} start, no feature matching": {**_start(other), "distillation.feature_weight": 0.0},
         "no refinement": {refinement("refined_share"): 0.0},
         "all images refined": {refinement("refined_share"): 1.0},
         "no smoothing": {refinement("smoothing_px"): 0.0, refinement("learning_rate"): 0.01},
@@ -157,7 +158,6 @@ def part_rows(params: Params) -> list[Row]:
         "CutMix": {"distillation.mixing": "cutmix"},
         "average of weights (0.99)": {"distillation.ema_decay": 0.99},
         "a quarter moved to where student and teacher disagree": {"distillation.disagreement.share": 0.25},
-        "random start, a quarter moved likewise": {**_start("random"), "distillation.disagreement.share": 0.25},
     }
     return [Row(name=name, changes=changes) for name, changes in parts.items()]
 
