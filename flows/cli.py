@@ -27,6 +27,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; may be repeated. Values are YAML."),
 ]
+Preset = Annotated[
+    str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -59,6 +62,30 @@ def run(
         from flows.whole_run import run_all
 
         run_all(preset, assignments or [], start=start, outlook=outlook)
+
+
+@app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
+def tune(
+    minutes: Annotated[float, typer.Option(help="Time budget of the search.", metavar="N")] = 10,
+    trials: Annotated[
+        int | None, typer.Option(help="Most settings to try, those of an interrupted search included.", metavar="N")
+    ] = None,
+    preset: Preset = None,
+    assignments: Set = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write the best settings into params.yaml if they are clearly better.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Search for settings whose students are better than those of params.yaml, without real data.
+
+    Each trial makes a small transfer set and a student from it with the project's teacher, and judges the student on
+    images that nothing was trained on. A search that was stopped goes on where it was when it is started again.
+    """
+    with _told(debug, "Finished trials are kept. Go on with the same command."):
+        from flows.whole_tuning import tune_all
+
+        tune_all(preset, assignments or [], minutes=minutes, trials=trials, apply=apply)
 
 
 @app.command(epilog="Examples: dfkd stage synthesize | dvc repro synthesize (which calls it if something has changed)")

@@ -7,7 +7,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-__all__ = ["NO_EFFECT", "ROOT", "STAGE_MODULES", "code_digest", "module_files"]
+__all__ = ["NO_EFFECT", "OTHER_MODULES", "ROOT", "STAGE_MODULES", "code_digest", "module_files"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,13 +50,26 @@ STAGE_MODULES = {
 }
 """Files and packages that a stage's result depends on, in the order of the stages; `deps` in dvc.yaml name the same."""
 
+OTHER_MODULES = {
+    "tune": (
+        *STAGE_MODULES["distill"][:-1],
+        "dfkd_core/in_memory.py",
+        "dfkd_core/priors",
+        "dfkd_core/proxy.py",
+        "dfkd_core/statistics.py",
+        "dfkd_core/synthesis",
+        "tasks/tuning.py",
+    ),
+}
+"""The same for work that is no stage of the pipeline."""
+
 NO_EFFECT = ("dfkd_core/__init__.py", "dfkd_core/errors.py", "dfkd_core/progress.py", "dfkd_core/sections.py")
 """Files that no number depends on: messages, reports and the checks of ranges."""
 
 
 @cache
 def code_digest(stage: str) -> str:
-    """Return a SHA-256 over the syntax trees, without docstrings and comments, of the stage's modules."""
+    """Return a SHA-256 over the syntax trees, without docstrings and comments, of a stage's or `tune`'s modules."""
     digest = hashlib.sha256()
     for path in module_files(stage):
         tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
@@ -65,8 +78,8 @@ def code_digest(stage: str) -> str:
 
 
 def module_files(stage: str) -> list[Path]:
-    """Return the Python files of the stage's modules, packages opened up, sorted."""
-    found = [ROOT / name for name in STAGE_MODULES[stage]]
+    """Return the Python files of a stage's or `tune`'s modules, packages opened up, sorted."""
+    found = [ROOT / name for name in (STAGE_MODULES | OTHER_MODULES)[stage]]
     return sorted(file for path in found for file in (path.rglob("*.py") if path.is_dir() else [path]))
 
 

@@ -11,16 +11,16 @@ from dvc.repo import Repo
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Bring every stage up to date; exits with a message if that fails."""
+def main(*stages: str) -> None:
+    """Bring stages and those before them up to date, every one if none is named; exits with a message if that fails."""
     # DVC's own --quiet would hide errors too.
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with Repo() as repo:
-            repo.reproduce()
+            repo.reproduce(targets=stages or None)
     except DvcException as error:
         sys.exit(f"dvc: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

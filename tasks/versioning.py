@@ -21,10 +21,10 @@ class StageFailedError(DfkdError):
 
 
 @task(name="dvc repro", cache_policy=NO_CACHE)
-def reproduce() -> None:
-    """Bring every stage up to date; what the stages print is passed on."""
+def reproduce(*stages: str) -> None:
+    """Bring stages and those before them up to date, every one if none is named; what they print is passed on."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.repro"],
+        [sys.executable, "-m", "tasks.repro", *stages],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,

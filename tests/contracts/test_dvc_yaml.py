@@ -12,7 +12,7 @@ import yaml
 from dfkd_core.config import Params
 from flows.params import flatten
 from flows.stages import STAGES
-from tasks.code import NO_EFFECT, ROOT, STAGE_MODULES, module_files
+from tasks.code import NO_EFFECT, OTHER_MODULES, ROOT, STAGE_MODULES, module_files
 
 ENTRY = {
     "teacher": "tasks/teacher.py",
@@ -21,11 +21,13 @@ ENTRY = {
     "distill": "tasks/distillation.py",
     "evaluate": "tasks/evaluation.py",
 }
+OTHER_ENTRY = {"tune": "tasks/tuning.py"}
 STAGE_DEFINITIONS: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 def test_stages__are_the_same_everywhere() -> None:
     assert list(STAGE_DEFINITIONS) == list(STAGES) == list(STAGE_MODULES) == list(ENTRY)
+    assert list(OTHER_MODULES) == list(OTHER_ENTRY)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -34,9 +36,9 @@ def test_deps__are_the_modules_of_the_cache_key(stage: str) -> None:
     assert code == set(STAGE_MODULES[stage])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_modules__cover_what_the_stage_imports_and_no_more(stage: str) -> None:
-    imported = _imported_files(ROOT / ENTRY[stage]) | {ROOT / ENTRY[stage]}
+@pytest.mark.parametrize(("stage", "entry"), (ENTRY | OTHER_ENTRY).items())
+def test_modules__cover_what_the_stage_imports_and_no_more(stage: str, entry: str) -> None:
+    imported = _imported_files(ROOT / entry) | {ROOT / entry}
     without_effect = {ROOT / name for name in NO_EFFECT}
     assert set(module_files(stage)) == imported - without_effect
 

@@ -10,7 +10,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["run", "stage", "synthesize", "verify", "show"])
+@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "show"])
 def test_help__ends_in_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
@@ -22,7 +22,19 @@ def test_help__ends_in_an_example(command: str) -> None:
     [
         (["run", "--set", "synthesis.num_images=0"], 2, "synthesis.num_images: input should be greater than"),
         (["run", "--set", "synthesis.nun_images=9"], 2, "did you mean synthesis.num_images?"),
-        (["run", "--preset", "quick"], 2, "Presets: default, digits, fast"),
+        (["run", "--preset", "quick"], 2, "Presets: best, default, digits, fast"),
+        (
+            ["tune", "--minutes", "0"],
+            2,
+            "--minutes must be a number greater than 0, got 0. Try: dfkd tune --minutes 10",
+        ),
+        (["tune", "--minutes", "nan"], 2, "--minutes must be a number greater than 0, got nan"),
+        (["tune", "--trials", "0"], 2, "--trials must be at least 1, got 0"),
+        (
+            ["tune", "--set", "synthesis.methods.soft_target.refinement.prior=mosaic"],
+            2,
+            "Choose another, for example: --set synthesis.methods.soft_target.refinement.prior=mixed",
+        ),
         (["stage", "train"], 2, "Stages: teacher, statistics, synthesize, distill, evaluate"),
         (["show"], 1, "Make them with: dfkd run"),
         (["verify"], 1, "config.json is missing"),

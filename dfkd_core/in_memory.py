@@ -1,0 +1,54 @@
+"""A transfer set and a student made from it in one go, without a file: for notebooks, trials and measurements."""
+
+from __future__ import annotations
+
+import torch
+
+from dfkd_core.distillation import DistillationConfig, distill_images
+from dfkd_core.models import Classifier
+from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.shards import num_shards, synthesize_shard
+from dfkd_core.teacher import Teacher
+
+__all__ = ["make_student"]
+
+
+def make_student(
+    teacher: Teacher,
+    statistics: FeatureStatistics,
+    synthesis: SynthesisConfig,
+    distillation: DistillationConfig,
+    *,
+    seed: int,
+    prefetch: int = 0,
+) -> Classifier:
+    """Synthesize and distil in this process; the student is the one that the stages would make.
+
+    Args:
+        teacher: Gives the labels; the student is computed on its device.
+        statistics: Its feature statistics.
+        synthesis: How the transfer set is made, which has to fit into memory.
+        distillation: How the student is trained.
+        seed: Addresses every random draw.
+        prefetch: Batches that a second thread labels ahead, about 2; does not change the result.
+
+    Raises:
+        ConfigError: The student's network rejects the image size.
+        SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
+        DistillationError: The loss is not finite, or no temperature gives the confidence.
+    """
+    synthesizer = build_synthesizer(synthesis, teacher, statistics)
+    shards = [
+        synthesize_shard(synthesizer, teacher, shard_index=index, config=synthesis, seed=seed)
+        for index in range(num_shards(synthesis))
+    ]
+    return distill_images(
+        teacher,
+        torch.cat([shard.images for shard in shards]),
+        torch.cat([shard.teacher_logits for shard in shards]),
+        distillation,
+        seed=seed,
+        device=teacher.device,
+        prefetch=prefetch,
+    ).student
