@@ -43,7 +43,7 @@ def seek_disagreement(
 
     Args:
         teacher: The frozen teacher.
-        student: The student in training; its weights get no gradient, its running statistics and its mode stay.
+        student: The student in training; its weights get no gradient, its running statistics and its modes stay.
         images: Float images [n, c, h, w] in [0, 1]; not changed.
         config: How far and in how many steps; all the images are moved.
         temperature: Temperature of the divergence.
@@ -51,8 +51,8 @@ def seek_disagreement(
     Returns:
         Images of the same shape, range and device.
     """
-    is_training = student.training
     # In training mode these passes would change the running statistics of a BatchNorm.
+    in_training = [module for module in student.modules() if module.training]
     student.eval()
     moved = images
     for _ in range(config.steps):
@@ -64,7 +64,8 @@ def seek_disagreement(
         step = config.radius / config.steps * _blurred(gradient).sign()
         change = (moved.detach() + step - images).clamp_(-config.radius, config.radius)
         moved = (images + change).clamp_(0, 1)
-    student.train(is_training)
+    for module in in_training:
+        module.training = True
     return moved
 
 

@@ -85,6 +85,9 @@ class DistillationConfig:
     mixing_alpha: Positive = 1.0
     """Parameter of the Beta distribution of the shares: near 0 leaves images nearly whole, 1 makes all shares alike."""
     disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
+    batch_statistics: Literal["learned", "kept"] = "learned"
+    """What the student's BatchNorm normalises by: each batch, remembering what it sees of synthetic images, or, `kept`,
+    what a pruned start remembers of the teacher's real ones."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Above 0: the result is a moving average of the weights in which a step's weight falls by this factor per step."""
     checkpoint_every_epochs: PositiveInt = 5
@@ -99,6 +102,8 @@ class DistillationConfig:
         """Yield what is wrong beyond single ranges."""
         if self.student not in network_names():
             yield f"student must be one of {', '.join(network_names())}, got {self.student!r}"
+        if self.batch_statistics == "kept" and self.start == "random":
+            yield "batch_statistics must be 'learned' with start 'random', whose BatchNorm has nothing to keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +243,8 @@ class _Trainee:
         self._average = moving_average(student, config.ema_decay) if config.ema_decay else None
         named = {"network": student.network, "matcher": matcher, "average": self._average}
         self._parts = {name: module for name, module in named.items() if module is not None}
-        self.trained = nn.ModuleList([student] if matcher is None else [student, matcher])
+        parts = [student] if matcher is None else [student, matcher]
+        self.trained = nn.ModuleList(parts) if config.batch_statistics == "learned" else _KeepingStatistics(parts)
         self.optimizer = build_optimizer(
             self.trained,
             name=config.optimizer,
@@ -268,6 +274,17 @@ class _Trainee:
         student: nn.Module = self._student if self._average is None else self._average.module
         assert isinstance(student, Classifier)
         return student.cpu().eval()
+
+
+class _KeepingStatistics(nn.ModuleList):
+    """Modules whose BatchNorm layers stay in eval mode; their scales and shifts are trained all the same."""
+
+    def train(self, mode: bool = True) -> _KeepingStatistics:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 @dataclass(frozen=True, slots=True)

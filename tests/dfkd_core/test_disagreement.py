@@ -63,10 +63,12 @@ def test_a_student_equal_to_its_teacher_leaves_nothing_to_seek(teacher, images):
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_networks_stay_as_they_were(teacher, student, images, is_training):
     student.train(is_training)
+    student.network.bn1.eval()
     before, start = (model_digest(student), teacher.digest), images.clone()
     seek_disagreement(teacher, student, images, DisagreementConfig(), temperature=2.0)
     assert (model_digest(student), Teacher(teacher.classifier).digest) == before
-    assert student.training is is_training
+    assert (student.training, student.network.bn2.training) == (is_training, is_training)
+    assert not student.network.bn1.training
     assert torch.equal(images, start)
     assert all(parameter.grad is None for parameter in student.parameters())
 

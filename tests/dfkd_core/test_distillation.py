@@ -321,3 +321,22 @@ def test_start__pruned_is_nearer_to_the_teacher_than_random_and_happens_once(tmp
     run(epochs=2, start="pruned", checkpoint=path)
     again = run(epochs=2, start="pruned", checkpoint=path)
     assert model_digest(again.student) == model_digest(run(epochs=2, start="pruned").student)
+
+
+def test_batch_statistics__kept_are_those_of_the_start_and_the_rest_is_trained():
+    card = dataclasses.replace(make_teacher().card, network="lenet5_bn", layer="fc1")
+    teacher = Teacher(build_classifier(card, seed=3))
+    with torch.no_grad():
+        teacher.classifier.network.bn1.running_mean.fill_(0.25)
+    settings = {"teacher": teacher, "student": "lenet5_half_bn", "start": "pruned", "epochs": 2}
+    kept, learned = (run(batch_statistics=how, **settings).student.network.bn1 for how in ("kept", "learned"))
+    start = run(batch_statistics="kept", learning_rate=1e-9, **settings).student.network.bn1
+    assert torch.equal(kept.running_mean, start.running_mean)
+    assert torch.equal(kept.running_var, start.running_var)
+    assert not torch.allclose(kept.weight, start.weight)
+    assert not torch.allclose(learned.running_mean, start.running_mean)
+
+
+def test_batch_statistics__of_a_random_start_cannot_be_kept():
+    with pytest.raises(ConfigError, match="batch_statistics must be 'learned' with start 'random'"):
+        DistillationConfig(start="random", batch_statistics="kept")
