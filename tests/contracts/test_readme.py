@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_python_example__makes_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "my_module" in block)
-    smaller = example.replace("=2000", "=100").replace("DistillationConfig()", "DistillationConfig(epochs=1)")
+    smaller = example.replace("=2000", "=100").replace('start="random")', 'start="random", epochs=1)')
     assert smaller.count("=100") == 2
     exec(smaller, {"my_module": build_network("lenet5", in_channels=1, image_size=32, num_classes=10)})
     assert (tmp_path / "student" / "model.safetensors").is_file()
