@@ -1,9 +1,8 @@
 """A thinner copy of the teacher as the student's first weights: channels are left out and the others make up for them.
 
-Which channels stay is chosen as in ThiNet (Luo et al., 2017, arXiv 1707.06342), with least squares in the place of a
-sum: those from which the outputs of the layers that read them can best be rebuilt. These layers are then solved on the
-student's own inputs (He et al., 2017, arXiv 1707.06168, equation 5). Both look at synthetic images alone. Nothing is
-drawn but the positions that count, from a stream with a fixed seed.
+Which channels stay is chosen by `dfkd_core.channel_choice`. The layers that read them are then solved on the inputs
+that they have in the student (He et al., 2017, arXiv 1707.06168, equation 5). Both look at synthetic images alone.
+Nothing is drawn but the positions that count, from a stream with a fixed seed.
 
 n images, c channels, h height, w width; m sampled rows (an image and a position in a layer's output), t numbers that a
 layer reads of one channel for one row (taps), p = c t, o outputs of a layer.
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from dfkd_core.channel_choice import Regression, choose_channels, with_ridge
 from dfkd_core.errors import DistillationError
 from dfkd_core.seeding import derive_generator
 from dfkd_core.teacher import Teacher
@@ -32,11 +32,6 @@ _MIN_IMAGES = 200
 # Bounds memory: all images' values in the network's largest map.
 _MAX_MAP_VALUES = 2**25
 _MAX_ROWS = 20_000
-# Share of the inputs' mean variance; more trusts the teacher's weights and less the images.
-_RIDGE = 0.03
-# Wide layers choose several channels at a time, so that time grows with the square of the width and not the cube.
-_MAX_STEPS = 32
-_MAX_EXCHANGES = 32
 
 _Layer = nn.Conv2d | nn.Linear
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -210,7 +205,7 @@ class _Chooser(fx.Interpreter):
     def __init__(self, network: nn.Module, graph: fx.Graph, spaces: dict[fx.Node, _Space]) -> None:
         super().__init__(network, graph=graph)
         self._network, self._spaces = network, spaces
-        self._problems: dict[str, _Regression] = {}
+        self._problems: dict[str, Regression] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         layer = _layer_at(self._network, n)
@@ -225,10 +220,10 @@ class _Chooser(fx.Interpreter):
             inputs = inputs - inputs.mean(0)
             gram = (inputs.T @ inputs / len(inputs)).cpu().double()
             weights = _by_channel(layer, space).flatten(1).T.cpu().double()
-            self._problems[str(n.target)] = _Regression(gram, weights, space.width)
+            self._problems[str(n.target)] = Regression(gram, weights, space.width)
             if all(reader in self._problems for reader in space.readers):
                 problems = [self._problems.pop(reader) for reader in space.readers]
-                space.kept = _choose_channels(problems, len(space.kept))
+                space.kept = choose_channels(problems, len(space.kept))
         return output
 
 
@@ -293,15 +288,10 @@ def _solve(inputs: Tensor, wanted: Tensor, prior: Tensor) -> tuple[Tensor, Tenso
     """Return weights [o, p] and biases [o] that map inputs [m, p] to wanted [m, o], held to the weights `prior`."""
     input_mean, wanted_mean = inputs.mean(0), wanted.mean(0)
     inputs, wanted = inputs - input_mean, wanted - wanted_mean
-    gram = _with_ridge(inputs.T @ inputs)
+    gram = with_ridge(inputs.T @ inputs)
     missing = wanted - inputs @ prior.T
     weights = prior + torch.cholesky_solve(inputs.T @ missing, torch.linalg.cholesky(gram)).T
     return weights, wanted_mean - weights @ input_mean
-
-
-def _with_ridge(gram: Tensor) -> Tensor:
-    gram.diagonal().add_(max(_RIDGE * gram.diagonal().mean().item(), 1e-30))
-    return gram
 
 
 def _sample_rows(path: str, output: Tensor) -> Tensor:
@@ -326,78 +316,3 @@ def _patches(layer: _Layer, inputs: Tensor, rows: Tensor, width: int) -> Tensor:
     height, columns = windows.shape[2:4]
     image, position = rows // (height * columns), rows % (height * columns)
     return windows[image, :, position // columns, position % columns].flatten(2)
-
-
-class _Regression:
-    """Least squares of a reader's outputs on any of its input channels, one channel more or less at a time.
-
-    Holds the ridged covariance of the inputs, swept (Beaton's operator, in blocks of channels) by those that are in.
-    """
-
-    def __init__(self, gram: Tensor, weights: Tensor, width: int) -> None:
-        """Start without a channel.
-
-        Args:
-            gram: Covariance of the inputs, float64 [p, p]; taken over.
-            weights: The reader's weights, float64 [p, o].
-            width: Channels c.
-        """
-        self.width = width
-        self._taps = len(gram) // width
-        self._cross = gram @ weights
-        self._total = max((weights * self._cross).sum().item(), 1e-300)
-        self._gram = _with_ridge(gram)
-
-    def values(self) -> Tensor:
-        """Return what each channel is worth, [c], as a share of the outputs' variance.
-
-        For a channel that is out, how much more would be explained with it; for one that is in, minus how much less
-        would be without it.
-        """
-        blocks = self._gram.view(self.width, self._taps, self.width, self._taps).diagonal(dim1=0, dim2=2)
-        cross = self._cross.view(self.width, self._taps, -1)
-        explained: Tensor = (cross * torch.linalg.solve(blocks.permute(2, 0, 1), cross)).sum((1, 2))
-        return explained / self._total
-
-    def move(self, channels: list[int], *, into: bool) -> None:
-        """Take channels in or out."""
-        sign = 1 if into else -1
-        taps = (torch.tensor(channels)[:, None] * self._taps + torch.arange(self._taps)).flatten()
-        block, rows = self._gram[taps][:, taps], self._gram[taps]
-        solved = torch.linalg.solve(block, torch.cat([rows, self._cross[taps]], 1))
-        of_gram, of_cross = solved.split([len(self._gram), self._cross.shape[1]], dim=1)
-        self._gram.addmm_(rows.T, of_gram, alpha=-1)
-        self._cross.addmm_(rows.T, of_cross, alpha=-1)
-        self._gram[taps] = sign * of_gram
-        self._gram[:, taps] = self._gram[taps].T
-        self._gram[taps[:, None], taps] = -torch.linalg.inv(block)
-        self._cross[taps] = sign * of_cross
-
-
-def _choose_channels(problems: list[_Regression], count: int) -> Tensor:
-    """Return the channels, int64 [count] ascending, from which the readers' outputs can best be rebuilt.
-
-    Greedy, the most valuable ones first, then exchanges of one channel as long as they gain.
-    """
-    is_in = torch.zeros(problems[0].width, dtype=torch.bool)
-
-    def values() -> Tensor:
-        return torch.stack([problem.values() for problem in problems]).sum(0)
-
-    def move(channels: list[int], *, into: bool) -> None:
-        for problem in problems:
-            problem.move(channels, into=into)
-        is_in[channels] = into
-
-    at_a_time = -(-count // _MAX_STEPS)
-    while (missing := count - int(is_in.sum())) > 0:
-        gains = values().masked_fill(is_in, -torch.inf)
-        move(gains.topk(min(at_a_time, missing)).indices.tolist(), into=True)
-    for _ in range(_MAX_EXCHANGES if count < len(is_in) else 0):
-        new = int(values().masked_fill(is_in, -torch.inf).argmax())
-        move([new], into=True)
-        old = int((-values()).masked_fill(~is_in, torch.inf).argmin())
-        move([old], into=False)
-        if old == new:
-            break
-    return is_in.nonzero()[:, 0]

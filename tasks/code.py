@@ -35,6 +35,7 @@ STAGE_MODULES = {
     "distill": (
         *_TRAINING,
         "dfkd_core/averaging.py",
+        "dfkd_core/channel_choice.py",
         "dfkd_core/checkpoints.py",
         "dfkd_core/disagreement.py",
         "dfkd_core/distillation.py",
