@@ -44,9 +44,7 @@ def main() -> None:
     epilog="Examples: dfkd run | dfkd run --preset fast | dfkd run --set synthesis.num_images=2000 --set seed=1"
 )
 def run(
-    preset: Annotated[
-        str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
-    ] = None,
+    preset: Preset = None,
     assignments: Set = None,
     debug: Debug = False,
 ) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from prefect import flow
 
 from dfkd_core.config import Params
-from flows.running import FLOW_OPTIONS, run_cached
+from flows.running import FLOW_OPTIONS, batches_ahead, run_cached
 from tasks.distillation import make_student
 from tasks.workspace import REPORTS, STUDENT, TEACHER, TRANSFER_SET, place_file, place_folder, reference, work_folder
 
 __all__ = ["distill"]
-
-_BATCHES_AHEAD = 2
 
 
 @flow(name="distill", **FLOW_OPTIONS)
@@ -34,7 +32,7 @@ def distill(params: Params) -> str:
         folder=(work / "out").as_posix(),
         checkpoint=(work / "checkpoint.safetensors").as_posix(),
         device=params.execution.device,
-        prefetch=_BATCHES_AHEAD if params.execution.num_workers > 1 else 0,
+        prefetch=batches_ahead(params.execution),
     )
     place_folder(work / "out" / "model", STUDENT)
     place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")

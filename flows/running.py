@@ -6,11 +6,19 @@ from typing import Any
 
 from prefect import Task
 
+from dfkd_core.config import ExecutionConfig
 from tasks.workspace import Artifact, is_intact
 
-__all__ = ["FLOW_OPTIONS", "run_cached"]
+__all__ = ["FLOW_OPTIONS", "batches_ahead", "run_cached"]
 
 FLOW_OPTIONS: dict[str, Any] = {"validate_parameters": False, "persist_result": False}
+
+_BATCHES_AHEAD = 2
+
+
+def batches_ahead(config: ExecutionConfig) -> int:
+    """Return how many batches a second thread labels ahead: none where the parameters ask for one core."""
+    return _BATCHES_AHEAD if config.num_workers > 1 else 0
 
 
 def run_cached(task: Task[..., Artifact], *args: Any, **kwargs: Any) -> Artifact:

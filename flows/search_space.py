@@ -48,11 +48,9 @@ def search_space(params: Params) -> dict[str, Domain]:
         ConfigError: The transfer set is made with the prior that the proxy holds out.
     """
     present = flatten(params)
-    method = f"synthesis.methods.{params.synthesis.method}"
-    found: dict[str, Domain] = {}
-    for part in ("refinement", "descent"):
-        paths = {template.format(steps=f"{method}.{part}"): domain for template, domain in _SPACE.items()}
-        found |= {path: _holding(present[path], domain) for path, domain in paths.items() if path in present}
+    steps, _ = params.synthesis.descent or ("", None)
+    paths = {template.format(steps=steps): domain for template, domain in _SPACE.items()}
+    found = {path: _holding(present[path], domain) for path, domain in paths.items() if path in present}
     _check_held_out(present, found)
     if params.distillation.confidence:
         # The temperature then follows from it.

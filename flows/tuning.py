@@ -11,7 +11,7 @@ from dfkd_core.config import Params
 from dfkd_core.data import ensure_dataset
 from flows.display import say
 from flows.overrides import apply_overrides
-from flows.running import FLOW_OPTIONS
+from flows.running import FLOW_OPTIONS, batches_ahead
 from flows.search import Tried
 from flows.search_space import reduced
 from flows.tuning_results import assignments, changes_text, open_search
@@ -20,8 +20,6 @@ from tasks.versioning import reproduce
 from tasks.workspace import STATISTICS, TEACHER, reference
 
 __all__ = ["make_inputs", "tune"]
-
-_BATCHES_AHEAD = 2
 
 
 @flow(name="tune inputs", **FLOW_OPTIONS)
@@ -49,7 +47,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
             own.distillation,
             seed=params.seed + seed_offset,
             device=params.execution.device,
-            prefetch=_BATCHES_AHEAD if params.execution.num_workers > 1 else 0,
+            prefetch=batches_ahead(params.execution),
         )
         return found
 
