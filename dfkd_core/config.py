@@ -13,7 +13,7 @@ from dfkd_core.data import DataConfig, dataset_spec
 from dfkd_core.distillation import DistillationConfig
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation import EvaluationConfig
-from dfkd_core.networks import build_network
+from dfkd_core.networks import build_network, is_built_in
 from dfkd_core.pruning import check_thinner
 from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
 from dfkd_core.statistics import StatisticsConfig
@@ -69,7 +69,9 @@ class Params:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def faults(self) -> Iterator[str]:
-        """Yield where sections do not fit each other."""
+        """Yield where sections do not fit each other; what comes from elsewhere is looked at when it is read."""
+        if self.teacher.source.model:
+            return
         spec = dataset_spec(self.data.dataset)
         shape = {
             "in_channels": self.data.channels or spec.in_channels,
@@ -79,9 +81,10 @@ class Params:
         try:
             # The shapes alone count: nothing is allocated or drawn.
             with torch.device("meta"):
-                teacher, student = (
-                    build_network(name, **shape) for name in (self.teacher.network, self.distillation.student)
-                )
+                teacher = build_network(self.teacher.network, **shape)
+                if not is_built_in(self.distillation.student):
+                    return
+                student = build_network(self.distillation.student, **shape)
             if self.distillation.start == "pruned":
                 check_thinner(teacher, student)
         except DfkdError as error:

@@ -6,15 +6,16 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from dfkd_core.architectures import architecture_fault
 from dfkd_core.augmentation import AugmentationConfig, augment
 from dfkd_core.averaging import moving_average
 from dfkd_core.checkpoints import (
@@ -28,20 +29,21 @@ from dfkd_core.checkpoints import (
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.digests import json_digest
 from dfkd_core.disagreement import DisagreementConfig, seek_disagreement
-from dfkd_core.errors import DistillationError, TransferSetError
+from dfkd_core.errors import ConfigError, DistillationError, TeacherError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs
 from dfkd_core.mixing import Mixing, mix
-from dfkd_core.models import Classifier, build_classifier
-from dfkd_core.networks import default_layer, network_names
+from dfkd_core.models import Classifier, ModelCard, build_classifier
 from dfkd_core.progress import OnProgress, Progress, ignore
-from dfkd_core.pruning import prune_into
+from dfkd_core.pruning import can_prune, prune_into
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.soft_labels import loss_terms, temperature_of_confidence
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import EpochRecord, build_optimizer, load_batch, run_epochs
 from dfkd_core.transfer_set import TransferSet
 
-__all__ = ["DistillationConfig", "DistillationResult", "distill", "distill_images"]
+__all__ = ["DistillationConfig", "DistillationResult", "check_student", "distill", "distill_images", "student_card"]
+
+Start = Literal["random", "pruned"]
 
 
 @config_section
@@ -49,9 +51,13 @@ class DistillationConfig:
     """How a student is trained on a transfer set."""
 
     student: str = "lenet5_half"
-    """Name of the student's network."""
-    start: Literal["random", "pruned"] = "pruned"
-    """First weights: drawn, or a thinner copy of the teacher, which is another protocol than most papers' random."""
+    """The student's network: built in (also as a multiple of widths, `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or
+    `package.module:factory`."""
+    student_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the function that builds the student's network."""
+    start: Literal["auto", "random", "pruned"] = "auto"
+    """First weights: drawn (`random`), or a thinner copy of the teacher (`pruned`), which is another protocol than most
+    papers'; `auto` takes the copy where the student is one."""
     epochs: PositiveInt = 40
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256
@@ -100,10 +106,10 @@ class DistillationConfig:
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong beyond single ranges."""
-        if self.student not in network_names():
-            yield f"student must be one of {', '.join(network_names())}, got {self.student!r}"
-        if self.batch_statistics == "kept" and self.start == "random":
-            yield "batch_statistics must be 'learned' with start 'random', whose BatchNorm has nothing to keep"
+        if fault := architecture_fault(self.student):
+            yield f"student: {fault}"
+        if self.batch_statistics == "kept" and self.start != "pruned":
+            yield "batch_statistics must be 'learned' unless start is 'pruned': other BatchNorm has nothing to keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +122,8 @@ class DistillationResult:
     """One record per epoch, those before a resumption included."""
     temperature: float
     """Temperature of the loss: the configured one or the one chosen by `confidence`."""
+    start: Start
+    """What the first weights were."""
 
 
 def distill(
@@ -196,7 +204,8 @@ def distill_images(
     temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
     found = read_checkpoint(checkpoint, key) if checkpoint else None
-    student = _build_student(teacher, images, config, seed=seed, is_resumed=found is not None).to(device)
+    student, start = _build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
+    student.to(device)
     matcher = None
     if config.feature_weight:
         matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
@@ -221,18 +230,56 @@ def distill_images(
         if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
             save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
         _report(on_progress, history, config.epochs)
-    return DistillationResult(student=trainee.result(), history=tuple(history), temperature=temperature)
+    return DistillationResult(student=trainee.result(), history=tuple(history), temperature=temperature, start=start)
+
+
+def student_card(teacher: ModelCard, config: DistillationConfig) -> ModelCard:
+    """Return the card of a student of this teacher: the same input and classes, its own network; no layer yet."""
+    return dataclasses.replace(
+        teacher,
+        network=config.student,
+        arguments=config.student_arguments,
+        layer="",
+        outputs="logits",
+        output_key="",
+        program_sha256="",
+    )
+
+
+@torch.no_grad()
+def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
+    """Check, before anything expensive, that the student can be built for this teacher's images and classes.
+
+    Raises:
+        ConfigError: It cannot, or its answer is not one of logits for each class.
+    """
+    student = build_classifier(student_card(teacher, config), seed=0).eval()
+    try:
+        shape = tuple(student(torch.full((2, *teacher.image_shape), 0.5)).shape)
+    except (TeacherError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"The student {config.student} cannot take the teacher's images {teacher.image_shape}: {error}. "
+            "Choose another distillation.student"
+        ) from error
+    if shape != (2, teacher.num_classes):
+        raise ConfigError(
+            f"The student {config.student} answers 2 images with shape {shape}; for the teacher's "
+            f"{teacher.num_classes} classes it must be {(2, teacher.num_classes)}. Set distillation.student_arguments"
+        )
 
 
 def _build_student(
     teacher: Teacher, images: Tensor, config: DistillationConfig, *, seed: int, is_resumed: bool
-) -> Classifier:
-    card = dataclasses.replace(teacher.card, network=config.student, layer=default_layer(config.student))
-    student = build_classifier(card, seed=seed)
+) -> tuple[Classifier, Start]:
+    """Return the student with its first weights, and what these are."""
+    student = build_classifier(student_card(teacher.card, config), seed=seed)
+    start: Start = "random" if config.start == "random" else "pruned"
+    if config.start == "auto" and not can_prune(teacher, student.network):
+        start = "random"
     # The weights of a resumed run come from its checkpoint.
-    if config.start == "pruned" and not is_resumed:
+    if start == "pruned" and not is_resumed:
         prune_into(teacher, student.network, images)
-    return student
+    return student, start
 
 
 class _Trainee:

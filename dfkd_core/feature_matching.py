@@ -10,14 +10,14 @@ n images, c channels, h height, w width, d units of a layer, k classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dfkd_core.errors import TeacherError
+from dfkd_core.layers import parse_layer, recorded
 from dfkd_core.models import Classifier
 from dfkd_core.seeding import derive_seed
 from dfkd_core.teacher import Teacher
@@ -50,12 +50,12 @@ class FeatureMatcher(nn.Module):
         """
         super().__init__()
         modelled = teacher.card.layer
-        own = modelled if modelled in dict(student.network.named_modules()) else student.card.layer
+        own = modelled if _has_layer(student, modelled) else student.card.layer
         shared = _shared_paths(teacher.classifier, student, without=modelled) if layers == "shared" else []
         self.teacher_paths: tuple[str, ...] = (modelled, *shared)
-        """Module paths of the teacher's layers, the modelled one first."""
+        """Addresses of the teacher's layers, the modelled one first."""
         self.student_paths: tuple[str, ...] = (own, *shared)
-        """Module paths of the student's layers in the same order."""
+        """Addresses of the student's layers in the same order."""
         wide, narrow = _shape(teacher.classifier, modelled), _shape(student, own)
         self._by_unit = wide != narrow
         self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
@@ -92,23 +92,21 @@ def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def forward_with_outputs(classifier: Classifier, paths: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and the outputs of the modules at `paths`, in one pass."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(path: str, module: nn.Module, arguments: object, output: Tensor) -> None:
-        outputs[path] = output
-
-    with ExitStack() as stack:
-        for path in paths:
-            handle = classifier.network.get_submodule(path).register_forward_hook(partial(keep, path))
-            stack.callback(handle.remove)
+    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and what is at these addresses of layers, in one pass."""
+    with recorded(classifier, paths) as found:
         logits = classifier(images)
-    return logits, [outputs[path] for path in paths]
+    return logits, [found[path] for path in paths]
+
+
+def _has_layer(classifier: Classifier, address: str) -> bool:
+    path = parse_layer(address).path
+    return not path or path in dict(classifier.network.named_modules())
 
 
 def _shared_paths(teacher: Classifier, student: Classifier, *, without: str) -> list[str]:
     in_both = [path for path in _weighted_steps(teacher) if path in _weighted_steps(student) and path != without]
-    return [path for path in in_both if _shape(teacher, path) == _shape(student, path)]
+    shapes = {path: (_shape(teacher, path), _shape(student, path)) for path in in_both}
+    return [path for path, (wide, narrow) in shapes.items() if wide and wide == narrow]
 
 
 def _weighted_steps(classifier: Classifier) -> list[str]:
@@ -119,13 +117,17 @@ def _weighted_steps(classifier: Classifier) -> list[str]:
 
 @torch.no_grad()
 def _shape(classifier: Classifier, path: str) -> tuple[int, ...]:
-    """Return the shape of the output at `path` for one image."""
+    """Return the shape of what is at `path` for one image; empty where it cannot be looked at or is no tensor."""
     is_training = classifier.training
-    images = torch.full((1, *classifier.card.image_shape), 0.5, device=classifier.mean.device)
+    images = torch.full((2, *classifier.card.image_shape), 0.5, device=classifier.mean.device)
     # In training mode the probe would change the running statistics of a BatchNorm.
-    _, (output,) = forward_with_outputs(classifier.eval(), [path], images)
-    classifier.train(is_training)
-    return tuple(output.shape[1:])
+    try:
+        _, (output,) = forward_with_outputs(classifier.eval(), [path], images)
+    except TeacherError:
+        return ()
+    finally:
+        classifier.train(is_training)
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
 
 def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfkd_core.digests import json_digest, tensors_digest, write_atomically, write_json
+from dfkd_core.architectures import build_architecture
+from dfkd_core.digests import file_sha256, json_digest, tensors_digest, write_atomically, write_json
 from dfkd_core.errors import ConfigError, TeacherError
-from dfkd_core.networks import build_network
+from dfkd_core.layers import find_modelled_layer
+from dfkd_core.networks import default_layer, is_built_in
+from dfkd_core.outputs import OutputKind, select_output, to_logits
+from dfkd_core.programs import PROGRAM_FILES, load_program
 from dfkd_core.seeding import derive_seed
+from dfkd_core.weights import state_faults
 
-__all__ = ["Classifier", "ModelCard", "build_classifier", "find_layer", "load_model", "model_digest", "save_model"]
+__all__ = ["Classifier", "ModelCard", "build_classifier", "load_model", "model_digest", "read_card", "save_model"]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -31,7 +38,7 @@ class ModelCard:
     """What has to be known to use a classifier: its network, its input and its modelled layer."""
 
     network: str
-    """Name of the network, see `dfkd_core.networks.network_names`."""
+    """Name of the network, see `dfkd_core.architectures`, or the kind of a program, see `dfkd_core.programs`."""
     in_channels: int
     """Channels c of an input image."""
     image_size: int
@@ -43,9 +50,17 @@ class ModelCard:
     std: tuple[float, ...]
     """Standard deviation of the pixel values, one per channel, by which the input is divided."""
     layer: str
-    """Module path of the layer whose feature space is modelled."""
+    """Address of the layer whose feature space is modelled, see `dfkd_core.layers`."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of the logits; may be empty."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which the network is built."""
+    outputs: OutputKind = "logits"
+    """What the network answers with."""
+    output_key: str = ""
+    """Index or key of the answer in a tuple or a mapping; empty for a network that answers with a tensor."""
+    program_sha256: str = ""
+    """SHA-256 of the program's file, for a network that is one."""
 
     def __post_init__(self) -> None:
         """Check that the fields agree with each other."""
@@ -56,6 +71,8 @@ class ModelCard:
             raise ConfigError(f"std must be greater than 0 in every channel, got {self.std}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if self.outputs not in get_args(OutputKind):
+            raise ConfigError(f"outputs must be one of {', '.join(get_args(OutputKind))}, got {self.outputs!r}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,13 +81,20 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """A network that takes images in [0, 1] and normalises them itself."""
+    """A network that takes images in [0, 1], normalises them itself and answers with logits."""
 
-    def __init__(self, network: nn.Module, card: ModelCard) -> None:
-        """Wrap `network`, whose own input is the normalised image."""
+    def __init__(self, network: nn.Module, card: ModelCard, *, program: Path | None = None) -> None:
+        """Wrap `network`, whose own input is the normalised image.
+
+        Args:
+            network: Is not changed; its `forward` with one argument is all that is called.
+            card: What it takes and gives.
+            program: The file that it was read from, if it is a program; what `save_model` keeps of it.
+        """
         super().__init__()
         self.network = network
         self.card = card
+        self.program = program
         self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
@@ -78,37 +102,44 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
+        output = select_output(self.network((images - self.mean) / self.std), self.card.output_key)
+        return to_logits(output, self.card.outputs)
 
 
 def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
     """Build the card's network with weights drawn from `seed`, leaving the global generator as it was.
 
+    Args:
+        card: What to build; an empty `layer` is filled in.
+        seed: Seed of the first weights.
+
     Raises:
-        ConfigError: The network is unknown or rejects the image size.
+        ConfigError: The network is unknown, cannot be built or rejects the image size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init", card.network))
-        network = build_network(
-            card.network, in_channels=card.in_channels, image_size=card.image_size, num_classes=card.num_classes
+        network = build_architecture(
+            card.network,
+            in_channels=card.in_channels,
+            image_size=card.image_size,
+            num_classes=card.num_classes,
+            arguments=card.arguments,
         )
-    classifier = Classifier(network, card)
+    classifier = Classifier(network, card if card.layer else dataclasses.replace(card, layer=_layer(network, card)))
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return classifier
 
 
-def find_layer(network: nn.Module, path: str) -> nn.Module:
-    """Return the module at `path`.
-
-    Raises:
-        TeacherError: There is none; the message lists the valid paths.
-    """
-    modules = {name: module for name, module in network.named_modules() if name}
-    if path not in modules:
-        raise TeacherError(f"No layer {path!r} in the network. Its layers: {', '.join(modules)}. Set teacher.layer")
-    layer: nn.Module = modules[path]
-    return layer
+def _layer(network: nn.Module, card: ModelCard) -> str:
+    if is_built_in(card.network):
+        return default_layer(card.network)
+    is_training = network.training
+    try:
+        return find_modelled_layer(Classifier(network, card).eval(), torch.full((2, *card.image_shape), 0.5))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{card.network} rejects images of shape {card.image_shape}: {error}") from error
+    finally:
+        network.train(is_training)
 
 
 def model_digest(classifier: Classifier) -> str:
@@ -118,11 +149,27 @@ def model_digest(classifier: Classifier) -> str:
 
 
 def save_model(folder: Path, classifier: Classifier) -> None:
-    """Write `model.safetensors` and `config.json` into `folder`."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
-    with write_atomically(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
+    """Write `config.json` and `model.safetensors`, or the program that the network is, into `folder`."""
+    if classifier.program is not None:
+        with write_atomically(folder / PROGRAM_FILES[classifier.card.network]) as temporary:
+            shutil.copyfile(classifier.program, temporary)
+    else:
+        state = _unshared(classifier.network.state_dict())
+        with write_atomically(folder / WEIGHTS_FILE) as temporary:
+            save_file(state, temporary)
     write_json(folder / CONFIG_FILE, classifier.card)
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as safetensors takes them: contiguous on the CPU, tied ones as copies."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in state.items():
+        kept = tensor.detach().cpu().contiguous()
+        storage = kept.untyped_storage().data_ptr()
+        found[name] = kept.clone() if storage in seen else kept
+        seen.add(storage)
+    return found
 
 
 def load_model(folder: Path) -> Classifier:
@@ -130,13 +177,36 @@ def load_model(folder: Path) -> Classifier:
 
     Raises:
         TeacherError: A file is missing or corrupt, a weight is missing, unexpected, of the wrong shape or not finite.
+        ConfigError: The package that builds the network is missing.
     """
-    classifier = build_classifier(_read_card(folder / CONFIG_FILE), seed=0)
-    _load_weights(classifier.network, _read_weights(folder / WEIGHTS_FILE), folder)
+    card = read_card(folder)
+    if card.network in PROGRAM_FILES:
+        return _load_program(folder / PROGRAM_FILES[card.network], card).eval()
+    classifier = build_classifier(card, seed=0)
+    weights = _read_weights(folder / WEIGHTS_FILE)
+    if faults := state_faults(classifier.network, weights):
+        raise TeacherError(f"The weights in {folder} do not fit the network: {'; '.join(faults)}")
+    classifier.network.load_state_dict(weights)
     return classifier.eval()
 
 
-def _read_card(path: Path) -> ModelCard:
+def _load_program(path: Path, card: ModelCard) -> Classifier:
+    program = load_program(path, card.network)  # type: ignore[arg-type]  # a key of PROGRAM_FILES
+    found = file_sha256(path)
+    if card.program_sha256 != found:
+        raise TeacherError(
+            f"{path} has changed (sha256 {found}, its config.json says {card.program_sha256}). Make it with: dfkd run"
+        )
+    return Classifier(program.network, card, program=path)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read what `save_model` wrote about a classifier, without its weights.
+
+    Raises:
+        TeacherError: There is no such file, or it does not describe a model.
+    """
+    path = folder / CONFIG_FILE
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
         fields.update({name: tuple(fields[name]) for name in ("mean", "std", "class_names") if name in fields})
@@ -154,17 +224,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise TeacherError(f"No weights in {path.parent}: {path.name} is missing. Make them with: dfkd run") from None
     except Exception as error:  # safetensors raises a class of its own that it does not export for typing
         raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _load_weights(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    expected = network.state_dict()
-    faults = [f"missing {name}" for name in sorted(expected.keys() - weights.keys())]
-    faults += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
-    for name in sorted(expected.keys() & weights.keys()):
-        if expected[name].shape != weights[name].shape:
-            faults.append(f"{name} is {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}")
-        elif weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
-            faults.append(f"{name} holds NaN or Inf")
-    if faults:
-        raise TeacherError(f"The weights in {folder} do not fit the network: {'; '.join(faults[:10])}")
-    network.load_state_dict(weights)

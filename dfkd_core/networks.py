@@ -9,10 +9,11 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,19 @@ from torch.nn import functional
 
 from dfkd_core.errors import ConfigError
 
-__all__ = ["build_network", "default_layer", "network_names"]
+__all__ = ["build_network", "default_layer", "is_built_in", "network_names"]
+
+_MAX_MULTIPLE = 64.0
 
 
 def network_names() -> tuple[str, ...]:
-    """Return the names that `build_network` knows."""
-    return tuple(_NETWORKS)
+    """Return the names that `build_network` knows; each may be followed by a width multiple, as in `lenet5@0.5`."""
+    return (*_NETWORKS, *_THINNER)
+
+
+def is_built_in(name: str) -> bool:
+    """Tell whether `build_network` knows a name, its width multiple aside."""
+    return name.partition("@")[0] in network_names()
 
 
 def default_layer(name: str) -> str:
@@ -37,22 +45,27 @@ def default_layer(name: str) -> str:
     Raises:
         ConfigError: The name is unknown.
     """
-    return _find(name).layer
+    entry, _ = _find(name)
+    return entry.layer
 
 
 def build_network(name: str, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
     """Build a network with PyTorch's default initialisation, drawn from the global generator.
 
+    A width multiple applies to the widths that a `_half` halves: in LeNet-5 the first two convolutions (LeNet-5-Half of
+    the papers), in AlexNet all hidden layers, in a ResNet all.
+
     Args:
-        name: One of `network_names()`.
+        name: One of `network_names()`, or one with a width multiple: `lenet5@0.5` is `lenet5_half`.
         in_channels: Channels c of an input image.
         image_size: Height and width of an input image in pixels.
         num_classes: Number of logits k.
 
     Raises:
-        ConfigError: The name is unknown, the images are too small for the network, or a number is below 1.
+        ConfigError: The name is unknown, its width multiple is no number above 0, the images are too small for the
+            network, or a number is below 1.
     """
-    entry = _find(name)
+    entry, multiple = _find(name)
     for what, value in (("in_channels", in_channels), ("num_classes", num_classes)):
         if value < 1:
             raise ConfigError(f"{what} must be at least 1, got {value}")
@@ -62,7 +75,7 @@ def build_network(name: str, *, in_channels: int, image_size: int, num_classes: 
             f"{name} takes images of {smallest}x{smallest} pixels or more, got {image_size}x{image_size}. "
             f"Set data.image_size to {smallest} or more"
         )
-    return entry.build(in_channels, image_size, num_classes)
+    return entry.build(in_channels, image_size, num_classes, multiple=multiple)
 
 
 class _Conv2d(nn.Conv2d):
@@ -90,7 +103,7 @@ class _MaxPool2x2(nn.MaxPool2d):
 
 
 def _lenet5(
-    in_channels: int, image_size: int, num_classes: int, *, widths: tuple[int, int], batch_norm: bool = False
+    in_channels: int, image_size: int, num_classes: int, *, multiple: float, batch_norm: bool = False
 ) -> nn.Module:
     """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling.
 
@@ -98,7 +111,7 @@ def _lenet5(
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     fan_in = in_channels
-    for position, width in enumerate((*widths, 120), start=1):
+    for position, width in enumerate((*_scaled((6, 16), multiple), 120), start=1):
         layers[f"conv{position}"] = _Conv2d(fan_in, width, 5)
         if batch_norm:
             layers[f"bn{position}"] = nn.BatchNorm2d(width)
@@ -116,14 +129,7 @@ def _lenet5(
     return nn.Sequential(layers)
 
 
-def _alexnet(
-    in_channels: int,
-    image_size: int,
-    num_classes: int,
-    *,
-    conv_widths: tuple[int, int, int, int, int],
-    fc_widths: tuple[int, int],
-) -> nn.Module:
+def _alexnet(in_channels: int, image_size: int, num_classes: int, *, multiple: float) -> nn.Module:
     """AlexNet for small images as in ZSKD (Nayak et al., 2019, arXiv 1905.08114).
 
     BatchNorm comes after the activation and the pooling, as there. Its local response normalisation and dropout are
@@ -131,7 +137,8 @@ def _alexnet(
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     fan_in, side = in_channels, image_size
-    for position, (width, kernel) in enumerate(zip(conv_widths, (5, 5, 3, 3, 3), strict=True), start=1):
+    widths = _scaled((48, 128, 192, 192, 128), multiple)
+    for position, (width, kernel) in enumerate(zip(widths, (5, 5, 3, 3, 3), strict=True), start=1):
         layers[f"conv{position}"] = nn.Conv2d(fan_in, width, kernel, padding="same")
         layers[f"act_conv{position}"] = nn.ReLU()
         if position in (1, 2, 5):
@@ -141,7 +148,7 @@ def _alexnet(
         fan_in = width
     layers["flatten"] = nn.Flatten()
     fan_in *= side**2
-    for position, width in enumerate(fc_widths, start=1):
+    for position, width in enumerate(_scaled((512, 256), multiple), start=1):
         layers[f"fc{position}"] = nn.Linear(fan_in, width)
         layers[f"act_fc{position}"] = nn.ReLU()
         layers[f"bn_fc{position}"] = nn.BatchNorm1d(width)
@@ -172,13 +179,14 @@ class _BasicBlock(nn.Module):
 
 
 def _resnet(
-    in_channels: int, image_size: int, num_classes: int, *, depths: tuple[int, int, int, int], width: int
+    in_channels: int, image_size: int, num_classes: int, *, depths: tuple[int, int, int, int], multiple: float
 ) -> nn.Module:
     """ResNet (He et al., 2016, arXiv 1512.03385) with the stem for small images: 3x3, stride 1, no pooling.
 
     The number of weights does not depend on `image_size`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    (width,) = _scaled((64,), multiple)
     layers["conv1"] = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
     layers["bn1"] = nn.BatchNorm2d(width)
     layers["act1"] = nn.ReLU()
@@ -195,10 +203,18 @@ def _resnet(
     return nn.Sequential(layers)
 
 
+def _scaled(widths: tuple[int, ...], multiple: float) -> tuple[int, ...]:
+    """Return the widths times the multiple, at least 1 each."""
+    return tuple(max(1, round(width * multiple)) for width in widths)
+
+
+class _Build(Protocol):
+    def __call__(self, in_channels: int, image_size: int, num_classes: int, *, multiple: float) -> nn.Module: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    build: Callable[[int, int, int], nn.Module]
-    """Takes in_channels, image_size and num_classes."""
+    build: _Build
     min_image_size: int
     """Smallest height and width at which every layer has at least one position."""
     layer: str
@@ -206,27 +222,41 @@ class _Entry:
 
 
 _lenet_entry = partial(_Entry, min_image_size=32, layer="fc1")
-_alexnet_entry = partial(_Entry, min_image_size=15, layer="fc2")
 _resnet_entry = partial(_Entry, min_image_size=8, layer="pool")
-_ALEXNET_WIDTHS = (48, 128, 192, 192, 128)
-_ALEXNET_HALF_WIDTHS = (24, 64, 96, 96, 64)
 
 _NETWORKS: dict[str, _Entry] = {
-    "lenet5": _lenet_entry(build=partial(_lenet5, widths=(6, 16))),
-    "lenet5_half": _lenet_entry(build=partial(_lenet5, widths=(3, 8))),
-    "lenet5_bn": _lenet_entry(build=partial(_lenet5, widths=(6, 16), batch_norm=True)),
-    "lenet5_half_bn": _lenet_entry(build=partial(_lenet5, widths=(3, 8), batch_norm=True)),
-    "alexnet": _alexnet_entry(build=partial(_alexnet, conv_widths=_ALEXNET_WIDTHS, fc_widths=(512, 256))),
-    "alexnet_half": _alexnet_entry(build=partial(_alexnet, conv_widths=_ALEXNET_HALF_WIDTHS, fc_widths=(256, 128))),
-    "resnet18": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=64)),
-    "resnet18_half": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=32)),
-    "resnet18_quarter": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=16)),
-    "resnet18_eighth": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2), width=8)),
-    "resnet34": _resnet_entry(build=partial(_resnet, depths=(3, 4, 6, 3), width=64)),
+    "lenet5": _lenet_entry(build=_lenet5),
+    "lenet5_bn": _lenet_entry(build=partial(_lenet5, batch_norm=True)),
+    "alexnet": _Entry(build=_alexnet, min_image_size=15, layer="fc2"),
+    "resnet18": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2))),
+    "resnet34": _resnet_entry(build=partial(_resnet, depths=(3, 4, 6, 3))),
+}
+# The names of papers for multiples of the widths.
+_THINNER: dict[str, tuple[str, float]] = {
+    "lenet5_half": ("lenet5", 0.5),
+    "lenet5_half_bn": ("lenet5_bn", 0.5),
+    "alexnet_half": ("alexnet", 0.5),
+    "resnet18_half": ("resnet18", 0.5),
+    "resnet18_quarter": ("resnet18", 0.25),
+    "resnet18_eighth": ("resnet18", 0.125),
 }
 
 
-def _find(name: str) -> _Entry:
-    if name not in _NETWORKS:
-        raise ConfigError(f"No network {name!r}. Networks: {', '.join(_NETWORKS)}")
-    return _NETWORKS[name]
+def _find(name: str) -> tuple[_Entry, float]:
+    """Return the network and the multiple of its widths."""
+    base, separator, number = name.partition("@")
+    if base not in network_names():
+        raise ConfigError(f"No network {base!r}. Networks: {', '.join(network_names())}")
+    try:
+        multiple = float(number) if separator else 1.0
+    except ValueError:
+        multiple = math.nan
+    if not 0 < multiple <= _MAX_MULTIPLE:
+        raise ConfigError(
+            f"The width multiple of {name!r} must be a number above 0 and up to {_MAX_MULTIPLE:g}, got {number!r}. Use "
+            f"for example {base}@0.5"
+        )
+    if base in _THINNER:
+        base, thinner = _THINNER[base]
+        multiple *= thinner
+    return _NETWORKS[base], multiple

@@ -25,7 +25,7 @@ from dfkd_core.seeding import derive_generator
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
 
-__all__ = ["check_thinner", "prune_into"]
+__all__ = ["can_prune", "check_thinner", "prune_into"]
 
 _MAX_IMAGES = 5000
 _MIN_IMAGES = 200
@@ -74,6 +74,17 @@ def prune_into(teacher: Teacher, student: nn.Module, images: Tensor) -> None:
     student.to(device).train(is_training)
 
 
+def can_prune(teacher: Teacher, student: nn.Module) -> bool:
+    """Tell whether `prune_into` accepts the two."""
+    network = teacher.classifier.network
+    try:
+        check_thinner(network, student)
+        _trace(network)
+    except DistillationError:
+        return False
+    return True
+
+
 def check_thinner(network: nn.Module, thin: nn.Module) -> None:
     """Check that a network differs from the teacher's in widths alone, and none is larger.
 
@@ -114,7 +125,7 @@ def _differences(path: str, module: nn.Module, small: nn.Module) -> Iterator[str
 def _refusal(reason: str) -> DistillationError:
     return DistillationError(
         f"The student cannot start as a thinner copy of the teacher: {reason}. Choose a distillation.student that is "
-        "one (lenet5_half for lenet5), or set distillation.start: random"
+        "one (for a built-in teacher its name with a width multiple, as lenet5@0.5), or set distillation.start: random"
     )
 
 
@@ -135,10 +146,16 @@ def _trace(network: nn.Module) -> fx.Graph:
         if node.op == "call_module":
             is_known = isinstance(network.get_submodule(node.target), (_Layer, _BatchNorm, *_PER_CHANNEL))
         elif node.op == "call_function":
-            is_known = node.target in (operator.add, operator.iadd, torch.add) and len(node.all_input_nodes) == 2
+            is_sum = node.target in (operator.add, operator.iadd, torch.add) and len(node.all_input_nodes) == 2
+            is_known = is_sum or _is_flatten(node)
         if not is_known:
             raise _refusal(f"the teacher's step {node.name} is none that can be thinned out")
     return graph
+
+
+def _is_flatten(node: fx.Node) -> bool:
+    """Tell whether a step is `torch.flatten(maps, 1)`, which many networks call in their forward."""
+    return node.target is torch.flatten and tuple(node.args[1:]) == (1,) and not node.kwargs
 
 
 @dataclass(eq=False, slots=True)
@@ -236,6 +253,8 @@ class _Filler(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         sources = [self.env[source] for source in n.all_input_nodes]
+        if n.op == "call_function" and _is_flatten(n):
+            return tuple(maps.flatten(1) for maps in sources[0])
         if n.op == "call_function":
             return tuple(first + second for first, second in zip(*sources))
         if n.op != "call_module":

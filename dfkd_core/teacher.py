@@ -5,8 +5,7 @@ n images, c channels, h height, w width, d units of the modelled layer, k classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.models import Classifier, ModelCard, find_layer, load_model, model_digest
+from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched
+from dfkd_core.models import Classifier, ModelCard, load_model, model_digest
 
 __all__ = ["Side", "Teacher", "load_teacher"]
 
@@ -38,8 +38,8 @@ class _Trace:
 class Teacher:
     """A classifier frozen in eval mode: logits, features of one layer, and the rest of the network after it.
 
-    The network is not changed: the layer is read and written through hooks on its module path. Gradients flow to
-    the images and never to the weights.
+    The network is not changed: the layer is read and written through hooks at its address. Gradients flow to the images
+    and never to the weights.
     """
 
     def __init__(self, classifier: Classifier, *, device: torch.device | str = "cpu") -> None:
@@ -53,7 +53,7 @@ class Teacher:
         self.digest = model_digest(classifier)
         self.device = torch.device(device)
         self._classifier: Classifier = classifier.to(self.device).eval().requires_grad_(False)
-        self._layer = find_layer(classifier.network, classifier.card.layer)
+        self._layer = parse_layer(classifier.card.layer).module(classifier)
         self._trace = self._run_probe()
         if self._trace.logits_shape != (2, self.card.num_classes):
             raise TeacherError(
@@ -91,10 +91,10 @@ class Teacher:
 
         A layer with a spatial output gives its mean over positions.
         """
-        outputs: list[Tensor] = []
-        with _hook(self._layer, lambda module, args, output: outputs.append(output)):
+        layer = self.card.layer
+        with recorded(self._classifier, [layer]) as outputs:
             logits = self(images)
-        features = outputs[-1]
+        features = outputs[layer]
         return logits, features.flatten(2).mean(2) if features.dim() > 2 else features
 
     @torch.no_grad()
@@ -104,6 +104,8 @@ class Teacher:
         Raises:
             TeacherError: The layer's output has more than one position, so a vector does not determine it.
         """
+        if self.card.layer == OUTPUT:
+            return features.to(self.device)
         shape = self._trace.features_shape
         if any(size != 1 for size in shape[2:]):
             raise TeacherError(
@@ -113,20 +115,23 @@ class Teacher:
         # The hook puts n rows in the place of one, so that the layers before are not run n times for nothing.
         images = torch.zeros(1, *self.card.image_shape, device=self.device)
         replacement = features.to(self.device).view(len(features), *shape[1:])
-        with _hook(self._layer, lambda module, args, output: replacement):
+        with replaced(self._classifier, self.card.layer, replacement):
             return self(images)
 
     def layer_weights(self, side: Side) -> Tensor:
         """Return the weights of the modelled layer's units, one row per unit: [d, fan].
 
         `incoming` are those of the last linear or convolutional layer that runs up to the modelled layer,
-        `outgoing` those of the first one after it.
+        `outgoing` those of the first one after it. The logits, where they are the modelled layer, have none: each is
+        taken as a unit of its own, [k, k].
 
         Raises:
             TeacherError: There is no such layer, or it does not have one row or column per unit.
         """
+        if self.card.layer == OUTPUT:
+            return torch.eye(self.num_features)
         modules = self._trace.before[::-1] if side == "incoming" else self._trace.after
-        weights = [module.weight for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
+        weights = [weight for module in modules if (weight := _weight(module)) is not None]
         if weights:
             rows = weights[0].detach() if side == "incoming" else weights[0].detach().transpose(0, 1)
             if len(rows) == self.num_features:
@@ -139,9 +144,11 @@ class Teacher:
     def layer_bias(self) -> Tensor:
         """Return the bias [d] with which the modelled layer's units are computed; 0 where there is none."""
         for module in reversed(self._trace.before):
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                if module.bias is not None and len(module.bias) == self.num_features:
-                    return module.bias.detach().cpu()
+            if _weight(module) is not None:
+                bias = getattr(module, "bias", None)
+                if bias is not None and len(bias) == self.num_features:
+                    found: Tensor = bias.detach().cpu()
+                    return found
                 break
         return torch.zeros(self.num_features)
 
@@ -169,24 +176,31 @@ class Teacher:
 
     def _run_probe(self) -> _Trace:
         order: list[nn.Module] = []
-        split: list[tuple[int, tuple[int, ...]]] = []
+        split: list[tuple[int, Any]] = []
         leaves = [m for m in self._classifier.network.modules() if not any(m.children())]
-        handles = [m.register_forward_hook(lambda module, args, output: order.append(module)) for m in leaves]
-        handles.append(self._layer.register_forward_hook(lambda m, args, out: split.append((len(order), _shape(out)))))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as stack:
+                for leaf in () if self.card.layer == OUTPUT else leaves:
+                    handle = leaf.register_forward_hook(lambda module, args, output: order.append(module))
+                    stack.callback(handle.remove)
+                stack.enter_context(
+                    watched(self._classifier, self.card.layer, lambda value: split.append((len(order), value)))
+                )
                 logits = self(torch.full((2, *self.card.image_shape), 0.5, device=self.device))
         except (RuntimeError, ValueError) as error:
             raise TeacherError(
                 f"The teacher rejects images of shape {self.card.image_shape}: {error}. Correct data.image_size"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
         if not split:
             raise TeacherError(f"Layer {self.card.layer!r} does not run in the teacher's forward pass")
-        position, features_shape = split[-1]
-        return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), features_shape)
+        position, features = split[-1]
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) not in (2, 4) or shape[0] != 2:
+            raise TeacherError(
+                f"Layer {self.card.layer!r} gives {shape or type(features).__name__} for 2 images; it must be (2, "
+                "units) or (2, units, height, width). Choose another teacher.layer; see them with: dfkd layers"
+            )
+        return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
 
 
 def load_teacher(folder: Path, *, device: torch.device | str = "cpu") -> Teacher:
@@ -198,13 +212,10 @@ def load_teacher(folder: Path, *, device: torch.device | str = "cpu") -> Teacher
     return Teacher(load_model(folder), device=device)
 
 
-@contextmanager
-def _hook(module: nn.Module, function: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(function)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _weight(module: nn.Module) -> Tensor | None:
+    """Return a module's matrix or kernel, also of one that was exported and has lost its class."""
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
 
 
 def _check_finite(classifier: Classifier) -> None:
@@ -212,10 +223,6 @@ def _check_finite(classifier: Classifier) -> None:
     bad = [name for name, tensor in state if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise TeacherError(f"The teacher's weights hold NaN or Inf: {', '.join(bad)}. Use another checkpoint")
-
-
-def _shape(output: Any) -> tuple[int, ...]:
-    return tuple(output.shape) if isinstance(output, Tensor) else ()
 
 
 def _buffer(tensor: Tensor | None) -> Tensor:

@@ -19,12 +19,14 @@ from dfkd_core.augmentation import AugmentationConfig, augment
 from dfkd_core.data import LabelledImages
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import DataError, DfkdError, TeacherError
-from dfkd_core.models import Classifier, ModelCard, build_classifier, find_layer
-from dfkd_core.networks import default_layer, network_names
+from dfkd_core.layers import parse_layer
+from dfkd_core.models import Classifier, ModelCard, build_classifier
+from dfkd_core.networks import default_layer, is_built_in, network_names
 from dfkd_core.prefetching import prefetched
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.seeding import derive_generator
+from dfkd_core.source import SourceConfig
 
 __all__ = [
     "EpochRecord",
@@ -43,15 +45,17 @@ Batch = TypeVar("Batch")
 
 @config_section
 class TeacherConfig:
-    """How a teacher is trained on labelled images.
+    """Where the teacher comes from: `source`, or training on labelled images.
 
-    The defaults take LeNet-5 on Fashion-MNIST to about 91.5 % in one to two minutes of two cores.
+    The defaults of the training take LeNet-5 on Fashion-MNIST to about 91.5 % in one to two minutes of two cores.
     """
 
+    source: SourceConfig = field(default_factory=SourceConfig)
     network: str = "lenet5"
-    """Name of the network."""
+    """Built-in network to train."""
     layer: str = ""
-    """Module path of the layer whose features are modelled; empty takes the network's usual one."""
+    """Address of the layer whose features are modelled, see `dfkd layers`; empty takes what the last linear layer
+    reads, or a built-in network's usual one."""
     epochs: PositiveInt = 10
     """Passes over the training set."""
     batch_size: PositiveInt = 256
@@ -69,7 +73,7 @@ class TeacherConfig:
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong beyond single ranges."""
-        if self.network not in network_names():
+        if not is_built_in(self.network):
             yield f"network must be one of {', '.join(network_names())}, got {self.network!r}"
 
 
@@ -121,7 +125,7 @@ def train_teacher(
     """
     _check_labels(data)
     classifier = build_classifier(_card(config, data), seed=seed).to(device)
-    find_layer(classifier.network, classifier.card.layer)
+    parse_layer(classifier.card.layer).module(classifier)
     images, labels = data.images.to(device), data.labels.to(device)
 
     def load(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

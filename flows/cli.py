@@ -30,6 +30,28 @@ Set = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
 ]
+TeacherSource = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="SOURCE",
+        help="torchvision:NAME, timm:NAME, package.module:factory, models:/NAME@ALIAS, a folder or a file: .pt2, "
+        "TorchScript, ONNX.",
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The teacher's weights: safetensors, or a state dict in .pt or .pth.")
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE", help="Built-in network (lenet5@0.5), torchvision:, timm: or package.module:factory."
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option("--trust-pickle", help="Unpickle a whole module, which runs whatever its maker put into the file."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -41,25 +63,36 @@ def main() -> None:
 
 
 @app.command(
-    epilog="Examples: dfkd run | dfkd run --preset fast | dfkd run --set synthesis.num_images=2000 --set seed=1"
+    epilog="Examples: dfkd run | dfkd run --preset fast | dfkd run --set synthesis.num_images=2000 --set seed=1 | "
+    "dfkd run --teacher torchvision:resnet18 --weights ckpt.pt --student resnet18_quarter"
 )
 def run(
+    teacher: TeacherSource = None,
+    weights: Weights = None,
+    student: Student = None,
+    trust_pickle: TrustPickle = False,
     preset: Preset = None,
     assignments: Set = None,
     debug: Debug = False,
 ) -> None:
     """Run everything that has changed, from the teacher to the registered student, and show the table.
 
-    A run that was stopped goes on where it was when it is started again.
+    Options are written into params.yaml. A run that was stopped goes on where it was when it is started again.
     """
     start = _process_start()
+    here = Path.cwd()
+    named = teacher or weights or student or trust_pickle
     with _told(debug, "Finished shards and checkpoints are kept. Go on with: dfkd run"):
         from flows.ahead import look_ahead
 
-        outlook = None if preset or assignments else look_ahead()
+        outlook = None if preset or assignments or named else look_ahead()
+        from flows.source import source_assignments
         from flows.whole_run import run_all
 
-        run_all(preset, assignments or [], start=start, outlook=outlook)
+        changes = source_assignments(
+            here=here, teacher=teacher, weights=weights, student=student, trust_pickle=trust_pickle
+        )
+        run_all(preset, [*changes, *(assignments or [])], start=start, outlook=outlook)
 
 
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")

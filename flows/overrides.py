@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,7 @@ def write_params(changes: Sequence[Change], path: Path = PARAMS_FILE) -> None:
     editor.width = 1000
     document = editor.load(path.read_text(encoding="utf-8"))
     for change in changes:
-        new = list(change.new) if isinstance(change.new, tuple) else change.new
-        _set(document, change.path, new)
+        _set(document, change.path, _plain(change.new))
     text = io.StringIO()
     editor.dump(document, text)
     try:
@@ -100,6 +99,12 @@ def write_params(changes: Sequence[Change], path: Path = PARAMS_FILE) -> None:
             temporary.write_text(text.getvalue(), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error.strerror}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _value(text: str, assignment: str) -> Any:
@@ -121,5 +126,5 @@ def _set(content: Any, path: str, value: Any) -> None:
 def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for path, value in leaves.items():
-        _set(content, path, value)
+        _set(content, path, dict(value) if isinstance(value, Mapping) else value)
     return content

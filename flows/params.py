@@ -53,12 +53,12 @@ def parse_params(content: Any, *, source: str) -> Params:
 
 
 def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a configuration (or of nested mappings) by dotted path."""
-    items = section if isinstance(section, Mapping) else _fields(section)
+    """Return the leaves of a configuration (or of nested mappings) by dotted path; a field that is a mapping is one."""
+    is_mapping = isinstance(section, Mapping)
     leaves: dict[str, Any] = {}
-    for name, value in items.items():
+    for name, value in (section if is_mapping else _fields(section)).items():
         path = f"{prefix}{name}"
-        nested = dataclasses.is_dataclass(value) or isinstance(value, Mapping)
+        nested = dataclasses.is_dataclass(value) or (is_mapping and isinstance(value, Mapping))
         leaves |= flatten(value, f"{path}.") if nested else {path: value}
     return leaves
 

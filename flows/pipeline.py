@@ -14,6 +14,7 @@ from flows.environment import enter_project, prepare_environment
 from flows.overrides import override
 from flows.params import load_params
 from flows.running import FLOW_OPTIONS
+from flows.source import note_source
 from tasks.versioning import pull as dvc_pull
 from tasks.versioning import push, reproduce
 
@@ -33,7 +34,8 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     params = load_params()
     if preset or overrides:
         override(preset, overrides or [], params)
-        params = load_params()
+    note_source(load_params())
+    params = load_params()
     check_writable()
     ensure_dataset(params.data)
     # MLflow takes seconds to import, which pass beside the stages.

@@ -14,13 +14,12 @@ from dfkd_core.priors import shows_photographs
 from flows.stages import STAGES
 from tasks.status import LOCK
 from tasks.timing import stage_seconds
-from tasks.workspace import LATENCY, METRICS, STATE, STUDENT, reference
+from tasks.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, reference
 
 __all__ = ["PUBLISHED", "is_published", "note_run", "read_latency", "read_metrics", "render"]
 
 PUBLISHED = STATE / "published.json"
 _RUN = STATE / "run.json"
-_STORE = Path("mlflow.db")
 
 
 def read_metrics() -> dict[str, Any]:
@@ -44,7 +43,7 @@ def read_latency() -> dict[str, dict[str, float]]:
 
 def is_published() -> bool:
     """Tell whether the present dvc.lock is in MLflow already."""
-    if not LOCK.is_file() or not _STORE.is_file():
+    if not LOCK.is_file() or not STORE.is_file():
         return False
     return _read_json(PUBLISHED).get("lock_sha256") == file_sha256(LOCK)
 
@@ -114,7 +113,7 @@ def _pointers() -> Iterator[str]:
         alias = "champion" if published["promoted"] else "challenger"
         yield f'  model      mlflow.pyfunc.load_model("models:/{published["model"]}@{alias}")'
         yield f"             version {published['version']}: {published['reason']}"
-    yield f"  runs       mlflow ui --backend-store-uri sqlite:///{_STORE}"
+    yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
     yield "  figures    dvc metrics show; dvc plots show"
     yield "  images     reports/samples.png, reports/confusion.png"
     yield "  flows      PREFECT_HOME=.dfkd/prefect prefect server start"

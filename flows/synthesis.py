@@ -14,6 +14,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from dfkd_core.config import ExecutionConfig, Params
+from dfkd_core.distillation import check_student
+from dfkd_core.models import read_card
 from dfkd_core.progress import Progress
 from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
@@ -42,6 +44,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 def synthesize(params: Params) -> str:
     """Make the transfer set and put it into `artifacts/transfer_set`."""
+    check_student(read_card(TEACHER), params.distillation)
     picture = REPORTS / "samples.png"
     run = _synthesize.with_options(task_runner=shard_runner(params.execution))
     return run(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)

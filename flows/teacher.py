@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from dfkd_core.config import Params
+from dfkd_core.distillation import check_student
+from dfkd_core.models import read_card
+from flows.display import say
 from flows.running import FLOW_OPTIONS, run_cached
-from tasks.teacher import make_teacher
+from tasks.teacher import NOTES_FILE, make_teacher, take_teacher
 from tasks.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
 
 __all__ = ["teacher"]
@@ -14,13 +19,26 @@ __all__ = ["teacher"]
 
 @flow(name="teacher", **FLOW_OPTIONS)
 def teacher(params: Params) -> str:
-    """Train the teacher and put it into `artifacts/teacher`."""
+    """Train the teacher, or take it from elsewhere, and put it into `artifacts/teacher`."""
     inputs = {"data": params.data, "config": params.teacher, "seed": params.seed}
     made = work_folder("teacher", inputs) / "out"
-    device = params.execution.device
-    result = run_cached(
-        make_teacher, params.data, params.teacher, seed=params.seed, folder=made.as_posix(), device=device
-    )
+    summary = _take(params, made.as_posix()) if params.teacher.source.model else _train(params, made.as_posix())
     place_folder(made / "model", TEACHER)
     place_file(made / "epochs.csv", REPORTS / "teacher_epochs.csv")
+    return summary
+
+
+def _train(params: Params, folder: str) -> str:
+    device = params.execution.device
+    result = run_cached(make_teacher, params.data, params.teacher, seed=params.seed, folder=folder, device=device)
     return f"{params.teacher.network} on {params.data.dataset}, last loss {result.numbers['loss']:.4f}"
+
+
+def _take(params: Params, folder: str) -> str:
+    source = params.teacher.source
+    made = take_teacher(source, params.teacher.layer, params.data.image_size, folder=folder)
+    for note in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
+        say(f"  {note}")
+    check_student(read_card(Path(folder, "model")), params.distillation)
+    size = made.numbers["image_size"]
+    return f"{source.model}, {size:.0f} pixels, {made.numbers['num_classes']:.0f} classes"

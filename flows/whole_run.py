@@ -14,7 +14,9 @@ from flows.overrides import override
 from flows.params import load_params
 from flows.results import is_published, note_run, render
 from flows.server import await_server, start_server
+from flows.source import note_source
 from flows.stages import STAGES
+from tasks.status import changed_stages
 
 __all__ = ["run_all"]
 
@@ -35,8 +37,11 @@ def run_all(
     """
     for change in override(preset, assignments, load_params()):
         say(f"  {change}")
+    noted = note_source(load_params())
     params = load_params()
     ahead = (outlook or look_ahead()).result()
+    if noted and outlook:
+        ahead = Outlook(changed=changed_stages(), server=ahead.server)
     if not ahead.changed and is_published():
         say("Nothing has changed: all stages are up to date and the student is registered.")
         say(render(params))

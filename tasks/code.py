@@ -12,24 +12,36 @@ __all__ = ["NO_EFFECT", "OTHER_MODULES", "ROOT", "STAGE_MODULES", "code_digest",
 ROOT = Path(__file__).resolve().parent.parent
 
 _MODEL = (
+    "dfkd_core/architectures.py",
     "dfkd_core/devices.py",
     "dfkd_core/digests.py",
+    "dfkd_core/layers.py",
     "dfkd_core/models.py",
     "dfkd_core/networks.py",
+    "dfkd_core/outputs.py",
+    "dfkd_core/programs.py",
     "dfkd_core/seeding.py",
+    "dfkd_core/vision.py",
+    "dfkd_core/weights.py",
 )
-_IMAGES = ("dfkd_core/data.py", "dfkd_core/dataset_files.py", "dfkd_core/vision.py")
+_IMAGES = ("dfkd_core/data.py", "dfkd_core/dataset_files.py")
 _TRAINING = (
     *_MODEL,
     *_IMAGES,
     "dfkd_core/augmentation.py",
     "dfkd_core/prefetching.py",
+    "dfkd_core/source.py",
     "dfkd_core/training.py",
 )
 _STATISTICS = (*_MODEL, "dfkd_core/priors", "dfkd_core/statistics.py", "dfkd_core/teacher.py")
 
 STAGE_MODULES = {
-    "teacher": (*_TRAINING, "tasks/teacher.py"),
+    "teacher": (
+        *_TRAINING,
+        "dfkd_core/bringing.py",
+        "dfkd_core/preflight.py",
+        "tasks/teacher.py",
+    ),
     "statistics": (*_STATISTICS, "tasks/estimation.py"),
     "synthesize": (*_STATISTICS, "dfkd_core/synthesis", "dfkd_core/transfer_set.py", "tasks/synthesis.py"),
     "distill": (

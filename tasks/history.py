@@ -12,8 +12,8 @@ __all__ = ["write_history"]
 
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write one row per epoch: its number, the loss and its terms, the learning rate."""
-    terms = sorted(history[0].terms)
+    """Write one row per epoch: its number, the loss and its terms, the learning rate; without epochs the head alone."""
+    terms = sorted(history[0].terms) if history else []
     rows = [
         [record.epoch, record.loss, record.learning_rate, *(record.terms[term] for term in terms)] for record in history
     ]

@@ -24,7 +24,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.models import Classifier, load_model
-from tasks.workspace import REPORTS, STUDENT, TRANSFER_SET
+from tasks.workspace import REPORTS, STORE, STUDENT, TRANSFER_SET
 
 __all__ = [
     "CHALLENGER",
@@ -39,7 +39,6 @@ __all__ = [
     "set_alias",
 ]
 
-STORE = Path("mlflow.db")
 ARTIFACTS = Path("mlartifacts")
 CHALLENGER = "challenger"
 CHAMPION = "champion"

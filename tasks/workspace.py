@@ -18,6 +18,7 @@ __all__ = [
     "REPORTS",
     "STATE",
     "STATISTICS",
+    "STORE",
     "STUDENT",
     "TEACHER",
     "TRANSFER_SET",
@@ -40,6 +41,7 @@ REPORTS = Path("reports")
 STATE = Path(".dfkd")
 WORK = STATE / "work"
 LATENCY = STATE / "latency.json"
+STORE = Path("mlflow.db")
 
 _KEPT_WORK_FOLDERS = 3
 

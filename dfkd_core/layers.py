@@ -1,0 +1,213 @@
+"""Addresses of a network's layers, and which of them may be modelled.
+
+An address names what a module gives or, with `:input`, what it reads: `fc1`, `heads.head:input`. `:output` is what the
+whole classifier gives, its logits, where nothing inside can be reached.
+
+n images, d units of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_core.errors import TeacherError
+
+__all__ = [
+    "OUTPUT",
+    "LayerAddress",
+    "LayerCandidate",
+    "find_modelled_layer",
+    "layer_candidates",
+    "parse_layer",
+    "recorded",
+    "replaced",
+    "watched",
+]
+
+OUTPUT = ":output"
+"""Address of the classifier's logits."""
+
+_INPUT = ":input"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAddress:
+    """A module and the side of it that is meant."""
+
+    path: str
+    """Module path in the network; empty for the classifier itself."""
+    is_input: bool
+    """Whether what the module reads is meant, and not what it gives."""
+
+    def module(self, classifier: nn.Module) -> nn.Module:
+        """Return the module in a `Classifier`.
+
+        Raises:
+            TeacherError: There is none at the path; the message lists the valid ones.
+        """
+        if not self.path:
+            return classifier
+        network = classifier.get_submodule("network")
+        modules = {name: module for name, module in network.named_modules() if name}
+        if self.path not in modules:
+            names = ", ".join(list(modules)[:40]) + (", ..." if len(modules) > 40 else "")
+            raise TeacherError(f"No layer {self.path!r} in the network. Its layers: {names}. See: dfkd layers")
+        module: nn.Module = modules[self.path]
+        return module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCandidate:
+    """A layer whose feature space can be modelled."""
+
+    address: str
+    """Its address, the value of `teacher.layer`."""
+    kind: str
+    """Class of the module."""
+    shape: tuple[int, ...]
+    """Shape of what is modelled, for one image."""
+    is_exact: bool
+    """Whether a vector of features determines it, so that soft targets can be drawn from it."""
+
+
+def parse_layer(address: str) -> LayerAddress:
+    """Split an address into path and side."""
+    if address == OUTPUT:
+        return LayerAddress("", is_input=False)
+    return LayerAddress(address.removesuffix(_INPUT), is_input=address.endswith(_INPUT))
+
+
+@contextmanager
+def watched(classifier: nn.Module, address: str, see: Callable[[Any], None]) -> Iterator[None]:
+    """Call `see` with the tensor at `address` whenever it is computed, as long as the block runs.
+
+    Raises:
+        TeacherError: There is no such layer, or the network lets none be looked at.
+    """
+    layer = parse_layer(address)
+    module = layer.module(classifier)
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        see(arguments[0] if arguments else None)
+
+    def after(module: nn.Module, arguments: object, output: Any) -> None:
+        see(output)
+
+    with _hooked(module, before if layer.is_input else after, is_input=layer.is_input, address=address):
+        yield
+
+
+@contextmanager
+def replaced(classifier: nn.Module, address: str, replacement: Tensor) -> Iterator[None]:
+    """Put a tensor in the place of the one at `address`, as long as the block runs."""
+    layer = parse_layer(address)
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (replacement, *arguments[1:])
+
+    def after(module: nn.Module, arguments: object, output: Any) -> Tensor:
+        return replacement
+
+    hook = before if layer.is_input else after
+    with _hooked(layer.module(classifier), hook, is_input=layer.is_input, address=address):
+        yield
+
+
+@contextmanager
+def recorded(classifier: nn.Module, addresses: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect what the layers give or read in the last forward pass of the block, by address."""
+    found: dict[str, Tensor] = {}
+
+    def keep(address: str) -> Callable[[Any], None]:
+        def see(value: Any) -> None:
+            found[address] = value
+
+        return see
+
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(watched(classifier, address, keep(address)))
+        yield found
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Any], *, is_input: bool, address: str) -> Iterator[None]:
+    try:
+        handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
+    except RuntimeError:
+        # A compiled program's modules take no hooks.
+        raise TeacherError(
+            f"Layer {address!r} cannot be looked at, since the network is a compiled program. Set teacher.layer to "
+            f"{OUTPUT!r}, its logits"
+        ) from None
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def layer_candidates(classifier: nn.Module, images: Tensor) -> list[LayerCandidate]:
+    """List, in the order in which they run, the layers whose features could be modelled, the logits last.
+
+    Args:
+        classifier: A `Classifier`, in eval mode.
+        images: Any images [n, c, h, w] in [0, 1], n at least 2, which are sent through it once.
+    """
+    found: dict[str, LayerCandidate] = {}
+    network = classifier.get_submodule("network")
+    with ExitStack() as stack:
+        for path, module in network.named_modules():
+            if not path:
+                continue
+            for address in (path, path + _INPUT) if _has_weights(module) else (path,):
+                see = _noting(found, address, type(module).__name__, len(images))
+                try:
+                    stack.enter_context(watched(classifier, address, see))
+                except TeacherError:
+                    break
+        logits = classifier(images)
+    outputs = LayerCandidate(address=OUTPUT, kind="logits", shape=tuple(logits.shape[1:]), is_exact=True)
+    return [*found.values(), outputs]
+
+
+def _noting(found: dict[str, LayerCandidate], address: str, kind: str, count: int) -> Callable[[Any], None]:
+    def see(value: Any) -> None:
+        # Two dimensions or a map: of a sequence it is not known which dimension holds the units.
+        if not isinstance(value, Tensor) or value.dim() not in (2, 4) or len(value) != count:
+            return
+        shape = tuple(value.shape[1:])
+        exact = all(size == 1 for size in shape[1:])
+        found.pop(address, None)
+        found[address] = LayerCandidate(address=address, kind=kind, shape=shape, is_exact=exact)
+
+    return see
+
+
+def find_modelled_layer(classifier: nn.Module, images: Tensor) -> str:
+    """Return the address of what the last linear layer reads, the paper's choice; `:output` where it cannot be read.
+
+    Args:
+        classifier: A `Classifier`, in eval mode.
+        images: As in `layer_candidates`.
+    """
+    found = layer_candidates(classifier, images)
+    weighted = [candidate for candidate in found if candidate.address.endswith(_INPUT)]
+    if not weighted or not weighted[-1].is_exact:
+        return OUTPUT
+    last = weighted[-1]
+    weight = getattr(parse_layer(last.address).module(classifier), "weight", None)
+    # Only a matrix that reads all units at once says which of them go together.
+    reads_all = isinstance(weight, Tensor) and weight[0].numel() == last.shape[0]
+    return last.address if reads_all else OUTPUT
+
+
+def _has_weights(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() >= 2 and not any(module.children())
