@@ -27,9 +27,16 @@ from dfkd_core.architectures import (
 )
 from dfkd_core.digests import file_sha256, json_digest
 from dfkd_core.errors import ConfigError, TeacherError
-from dfkd_core.layers import OUTPUT, find_modelled_layer
-from dfkd_core.models import CONFIG_FILE, Classifier, ModelCard, build_classifier, load_model
-from dfkd_core.networks import default_layer, is_built_in
+from dfkd_core.layers import OUTPUT
+from dfkd_core.models import (
+    CONFIG_FILE,
+    Classifier,
+    ModelCard,
+    build_classifier,
+    describe,
+    in_memory_format,
+    load_model,
+)
 from dfkd_core.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
 from dfkd_core.preflight import check_teacher, probe_images, try_forward
 from dfkd_core.programs import export_program, load_program, program_kind
@@ -341,14 +348,8 @@ def _described(
         program_sha256=file_sha256(program) if program else "",
     )
     classifier = Classifier(network.eval(), card, program=program)
-    classifier.card = dataclasses.replace(card, layer=_layer(classifier, images[:2]))
-    return classifier
-
-
-def _layer(classifier: Classifier, images: Tensor) -> str:
-    if is_built_in(classifier.card.network):
-        return default_layer(classifier.card.network)
-    return find_modelled_layer(classifier, images)
+    describe(classifier)
+    return in_memory_format(classifier)
 
 
 def _normalisation(

@@ -5,6 +5,7 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -27,7 +28,17 @@ from dfkd_core.programs import PROGRAM_FILES, load_program
 from dfkd_core.seeding import derive_seed
 from dfkd_core.weights import state_faults
 
-__all__ = ["Classifier", "ModelCard", "build_classifier", "load_model", "model_digest", "read_card", "save_model"]
+__all__ = [
+    "Classifier",
+    "ModelCard",
+    "build_classifier",
+    "describe",
+    "in_memory_format",
+    "load_model",
+    "model_digest",
+    "read_card",
+    "save_model",
+]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -61,6 +72,9 @@ class ModelCard:
     """Index or key of the answer in a tuple or a mapping; empty for a network that answers with a tensor."""
     program_sha256: str = ""
     """SHA-256 of the program's file, for a network that is one."""
+    channels_last: bool = True
+    """Whether the network takes images whose channels lie side by side in memory, several times as fast on a CPU; one
+    whose forward calls `view` on maps does not."""
 
     def __post_init__(self) -> None:
         """Check that the fields agree with each other."""
@@ -102,15 +116,21 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
-        output = select_output(self.network((images - self.mean) / self.std), self.card.output_key)
+        output = select_output(self.network(self.normalise(images)), self.card.output_key)
         return to_logits(output, self.card.outputs)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return what the network takes of images [n, c, h, w] in [0, 1]."""
+        normalised: Tensor = (images - self.mean) / self.std
+        # Of one channel both layouts are contiguous, and a convolution goes by the strides: a copy settles them.
+        return normalised if self.card.channels_last else normalised.clone(memory_format=torch.contiguous_format)
 
 
 def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
     """Build the card's network with weights drawn from `seed`, leaving the global generator as it was.
 
     Args:
-        card: What to build; an empty `layer` is filled in.
+        card: What to build; where `layer` is empty, it and `channels_last` are found out.
         seed: Seed of the first weights.
 
     Raises:
@@ -125,21 +145,52 @@ def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
             num_classes=card.num_classes,
             arguments=card.arguments,
         )
-    classifier = Classifier(network, card if card.layer else dataclasses.replace(card, layer=_layer(network, card)))
-    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    classifier = Classifier(network, card)
+    if not card.layer:
+        describe(classifier)
+    return in_memory_format(classifier)
+
+
+def in_memory_format(classifier: Classifier) -> Classifier:
+    """Lay the weights out as the card says, in place, and return the classifier."""
+    if classifier.card.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return classifier
 
 
-def _layer(network: nn.Module, card: ModelCard) -> str:
+def describe(classifier: Classifier) -> None:
+    """Find out the modelled layer and whether channels may come last, and note them in the classifier's card.
+
+    Raises:
+        ConfigError: The network rejects the card's images.
+    """
+    card = classifier.card
     if is_built_in(card.network):
-        return default_layer(card.network)
-    is_training = network.training
+        classifier.card = dataclasses.replace(card, layer=default_layer(card.network), channels_last=True)
+        return
+    is_training = classifier.training
+    images = torch.full((2, *card.image_shape), 0.5)
+    classifier.card = dataclasses.replace(card, channels_last=False)
     try:
-        return find_modelled_layer(Classifier(network, card).eval(), torch.full((2, *card.image_shape), 0.5))
+        layer = find_modelled_layer(classifier.eval(), images)
+        channels_last = classifier.program is None and _takes_channels_last(classifier)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"{card.network} rejects images of shape {card.image_shape}: {error}") from error
     finally:
-        network.train(is_training)
+        classifier.train(is_training)
+    classifier.card = dataclasses.replace(card, layer=layer, channels_last=channels_last)
+
+
+@torch.no_grad()
+def _takes_channels_last(classifier: Classifier) -> bool:
+    card, network = classifier.card, copy.deepcopy(classifier.network)
+    trial = in_memory_format(Classifier(network, dataclasses.replace(card, channels_last=True)).eval())
+    images = torch.full((2, *card.image_shape), 0.5).contiguous(memory_format=torch.channels_last)
+    try:
+        trial(images)
+    except RuntimeError:
+        return False
+    return True
 
 
 def model_digest(classifier: Classifier) -> str:

@@ -37,14 +37,23 @@ _Layer = nn.Conv2d | nn.Linear
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 # Modules that treat all channels alike; of these the student's are the teacher's.
 _PER_CHANNEL = (
-    nn.ReLU,
-    nn.Identity,
-    nn.Flatten,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Dropout,
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid),
+    *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
+# The same as functions and methods, which many networks call in their forward.
+_PER_CHANNEL_CALLS = (
+    *(torch.relu, torch.relu_, functional.relu, functional.relu_, functional.relu6, functional.leaky_relu),
+    *(functional.gelu, functional.silu, functional.elu, functional.mish, functional.hardswish),
+    *(torch.tanh, torch.sigmoid, torch.dropout, functional.dropout, functional.dropout2d),
+    *(functional.max_pool2d, torch.max_pool2d, functional.avg_pool2d),
+    *(functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
+    *("relu", "relu_", "tanh", "sigmoid", "contiguous"),
+)
+_SUMS = (operator.add, operator.iadd, torch.add)
+# What makes rows of maps: of the sizes that they are given, all but the first must be left to be found out.
+_RESHAPES = ("view", "reshape", torch.reshape)
+_SIZES = ("size", "dim", getattr, operator.getitem)
 
 
 @torch.no_grad()
@@ -145,17 +154,29 @@ def _trace(network: nn.Module) -> fx.Graph:
         is_known = node.op in ("placeholder", "output")
         if node.op == "call_module":
             is_known = isinstance(network.get_submodule(node.target), (_Layer, _BatchNorm, *_PER_CHANNEL))
-        elif node.op == "call_function":
-            is_sum = node.target in (operator.add, operator.iadd, torch.add) and len(node.all_input_nodes) == 2
-            is_known = is_sum or _is_flatten(node)
+        elif node.op in ("call_function", "call_method"):
+            is_known = _is_sum(node) or _keeps_channels(node)
         if not is_known:
             raise _refusal(f"the teacher's step {node.name} is none that can be thinned out")
     return graph
 
 
-def _is_flatten(node: fx.Node) -> bool:
-    """Tell whether a step is `torch.flatten(maps, 1)`, which many networks call in their forward."""
-    return node.target is torch.flatten and tuple(node.args[1:]) == (1,) and not node.kwargs
+def _is_sum(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _SUMS and len(node.all_input_nodes) == 2
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Tell whether a call treats all channels alike, in the order in which they are."""
+    given = node.args[1:]
+    if node.target in (torch.flatten, "flatten"):
+        return bool(given == (1,) or (not given and node.kwargs == {"start_dim": 1}))
+    if node.target in ("mean", torch.mean):
+        dimensions = given[0] if given else node.kwargs.get("dim")
+        return isinstance(dimensions, list | tuple) and list(dimensions) in ([2, 3], [-2, -1], [-1, -2])
+    if node.target in _RESHAPES:
+        sizes = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+        return bool(len(sizes) == 2 and isinstance(sizes[0], fx.Node) and sizes[1] == -1)
+    return any(node.target == known for known in (*_PER_CHANNEL_CALLS, *_SIZES))
 
 
 @dataclass(eq=False, slots=True)
@@ -183,7 +204,7 @@ def _find_spaces(graph: fx.Graph, network: nn.Module, thin: nn.Module, *, in_cha
             spaces[node] = _Space(len(layer.weight), torch.arange(len(small.weight)))
         else:
             spaces[node], *others = [spaces[source] for source in node.all_input_nodes]
-            for other in others:
+            for other in others if _is_sum(node) else ():
                 spaces.update({n: spaces[node] for n, space in spaces.items() if space is other})
     for node in graph.nodes:
         if _layer_at(network, node) is not None:
@@ -204,13 +225,12 @@ def _normalised_pixels(teacher: Teacher, images: Tensor, graph: fx.Graph) -> Ten
         def run_node(self, n: fx.Node) -> Any:
             nonlocal largest
             output = super().run_node(n)
-            largest = max(largest, output.numel())
+            largest = max(largest, output.numel() if isinstance(output, Tensor) else 0)
             return output
 
     def normalised(count: int) -> Tensor:
         batch = load_batch(images, torch.arange(min(count, len(images)))).to(teacher.device)
-        pixels: Tensor = (batch - classifier.mean) / classifier.std
-        return pixels
+        return classifier.normalise(batch)
 
     Sizes(classifier.network, graph=graph).run(normalised(1))
     return normalised(min(_MAX_IMAGES, max(_MIN_IMAGES, _MAX_MAP_VALUES // largest)))
@@ -253,10 +273,10 @@ class _Filler(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         sources = [self.env[source] for source in n.all_input_nodes]
-        if n.op == "call_function" and _is_flatten(n):
-            return tuple(maps.flatten(1) for maps in sources[0])
-        if n.op == "call_function":
+        if _is_sum(n):
             return tuple(first + second for first, second in zip(*sources))
+        if n.op in ("call_function", "call_method"):
+            return tuple(self._call(n, side) for side in range(2))
         if n.op != "call_module":
             return super().run_node(n)
         ((wide, narrow),) = sources
@@ -270,6 +290,17 @@ class _Filler(fx.Interpreter):
             assert isinstance(small, _BatchNorm)
             _fill_batch_norm(module, small, wide, narrow, kept)
         return output, small(narrow)
+
+    def _call(self, n: fx.Node, side: int) -> Any:
+        """Call the step's function or method on what the teacher (0) or the student (1) gave so far."""
+
+        def given(value: Any) -> Any:
+            return fx.node.map_arg(value, lambda node: self.env[node][side])
+
+        arguments, named = given(n.args), given(n.kwargs)
+        if n.op == "call_function":
+            return n.target(*arguments, **named)  # type: ignore[operator]
+        return getattr(arguments[0], str(n.target))(*arguments[1:], **named)
 
 
 def _fill_layer(

@@ -7,6 +7,7 @@ from prefect import flow
 from dfkd_core.config import Params
 from flows.running import FLOW_OPTIONS, batches_ahead, run_cached
 from tasks.distillation import make_student
+from tasks.history import read_start
 from tasks.workspace import REPORTS, STUDENT, TEACHER, TRANSFER_SET, place_file, place_folder, reference, work_folder
 
 __all__ = ["distill"]
@@ -36,5 +37,4 @@ def distill(params: Params) -> str:
     )
     place_folder(work / "out" / "model", STUDENT)
     place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
-    config = params.distillation
-    return f"{config.student} from a {config.start} start, last loss {result.numbers['loss']:.4f}"
+    return f"{params.distillation.student} from a {read_start(STUDENT)} start, last loss {result.numbers['loss']:.4f}"

@@ -10,11 +10,13 @@ from typing import Any
 from dfkd_core.config import Params
 from dfkd_core.digests import file_sha256, write_json
 from dfkd_core.errors import DfkdError
+from dfkd_core.models import read_card
 from dfkd_core.priors import shows_photographs
 from flows.stages import STAGES
+from tasks.history import read_start
 from tasks.status import LOCK
 from tasks.timing import stage_seconds
-from tasks.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, reference
+from tasks.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
 
 __all__ = ["PUBLISHED", "is_published", "note_run", "read_latency", "read_metrics", "render"]
 
@@ -76,8 +78,8 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     joint = metrics.get("proxy", student)
     proxy = " (proxy)" if "proxy" in metrics else ""
     yield params.data.dataset, "teacher", "student"
-    yield "network", params.teacher.network, params.distillation.student
-    yield "first weights", "", "random" if params.distillation.start == "random" else "pruned teacher"
+    yield "network", read_card(TEACHER).network, read_card(STUDENT).network
+    yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
     yield "transfer set", "", params.synthesis.method
     if params.synthesis.descent:
         _, descent = params.synthesis.descent

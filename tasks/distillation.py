@@ -11,7 +11,7 @@ from dfkd_core.distillation import DistillationConfig, distill
 from dfkd_core.models import save_model
 from dfkd_core.teacher import load_teacher
 from dfkd_core.transfer_set import TransferSet, verify_transfer_set
-from tasks.history import write_history
+from tasks.history import write_history, write_start
 from tasks.options import cached
 from tasks.reporting import report
 from tasks.timing import timed
@@ -50,5 +50,6 @@ def make_student(
         )
     out = clear_folder(Path(folder))
     save_model(out / "model", result.student)
+    write_start(out / "model", result.start)
     write_history(out / "epochs.csv", result.history)
     return reference(out, {"loss": result.history[-1].loss})

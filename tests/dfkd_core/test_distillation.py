@@ -338,5 +338,5 @@ def test_batch_statistics__kept_are_those_of_the_start_and_the_rest_is_trained()
 
 
 def test_batch_statistics__of_a_random_start_cannot_be_kept():
-    with pytest.raises(ConfigError, match="batch_statistics must be 'learned' with start 'random'"):
+    with pytest.raises(ConfigError, match="batch_statistics must be 'learned' unless start is 'pruned'"):
         DistillationConfig(start="random", batch_statistics="kept")
