@@ -136,8 +136,7 @@ def import_timm() -> Any:
     """
     try:
         # timm imports torchvision, which opens through one door.
-        import dfkd_core.vision  # noqa: F401
-
+        importlib.import_module("dfkd_core.vision")
         return importlib.import_module("timm")
     except ModuleNotFoundError:
         raise ConfigError("timm:NAME needs the package timm. Install it with: pip install 'dfkd[timm]'") from None

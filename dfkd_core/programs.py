@@ -7,6 +7,7 @@ n images, c channels, h height, w width.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -193,11 +194,10 @@ def _load_script(path: Path) -> tuple[nn.Module, _InputShape]:
 
 def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
     import onnx
-    import onnx2torch
 
-    # It imports torchvision, which opens through one door.
-    import dfkd_core.vision  # noqa: F401
-
+    # onnx2torch imports torchvision, which opens through one door: that has to come first.
+    importlib.import_module("dfkd_core.vision")
+    onnx2torch = importlib.import_module("onnx2torch")
     model = onnx.load(str(path))
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [entry for entry in model.graph.input if entry.name not in weights]
@@ -209,12 +209,13 @@ def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
     if len(shape) != 4:
         raise TeacherError(f"{path} takes {len(shape)} dimensions; a teacher takes images of (n, c, h, w)")
     try:
-        return onnx2torch.convert(_readable(model)), shape
+        network: nn.Module = onnx2torch.convert(_readable(model))
     except NotImplementedError as error:
         raise TeacherError(
             f"{path} uses an operation that onnx2torch cannot convert: {error}. Export it with opset {_ONNX_OPSET} or "
             "lower, or bring the network as .pt2"
         ) from None
+    return network, shape
 
 
 def _readable(model: Any) -> Any:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dfkd_core.config import Params
 
 __all__ = ["app", "main"]
 
@@ -26,6 +29,10 @@ app = typer.Typer(
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; may be repeated. Values are YAML."),
+]
+NotWritten = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Differ from params.yaml, which stays as it is."),
 ]
 Preset = Annotated[
     str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
@@ -142,10 +149,7 @@ def synthesize(
     statistics: Annotated[
         Path | None, typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Differ from params.yaml, which stays as it is."),
-    ] = None,
+    assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
     """Make a transfer set for any stored teacher, outside of DVC."""
@@ -188,6 +192,45 @@ def verify(
             typer.echo(f"Note: {note}")
 
 
+@app.command(
+    epilog="Examples: dfkd layers --teacher torchvision:resnet18 | dfkd layers --teacher my_net:make --weights ckpt.pt"
+)
+def layers(
+    teacher: TeacherSource = None,
+    weights: Weights = None,
+    trust_pickle: TrustPickle = False,
+    assignments: NotWritten = None,
+    debug: Debug = False,
+) -> None:
+    """List the layers of a teacher whose features can be modelled, with the one that would be taken."""
+    here = Path.cwd()
+    with _told(debug):
+        from flows.inspecting import list_layers
+
+        typer.echo(list_layers(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
+
+
+@app.command(
+    epilog="Examples: dfkd inspect --teacher model.onnx | dfkd inspect --teacher timm:resnet18 --weights ckpt.pt"
+)
+def inspect(
+    teacher: TeacherSource = None,
+    weights: Weights = None,
+    trust_pickle: TrustPickle = False,
+    assignments: NotWritten = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a teacher is, what can be done with it and how long that takes here."""
+    here = Path.cwd()
+    with _told(debug):
+        import torch
+
+        from flows.inspecting import describe_teacher
+
+        torch.set_num_threads(1)
+        typer.echo(describe_teacher(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
+
+
 @app.command(epilog="Example: dfkd show")
 def show(debug: Debug = False) -> None:
     """Show the table of the last run and the commands to look further."""
@@ -196,6 +239,18 @@ def show(debug: Debug = False) -> None:
         from flows.results import render
 
         typer.echo(render(load_params()))
+
+
+def _with_teacher(
+    here: Path, teacher: str | None, weights: str | None, trust_pickle: bool, assignments: list[str] | None
+) -> Params:
+    """Return the project's parameters with a teacher and changes that are not written."""
+    from flows.overrides import apply_overrides
+    from flows.params import load_params
+    from flows.source import source_assignments
+
+    changes = source_assignments(here=here, teacher=teacher, weights=weights, student=None, trust_pickle=trust_pickle)
+    return apply_overrides(load_params(), [*changes, *(assignments or [])])
 
 
 @contextmanager

@@ -1,0 +1,149 @@
+"""What can be done with a teacher, and how long it takes here; found out by trying, each thing on a few images."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import nn
+
+from dfkd_core.errors import DfkdError
+from dfkd_core.statistics import FeatureStatistics, StatisticsConfig, estimate_statistics
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
+from dfkd_core.teacher import Teacher
+
+__all__ = ["Fit", "Inspection", "inspect_teacher"]
+
+_NORMALISATIONS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm", "RMSNorm", "LocalResponseNorm")
+_TIMED_STEPS = 2
+_TIMED_TWICE = 2
+_TIMED_SECONDS = 1.0
+_MAX_TIMED_IMAGES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether something can be used with a teacher."""
+
+    reason: str
+    """Why it cannot, empty if it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What can be done with a teacher."""
+
+    num_parameters: int
+    """Numbers in the network."""
+    num_features: int
+    """Units d of the modelled layer."""
+    normalisations: dict[str, int]
+    """Number of normalisation layers by class."""
+    statistics: dict[str, Fit]
+    """By source of feature statistics."""
+    methods: dict[str, Fit]
+    """By synthesis method."""
+    method: str
+    """The method that was timed."""
+    seconds_per_1000_images: float | None
+    """Of the configured synthesis on the teacher's device with the threads at hand; None where it does not fit."""
+
+
+def inspect_teacher(
+    teacher: Teacher, statistics: StatisticsConfig, synthesis: SynthesisConfig, *, seed: int
+) -> Inspection:
+    """Find out what fits a teacher and time the configured synthesis for about a second or one small batch.
+
+    Args:
+        teacher: The frozen teacher.
+        statistics: How its statistics would be estimated; its `source` is varied.
+        synthesis: How its transfer set would be made; its `method` is varied.
+        seed: Addresses the random draws.
+    """
+    network = teacher.classifier.network
+    kinds = Counter(kind for module in network.modules() if (kind := _normalisation(module)))
+    sources = get_args(get_type_hints(StatisticsConfig)["source"])
+    fits, found = {}, None
+    for source in sources:
+        config = dataclasses.replace(statistics, source=source, num_probes=min(statistics.num_probes, 64))
+        try:
+            estimated = estimate_statistics(teacher, config, seed=seed)
+        except DfkdError as error:
+            fits[source] = Fit(str(error))
+            continue
+        fits[source] = Fit("")
+        if found is None or source == statistics.source:
+            found = estimated
+    assert found is not None, "probes fit every teacher"
+    methods = {
+        name: _method_fit(teacher, dataclasses.replace(synthesis, method=name), found) for name in method_names()
+    }
+    fits_configured = not methods[synthesis.method].reason
+    return Inspection(
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        num_features=teacher.num_features,
+        normalisations=dict(kinds),
+        statistics=fits,
+        methods=methods,
+        method=synthesis.method,
+        seconds_per_1000_images=_seconds(teacher, synthesis, found, seed) if fits_configured else None,
+    )
+
+
+def _normalisation(module: nn.Module) -> str:
+    """Return the class of a normalisation layer, also of one in a program, empty for other modules."""
+    kind = str(getattr(module, "original_name", type(module).__name__))
+    if any(name in kind for name in _NORMALISATIONS):
+        return kind
+    return "BatchNorm" if "running_mean" in dict(module.named_buffers(recurse=False)) else ""
+
+
+def _method_fit(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics) -> Fit:
+    try:
+        build_synthesizer(config, teacher, statistics)
+    except DfkdError as error:
+        return Fit(str(error))
+    return Fit("")
+
+
+def _seconds(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, seed: int) -> float:
+    """Time drawing alone and drawing with a few steps, and go from there to all steps."""
+    count = 8
+    while True:
+        drawing = _time(teacher, _with_steps(config, 0), statistics, count, seed)
+        stepping = _time(teacher, _with_steps(config, _TIMED_STEPS), statistics, count, seed)
+        if drawing + stepping > _TIMED_SECONDS or count >= min(_MAX_TIMED_IMAGES, config.batch_size):
+            break
+        count *= 2
+    steps = config.descent[1].iterations if config.descent else 0
+    per_step = max(0.0, stepping - drawing) / _TIMED_STEPS
+    return 1000 / count * (drawing + steps * per_step)
+
+
+def _with_steps(config: SynthesisConfig, steps: int) -> SynthesisConfig:
+    """Return the configuration with another number of gradient steps, where the method takes any."""
+    method: Any = config.method_config
+    changes = {
+        name: dataclasses.replace(getattr(method, name), iterations=steps)
+        for name in ("refinement", "descent")
+        if hasattr(method, name)
+    }
+    changed: dict[str, Any] = {config.method: dataclasses.replace(method, **changes)}
+    return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **changed))
+
+
+def _time(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, count: int, seed: int) -> float:
+    synthesizer = build_synthesizer(config, teacher, statistics)
+    seconds = []
+    # The first passes of a program compile it.
+    for _ in range(_TIMED_TWICE):
+        started = time.perf_counter()
+        made = synthesizer.synthesize(range(count), seed=seed)
+        with torch.no_grad():
+            teacher(made.images.to(teacher.device))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
