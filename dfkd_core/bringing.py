@@ -39,7 +39,7 @@ from dfkd_core.models import (
 )
 from dfkd_core.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
 from dfkd_core.preflight import check_teacher, probe_images, try_forward
-from dfkd_core.programs import export_program, load_program, program_kind
+from dfkd_core.programs import export_program, in_one_file, load_program, program_files, program_kind
 from dfkd_core.source import SourceConfig
 from dfkd_core.weights import fit_weights, read_plain_file, read_state, state_faults
 
@@ -77,7 +77,7 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
     if (path / CONFIG_FILE).is_file():
         found = load_model(path)
     elif (kind := program_kind(path) if path.is_file() else None) is not None:
-        found = _bring_program(path, kind, config, image_size_hint, notes)
+        found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
     elif path.suffix == ".safetensors":
         raise ConfigError(
             f"{path} holds weights and no network. Name the architecture as --teacher, the file as --weights"
@@ -112,13 +112,13 @@ def source_digest(config: SourceConfig) -> str:
     for name, text in (("model", config.model), ("weights", config.weights)):
         path = Path(text)
         if text and path.is_file():
-            parts[name] = file_sha256(path)
+            parts.update({f"{name}/{item.name}": file_sha256(item) for item in program_files(path)})
         elif text and path.is_dir():
             parts.update(
                 {f"{name}/{item.name}": file_sha256(item) for item in sorted(path.iterdir()) if item.is_file()}
             )
     is_factory = ":" in config.model and not config.model.startswith((TORCHVISION, TIMM, *_REGISTRY))
-    if is_factory and not parts.get("model"):
+    if is_factory and not Path(config.model).exists():
         file = inspect.getsourcefile(factory(config.model))
         if file:
             parts["factory"] = file_sha256(Path(file))

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
 
-__all__ = ["PROGRAM_FILES", "Program", "ProgramKind", "export_program", "load_program", "program_kind"]
+__all__ = [
+    "PROGRAM_FILES",
+    "Program",
+    "ProgramKind",
+    "export_program",
+    "in_one_file",
+    "load_program",
+    "program_files",
+    "program_kind",
+]
 
 ProgramKind = Literal["pt2", "torchscript", "onnx"]
 
@@ -91,6 +100,35 @@ def load_program(path: Path, kind: ProgramKind) -> Program:
     if precision != torch.float32:
         program = _InPrecision(program, precision)
     return Program(program, shape[1:] if shape else None)
+
+
+def program_files(path: Path) -> list[Path]:
+    """Return the files that a program consists of: an ONNX file may keep its weights in others beside it.
+
+    Raises:
+        TeacherError: It is no ONNX file, or the package to read it with is missing.
+    """
+    if path.suffix != ".onnx":
+        return [path]
+    onnx = _import_onnx(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf has a class of its own for each way to be corrupt
+        raise TeacherError(f"{path} is no ONNX file: {_first_line(error)}. Export it again") from error
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return [path, *(path.parent / place for place in sorted(places))]
+
+
+def in_one_file(path: Path, folder: Path) -> Path:
+    """Return the program as a single file: itself, or an ONNX file with its weights written into `folder`."""
+    if len(program_files(path)) == 1:
+        return path
+    onnx = _import_onnx(path)
+    whole = folder / PROGRAM_FILES["onnx"]
+    onnx.save(onnx.load(str(path)), str(whole), save_as_external_data=False)
+    return whole
 
 
 def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
@@ -192,9 +230,15 @@ def _load_script(path: Path) -> tuple[nn.Module, _InputShape]:
     return program.eval(), None
 
 
-def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
-    import onnx
+def _import_onnx(path: Path) -> Any:
+    try:
+        return importlib.import_module("onnx")
+    except ModuleNotFoundError:
+        raise TeacherError(f"Reading {path} needs onnx. Install it with: pip install 'dfkd[onnx]'") from None
 
+
+def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
+    onnx = _import_onnx(path)
     # onnx2torch imports torchvision, which opens through one door: that has to come first.
     importlib.import_module("dfkd_core.vision")
     onnx2torch = importlib.import_module("onnx2torch")
