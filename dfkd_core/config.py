@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 
-from dfkd_core.data import DataConfig, dataset_spec
+from dfkd_core.data import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
 from dfkd_core.distillation import DistillationConfig
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation import EvaluationConfig
 from dfkd_core.networks import build_network
+from dfkd_core.proxy import HELD_OUT_PRIOR
 from dfkd_core.pruning import check_thinner
 from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
 from dfkd_core.statistics import StatisticsConfig
@@ -68,13 +69,33 @@ class Params:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
+    @property
+    def training_data(self) -> DataConfig | None:
+        """Labelled images that a built-in teacher is trained on; None where the teacher is brought."""
+        if _is_brought(self.teacher):
+            return None
+        return replace(self.data, dataset=self.teacher.dataset or self.data.dataset, class_order=())
+
     def faults(self) -> Iterator[str]:
         """Yield where sections do not fit each other."""
-        spec = dataset_spec(self.data.dataset)
+        training = self.training_data
+        if training and not can_train(training.dataset):
+            yield (
+                f"teacher training needs a built-in data set or torchvision:NAME, got {training.dataset!r}: set "
+                "teacher.dataset to one, or bring a trained teacher"
+            )
+        path, descent = self.synthesis.descent or ("", None)
+        if self.data.dataset == NO_DATA and descent and descent.prior == HELD_OUT_PRIOR:
+            yield (
+                f"with data.dataset {NO_DATA!r} the student is judged on images of the prior {HELD_OUT_PRIOR!r}, so it "
+                f"must not be trained on them: set {path}.prior to another"
+            )
+        spec = dataset_spec(training.dataset) if training and is_built_in(training.dataset) else None
+        # Whether an image size or a thinner start is possible does not depend on what is assumed here.
         shape = {
-            "in_channels": self.data.channels or spec.in_channels,
+            "in_channels": self.data.channels or (spec.in_channels if spec else 3),
             "image_size": self.data.image_size,
-            "num_classes": spec.num_classes,
+            "num_classes": spec.num_classes if spec else 10,
         }
         try:
             # The shapes alone count: nothing is allocated or drawn.
@@ -86,3 +107,8 @@ class Params:
                 check_thinner(teacher, student)
         except DfkdError as error:
             yield str(error)
+
+
+def _is_brought(teacher: TeacherConfig) -> bool:
+    """Tell whether the teacher is a trained one that the user brings, so that no training data is needed."""
+    return bool(getattr(getattr(teacher, "source", None), "model", ""))

@@ -15,12 +15,12 @@ __all__ = ["teacher"]
 @flow(name="teacher", **FLOW_OPTIONS)
 def teacher(params: Params) -> str:
     """Train the teacher and put it into `artifacts/teacher`."""
-    inputs = {"data": params.data, "config": params.teacher, "seed": params.seed}
+    data = params.training_data
+    assert data is not None
+    inputs = {"data": data, "config": params.teacher, "seed": params.seed}
     made = work_folder("teacher", inputs) / "out"
     device = params.execution.device
-    result = run_cached(
-        make_teacher, params.data, params.teacher, seed=params.seed, folder=made.as_posix(), device=device
-    )
+    result = run_cached(make_teacher, data, params.teacher, seed=params.seed, folder=made.as_posix(), device=device)
     place_folder(made / "model", TEACHER)
     place_file(made / "epochs.csv", REPORTS / "teacher_epochs.csv")
-    return f"{params.teacher.network} on {params.data.dataset}, last loss {result.numbers['loss']:.4f}"
+    return f"{params.teacher.network} on {data.dataset}, last loss {result.numbers['loss']:.4f}"
