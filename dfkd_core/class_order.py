@@ -120,7 +120,7 @@ def _halves(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor
 def _best_shift(confusion: Tensor) -> Tensor:
     """Return the order [k] that adds the constant to each label, modulo k, with which most images are right."""
     labels = torch.arange(len(confusion))
-    orders = [(labels + shift) % len(confusion) for shift in range(len(confusion))]
+    orders = ((labels + shift) % len(confusion) for shift in range(len(confusion)))
     return max(orders, key=lambda order: _hits(order, confusion))
 
 
