@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 
-from dfkd_core.data import DataConfig, dataset_spec
+from dfkd_core.data import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
 from dfkd_core.distillation import DistillationConfig
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation import EvaluationConfig
-from dfkd_core.networks import build_network, is_built_in
+from dfkd_core.networks import build_network
+from dfkd_core.networks import is_built_in as is_built_in_network
+from dfkd_core.proxy import HELD_OUT_PRIOR
 from dfkd_core.pruning import check_thinner
 from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
 from dfkd_core.statistics import StatisticsConfig
@@ -68,21 +70,41 @@ class Params:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
+    @property
+    def training_data(self) -> DataConfig | None:
+        """Labelled images that a built-in teacher is trained on; None where the teacher is brought."""
+        if self.teacher.source.model:
+            return None
+        return replace(self.data, dataset=self.teacher.dataset or self.data.dataset, class_order=())
+
     def faults(self) -> Iterator[str]:
         """Yield where sections do not fit each other; what comes from elsewhere is looked at when it is read."""
-        if self.teacher.source.model:
+        training = self.training_data
+        if training and not can_train(training.dataset):
+            yield (
+                f"teacher training needs a built-in data set or torchvision:NAME, got {training.dataset!r}: set "
+                "teacher.dataset to one, or bring a trained teacher (teacher.source.model)"
+            )
+        path, descent = self.synthesis.descent or ("", None)
+        if self.data.dataset == NO_DATA and descent and descent.prior == HELD_OUT_PRIOR:
+            yield (
+                f"with data.dataset {NO_DATA!r} the student is judged on images of the prior {HELD_OUT_PRIOR!r}, so it "
+                f"must not be trained on them: set {path}.prior to another"
+            )
+        if training is None:
             return
-        spec = dataset_spec(self.data.dataset)
+        spec = dataset_spec(training.dataset) if is_built_in(training.dataset) else None
+        # Whether an image size or a thinner start is possible does not depend on what is assumed here.
         shape = {
-            "in_channels": self.data.channels or spec.in_channels,
+            "in_channels": self.data.channels or (spec.in_channels if spec else 3),
             "image_size": self.data.image_size,
-            "num_classes": spec.num_classes,
+            "num_classes": spec.num_classes if spec else 10,
         }
         try:
             # The shapes alone count: nothing is allocated or drawn.
             with torch.device("meta"):
                 teacher = build_network(self.teacher.network, **shape)
-                if not is_built_in(self.distillation.student):
+                if not is_built_in_network(self.distillation.student):
                     return
                 student = build_network(self.distillation.student, **shape)
             if self.distillation.start == "pruned":

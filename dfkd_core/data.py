@@ -5,6 +5,7 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,45 +13,67 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dfkd_core.dataset_files import SYSTEM_FOLDER, ensure_files, read_files, torchvision_class
 from dfkd_core.errors import ConfigError
+from dfkd_core.image_fitting import FittedImages, resize, resize_and_crop
+from dfkd_core.image_sources import FILE_SUFFIXES, RawImages, fingerprint, open_file, open_folder
 from dfkd_core.sections import PositiveInt, config_section
 from dfkd_core.seeding import derive_generator
+from dfkd_core.torchvision_sets import open_torchvision
 
 __all__ = [
+    "NO_DATA",
     "DataConfig",
-    "DatasetName",
     "DatasetSpec",
     "LabelledImages",
     "Split",
+    "can_train",
+    "data_fingerprint",
+    "dataset_faults",
     "dataset_spec",
     "ensure_dataset",
+    "is_built_in",
     "load_dataset",
+    "open_dataset",
 ]
 
-DatasetName = Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "digits"]
+NO_DATA = "none"
+"""Name of the data set of those who have none."""
+
 Split = Literal["train", "test"]
 
-_RESIZE_CHUNK_IMAGES = 4096
 _DIGITS_TEST_FRACTION = 397 / 1797
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 @config_section
 class DataConfig:
-    """Which labelled data set the teacher is trained on and all models are evaluated on."""
+    """Which labelled images all models are evaluated on, and a built-in teacher is trained on."""
 
-    dataset: DatasetName = "fashion_mnist"
-    """Name of the data set. `digits` comes with scikit-learn; the others are found or fetched."""
+    dataset: str = "fashion_mnist"
+    """`fashion_mnist`, `mnist`, `cifar10`, `cifar100` or `digits`; `torchvision:NAME`, a class in torchvision.datasets;
+    `folder:PATH`, with a folder of pictures per class; `file:PATH`, an .npz or .safetensors with images and labels; or
+    `none`. See docs/data.md."""
     root: str = "data"
     """Data folder, where files are looked for first and where fetched ones are put."""
     image_size: PositiveInt = 32
-    """Height and width in pixels that the models see. 28-pixel images are zero-padded to 32, others resized."""
+    """Height and width in pixels that a built-in teacher sees. 28-pixel images are zero-padded to 32, others
+    resized."""
     channels: Literal[0, 1, 3] = 0
-    """Channels that the models see: 0 leaves the data set's own, 3 repeats a grey one, 1 turns colours into grey (luma
-    of ITU-R BT.601)."""
+    """Channels that a built-in teacher sees: 0 leaves the data set's own, 3 repeats a grey one, 1 turns colours into
+    grey (luma of ITU-R BT.601)."""
+    class_order: tuple[int, ...] = ()
+    """The teacher's class of each label of the data, for evaluation: [1, 0] exchanges two classes, -1 stands for a
+    label that no image has. Empty takes the labels as they are, or by their names, and checks them."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong beyond single ranges."""
+        yield from dataset_faults(self.dataset)
+        named = [label for label in self.class_order if label != -1]
+        if self.class_order and (len(set(named)) < len(named) or min(named, default=-1) < 0):
+            yield f"class_order must name each class once, from 0, or -1 for none, got {list(self.class_order)}"
+        if self.class_order and self.dataset == NO_DATA:
+            yield f"class_order must be empty with dataset {NO_DATA!r}, which has no labels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +110,34 @@ class LabelledImages:
         return len(self.images)
 
 
+def dataset_faults(name: str) -> Iterator[str]:
+    """Yield what is wrong with the name of a data set; whether it exists is not looked at."""
+    kind, _, place = name.partition(":")
+    if kind == "torchvision" and place.isidentifier():
+        return
+    if kind == "folder" and place:
+        return
+    if kind == "file" and place:
+        if not place.endswith(FILE_SUFFIXES):
+            yield f"dataset {name!r} must end in {' or '.join(FILE_SUFFIXES)}"
+        return
+    if name not in (*_SPECS, NO_DATA):
+        yield (
+            f"dataset must be one of {', '.join(map(repr, _SPECS))}, torchvision:NAME, folder:PATH, file:PATH.npz, "
+            f"file:PATH.safetensors or {NO_DATA!r}, got {name!r}"
+        )
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether the data set `name` is known without reading it."""
+    return name in _SPECS
+
+
+def can_train(name: str) -> bool:
+    """Return whether the data set `name` has a training split."""
+    return is_built_in(name) or name.startswith("torchvision:")
+
+
 def dataset_spec(name: str) -> DatasetSpec:
     """Return what is known about the data set `name` without reading it.
 
@@ -98,19 +149,30 @@ def dataset_spec(name: str) -> DatasetSpec:
     return _SPECS[name]
 
 
-def ensure_dataset(config: DataConfig, *, system_folder: Path = SYSTEM_FOLDER) -> Path | None:
-    """Find the data set or fetch it, check every file, and return its folder (None for `digits`, which has none).
+def ensure_dataset(config: DataConfig, split: Split = "test", *, system_folder: Path = SYSTEM_FOLDER) -> Path | None:
+    """Find the data set or fetch it, and return its folder or file (None for `digits` and `none`, which have none).
+
+    Every file of a built-in data set is checked. Of others `split` is opened.
 
     Raises:
-        DataError: As `load_dataset`.
+        DataError: As `open_dataset`.
     """
-    if config.dataset == "digits":
+    if config.dataset in ("digits", NO_DATA):
         return None
-    return ensure_files(config.dataset, Path(config.root), system_folder=system_folder)
+    if is_built_in(config.dataset):
+        return ensure_files(config.dataset, Path(config.root), system_folder=system_folder)
+    open_dataset(config, split)
+    return _user_path(config) or Path(config.root)
+
+
+def data_fingerprint(config: DataConfig) -> str:
+    """Return a digest of what a folder or a file holds, and nothing for data sets that are the same everywhere."""
+    path = _user_path(config)
+    return fingerprint(path) if path and path.exists() else ""
 
 
 def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYSTEM_FOLDER) -> LabelledImages:
-    """Read one split at the configured image size, fetching the data set if it is not there yet.
+    """Read one split at the configured size and channels, fetching the data set if it is not there yet.
 
     Args:
         config: Which data set, from where, at what size.
@@ -118,41 +180,49 @@ def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYST
         system_folder: Folder with Debian's data set packages.
 
     Raises:
-        DataError: A file in the data folder is corrupt, or no way to find or fetch the data set worked.
+        ConfigError: The data set has no splits.
+        DataError: As `open_dataset`.
     """
-    spec = dataset_spec(config.dataset)
+    if not can_train(config.dataset):
+        raise ConfigError(f"{config.dataset} has no training and test split. Set data.dataset to a data set with both")
+    raw = open_dataset(config, split, system_folder=system_folder)
+    channels = config.channels or next(iter(raw.read([0]))).shape[1]
+    fit = resize if is_built_in(config.dataset) else resize_and_crop
+    images = FittedImages(raw.read, len(raw.labels), (channels, config.image_size, config.image_size), fit)
+    names = raw.class_names or tuple(map(str, range(int(raw.labels.max()) + 1)))
+    return LabelledImages(images[torch.arange(len(images))], raw.labels, names)
+
+
+def open_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYSTEM_FOLDER) -> RawImages:
+    """Open one split at the images' own size; a folder and a file are the same for both.
+
+    Args:
+        config: Which data set and from where; not `none`.
+        split: As for `load_dataset`.
+        system_folder: Folder with Debian's data set packages.
+
+    Raises:
+        DataError: A file is missing, corrupt or not as it should be, or no way to find or fetch the data set worked.
+    """
+    kind, _, place = config.dataset.partition(":")
+    path = _user_path(config)
+    if path:
+        return open_folder(path) if kind == "folder" else open_file(path)
+    if kind == "torchvision":
+        return open_torchvision(place, Path(config.root), split)
     if config.dataset == "digits":
         images, labels = _read_digits(split)
     elif config.dataset in ("cifar10", "cifar100"):
         images, labels = _read_cifar(config, split, system_folder)
     else:
         images, labels = _read_idx_set(config, split, system_folder)
-    images = _with_channels(images, config.channels or images.shape[1])
-    return LabelledImages(_fit_to_size(images, config.image_size), labels, spec.class_names)
+    names = dataset_spec(config.dataset).class_names
+    return RawImages(read=lambda positions: [images[positions]], labels=labels, class_names=names)
 
 
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    own = images.shape[1]
-    if own == channels:
-        return images
-    if own == 1:
-        return images.repeat(1, channels, 1, 1)
-    luma = [torch.tensordot(chunk.float(), _LUMA, ([1], [0])) for chunk in torch.split(images, _RESIZE_CHUNK_IMAGES)]
-    return torch.cat([chunk.round().clamp(0, 255).byte()[:, None] for chunk in luma])
-
-
-def _fit_to_size(images: Tensor, image_size: int) -> Tensor:
-    native_size = images.shape[-1]
-    if native_size == image_size:
-        return images
-    if (native_size, image_size) == (28, 32):
-        return functional.pad(images, (2, 2, 2, 2))
-    size = (image_size, image_size)
-    chunks = [
-        functional.interpolate(chunk.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        for chunk in torch.split(images, _RESIZE_CHUNK_IMAGES)
-    ]
-    return torch.cat(chunks)
+def _user_path(config: DataConfig) -> Path | None:
+    kind, _, place = config.dataset.partition(":")
+    return Path(place).expanduser() if kind in ("folder", "file") else None
 
 
 def _read_digits(split: Split) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from typing import Any
 from dfkd_core.digests import write_atomically
 from dfkd_core.errors import DataError
 
-__all__ = ["SYSTEM_FOLDER", "ensure_files", "read_files", "torchvision_class"]
+__all__ = ["SYSTEM_FOLDER", "download_timeout", "ensure_files", "read_files", "torchvision_class"]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 """Where Debian's data set packages put their files."""
@@ -73,6 +73,17 @@ def torchvision_class(dataset: str) -> Any:
     from dfkd_core.vision import datasets
 
     return getattr(datasets, _IDX_SETS[dataset].torchvision_name if dataset in _IDX_SETS else dataset.upper())
+
+
+@contextmanager
+def download_timeout() -> Iterator[None]:
+    """Let a silent server fail: torchvision's downloads have no time limit and offer no way to set one."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,21 +235,10 @@ def _fetch_into(destination: Path, files: _FileSet, names: Sequence[str], fetch:
 
 
 def _fetch_with_torchvision(dataset: str, files: _FileSet, scratch: Path) -> Path:
-    with _socket_timeout(_DOWNLOAD_TIMEOUT_SECONDS):
+    with download_timeout():
         torchvision_class(dataset)(scratch, download=True)
     # The last folder is torchvision's own layout.
     return scratch / files.folders[-1]
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Let a silent server fail: torchvision's download has no time limit and offers no way to set one."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _fetch_debian_package(package: str, scratch: Path) -> Path:

@@ -14,8 +14,11 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
+from dfkd_core.class_order import check_class_order
 from dfkd_core.data import LabelledImages
 from dfkd_core.errors import DataError
+from dfkd_core.evaluation_data import EvaluationData
+from dfkd_core.image_fitting import ImageSource
 from dfkd_core.models import Classifier
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import PositiveInt, config_section
@@ -45,6 +48,8 @@ class EvaluationConfig:
     """Bins of equal width of the expected calibration error."""
     num_latency_runs: PositiveInt = 50
     """Timed forward passes per batch size; their median counts."""
+    num_held_out_images: PositiveInt = 20_000
+    """Synthetic images that stand in for real ones where `data.dataset` is `none`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,8 @@ class EvaluationReport:
     """Mean KL(teacher || student) at temperature 1, in nats."""
     num_images: int
     """Images looked at."""
+    answers: tuple[tuple[int, ...], ...]
+    """Number of images per class that the teacher gives (row) and that the student gives (column)."""
     proxy: bool
     """Whether the images were held-out ones without labels, so that agreement only hints at the real one."""
 
@@ -114,9 +121,10 @@ def evaluate(
     student: Classifier,
     teacher: Teacher,
     *,
-    data: LabelledImages | None = None,
-    held_out: Tensor | None = None,
+    data: LabelledImages | EvaluationData | None = None,
+    held_out: ImageSource | None = None,
     config: EvaluationConfig | None = None,
+    check_order: bool = False,
     on_progress: OnProgress = ignore,
 ) -> EvaluationReport:
     """Compare student and teacher on labelled images, or on held-out ones where there are no labels.
@@ -129,18 +137,22 @@ def evaluate(
         data: Labelled images; they win over `held_out`.
         held_out: uint8 images [n, c, h, w] that the student was not trained on.
         config: Batch size and number of bins.
+        check_order: Refuse labels that count the classes in another order than the teacher, see `check_class_order`.
         on_progress: Told after each batch.
 
     Raises:
-        DataError: There are no images, they do not fit the teacher, or a label is out of range.
+        DataError: There are no images, one cannot be read, they do not fit the teacher, or a label is out of range or,
+            with `check_order`, another class's.
     """
     config = config or EvaluationConfig()
-    images = data.images if data is not None else held_out
+    images: ImageSource | None = data.images if data is not None else held_out
     if images is None or not len(images):
         raise DataError("There is nothing to evaluate on: give labelled images, or held-out images as a proxy.")
     labels = data.labels if data is not None else None
     _check_fit(images, labels, teacher)
     logits = _predict(student, teacher, images, config.batch_size, on_progress)
+    if labels is not None and check_order:
+        check_class_order(logits[1].argmax(1), labels.cpu(), teacher.card.num_classes)
     agreement = (logits[0].argmax(1) == logits[1].argmax(1)).double().mean().item()
     return EvaluationReport(
         student=_model_report(student, logits[0], labels, config.num_bins),
@@ -148,6 +160,7 @@ def evaluate(
         agreement=agreement,
         kl=mean_kl(logits[1], logits[0]),
         num_images=len(images),
+        answers=tuple(map(tuple, confusion_matrix(logits[0], logits[1].argmax(1)).tolist())),
         proxy=labels is None,
     )
 
@@ -222,7 +235,7 @@ def mean_kl(teacher_logits: Tensor, student_logits: Tensor) -> float:
 
 @torch.inference_mode()
 def _predict(
-    student: Classifier, teacher: Teacher, images: Tensor, batch_size: int, on_progress: OnProgress
+    student: Classifier, teacher: Teacher, images: ImageSource, batch_size: int, on_progress: OnProgress
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [n, k] of student and teacher on the CPU."""
     student = student.to(teacher.device).eval()
@@ -257,7 +270,7 @@ def _label_scores(logits: Tensor, labels: Tensor, num_bins: int) -> LabelScores:
     )
 
 
-def _check_fit(images: Tensor, labels: Tensor | None, teacher: Teacher) -> None:
+def _check_fit(images: ImageSource, labels: Tensor | None, teacher: Teacher) -> None:
     card = teacher.card
     if tuple(images.shape[1:]) != card.image_shape:
         raise DataError(

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from dfkd_core.errors import TeacherError
+from dfkd_core.image_fitting import FittedImages, resize
 from dfkd_core.models import Classifier
 from dfkd_core.priors import PriorName, build_prior
 from dfkd_core.teacher import Teacher
 
-__all__ = ["HELD_OUT_PRIOR", "held_out_logits", "proxy_score", "weighted_agreement"]
+__all__ = ["HELD_OUT_PRIOR", "held_out_images", "held_out_logits", "proxy_score", "weighted_agreement"]
 
 HELD_OUT_PRIOR: PriorName = "mosaic"
 """Images that no method trains on unless it is told to; a student that did gets a score that says nothing."""
@@ -82,6 +83,22 @@ def weighted_agreement(teacher_logits: Tensor, student_logits: Tensor) -> float:
     zeros = torch.zeros(teacher_logits.shape[1], dtype=torch.float64)
     totals, kept = (zeros.index_add(0, classes, weights) for weights in (margins, margins * same))
     return (kept[totals > 0] / totals[totals > 0]).mean().item()
+
+
+def held_out_images(image_shape: tuple[int, int, int], num_images: int, *, seed: int = 0) -> FittedImages:
+    """Return held-out images as uint8 [n, c, h, w], painted when they are indexed.
+
+    Args:
+        image_shape: Shape (c, h, w) of one image.
+        num_images: Images n.
+        seed: Their stream, the images of `proxy_score`.
+    """
+    prior = build_prior(HELD_OUT_PRIOR, image_shape)
+
+    def paint(positions: list[int]) -> list[Tensor]:
+        return [prior.decode(prior.start(positions, seed=seed, stream=_STREAM)).mul(255).round().byte()]
+
+    return FittedImages(paint, num_images, image_shape, resize)
 
 
 @torch.inference_mode()

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfkd_core.augmentation import AugmentationConfig, augment
-from dfkd_core.data import LabelledImages
+from dfkd_core.data import LabelledImages, dataset_faults
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import DataError, DfkdError, TeacherError
+from dfkd_core.image_fitting import ImageSource
 from dfkd_core.layers import parse_layer
 from dfkd_core.models import Classifier, ModelCard, build_classifier
 from dfkd_core.networks import default_layer, is_built_in, network_names
@@ -53,6 +54,8 @@ class TeacherConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     network: str = "lenet5"
     """Built-in network to train."""
+    dataset: str = ""
+    """Data set that the teacher is trained on, built in or `torchvision:NAME`; empty takes `data.dataset`."""
     layer: str = ""
     """Address of the layer whose features are modelled, see `dfkd layers`; empty takes what the last linear layer
     reads, or a built-in network's usual one."""
@@ -75,6 +78,8 @@ class TeacherConfig:
         """Yield what is wrong beyond single ranges."""
         if not is_built_in(self.network):
             yield f"network must be one of {', '.join(network_names())}, got {self.network!r}"
+        if self.dataset:
+            yield from dataset_faults(self.dataset)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +219,7 @@ def run_epochs(
         yield EpochRecord(epoch=epoch, loss=sum(means.values()), learning_rate=rate, terms=means)
 
 
-def load_batch(images: Tensor, positions: Tensor) -> Tensor:
+def load_batch(images: ImageSource, positions: Tensor) -> Tensor:
     """Return the images at `positions` of a uint8 set [n, c, h, w] as float32 in [0, 1], channels last."""
     batch = images[positions.to(images.device)]
     return batch.to(torch.float32, memory_format=torch.channels_last).div_(255)

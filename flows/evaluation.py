@@ -5,6 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from dfkd_core.config import Params
+from dfkd_core.data import data_fingerprint
+from flows.results import read_metrics
 from flows.running import FLOW_OPTIONS, run_cached
 from tasks.evaluation import make_evaluation, measure_models
 from tasks.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
@@ -18,10 +20,12 @@ _REPORTS = ("confusion.csv", "confusion.png", "per_class.csv")
 def evaluate(params: Params) -> str:
     """Evaluate teacher and student; write `metrics.json` and the tables in `reports/`."""
     teacher, student = reference(TEACHER), reference(STUDENT)
+    data_digest = data_fingerprint(params.data)
     inputs = {
         "teacher": teacher.sha256,
         "student": student.sha256,
         "data": params.data,
+        "data_digest": data_digest,
         "config": params.evaluation,
     }
     made = work_folder("evaluate", inputs) / "out"
@@ -32,6 +36,7 @@ def evaluate(params: Params) -> str:
         student,
         params.data,
         params.evaluation,
+        data_digest=data_digest,
         folder=made.as_posix(),
         device=device,
     )
@@ -40,4 +45,8 @@ def evaluate(params: Params) -> str:
     place_file(made / "metrics.json", METRICS)
     for name in _REPORTS:
         place_file(made / name, REPORTS / name)
-    return f"student accuracy {result.numbers['accuracy']:.4f}, agreement {result.numbers['agreement']:.4f}"
+    agreement = f"agreement {result.numbers['agreement']:.4f}"
+    if "accuracy" not in result.numbers:
+        return f"no real images: {agreement} on synthetic ones (proxy)"
+    ordered = ", labels put in the teacher's order by their names" if "labels_ordered_by_name" in read_metrics() else ""
+    return f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"

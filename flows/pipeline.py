@@ -38,6 +38,8 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     params = load_params()
     check_writable()
     ensure_dataset(params.data)
+    if params.training_data:
+        ensure_dataset(params.training_data, "train")
     # MLflow takes seconds to import, which pass beside the stages.
     threading.Thread(target=import_module, args=["tasks.publishing"], daemon=True).start()
     if pull:

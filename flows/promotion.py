@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from dfkd_core.config import RegistryConfig
 
-__all__ = ["ACCURACY", "AGREEMENT", "Promotion", "decide_promotion"]
+__all__ = ["ACCURACY", "AGREEMENT", "PROXY", "Promotion", "decide_promotion"]
 
 ACCURACY = "student.accuracy"
 AGREEMENT = "student.agreement"
+PROXY = "proxy.agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +26,36 @@ class Promotion:
 def decide_promotion(
     challenger: Mapping[str, float], champion: Mapping[str, float] | None, rules: RegistryConfig
 ) -> Promotion:
-    """Compare a challenger with the champion.
+    """Compare a challenger with the champion: by accuracy, or by agreement on synthetic images where that is all.
 
     Args:
-        challenger: Its figures by name; `student.accuracy` and `student.agreement` are looked at.
+        challenger: Its figures by name; `student.accuracy` and `student.agreement` are looked at, or
+            `proxy.agreement`.
         champion: The champion's figures on the same data set, None where there is no champion.
         rules: What a champion must reach.
     """
-    missing = [name for name in (ACCURACY, AGREEMENT) if not math.isfinite(challenger.get(name, math.nan))]
+    measure, agreement_name, words = ACCURACY, AGREEMENT, "accuracy"
+    if PROXY in challenger:
+        measure = agreement_name = PROXY
+        words = "agreement on synthetic images (proxy, no real images)"
+    missing = [name for name in dict.fromkeys((measure, agreement_name)) if not _is_known(challenger, name)]
     if missing:
         return Promotion(False, f"{' and '.join(missing)} not known")
-    accuracy, agreement = challenger[ACCURACY], challenger[AGREEMENT]
+    value, agreement = challenger[measure], challenger[agreement_name]
     if agreement < rules.min_agreement:
-        return Promotion(False, f"agreement {agreement:.4f} is below registry.min_agreement {rules.min_agreement}")
+        what = words if measure == PROXY else "agreement"
+        return Promotion(False, f"{what} {agreement:.4f} is below registry.min_agreement {rules.min_agreement}")
     if champion is None:
-        return Promotion(True, f"first champion, accuracy {accuracy:.4f}, agreement {agreement:.4f}")
-    before = champion.get(ACCURACY, math.nan)
-    if not math.isfinite(before):
-        return Promotion(True, f"accuracy {accuracy:.4f}, and the champion's is not known")
-    gain = accuracy - before
-    comparison = f"accuracy {accuracy:.4f} against the champion's {before:.4f}"
+        also = "" if measure == PROXY else f", agreement {agreement:.4f}"
+        return Promotion(True, f"first champion, {words} {value:.4f}{also}")
+    if not _is_known(champion, measure):
+        return Promotion(True, f"{words} {value:.4f}, and the champion's is not known")
+    gain = value - champion[measure]
+    comparison = f"{words} {value:.4f} against the champion's {champion[measure]:.4f}"
     if gain < rules.min_improvement:
         return Promotion(False, f"{comparison}: {gain:+.4f} is below registry.min_improvement {rules.min_improvement}")
     return Promotion(True, f"{comparison}: {gain:+.4f}")
+
+
+def _is_known(figures: Mapping[str, float], name: str) -> bool:
+    return math.isfinite(figures.get(name, math.nan))

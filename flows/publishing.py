@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 from dfkd_core.config import Params
+from dfkd_core.data import NO_DATA
 from dfkd_core.digests import file_sha256, write_json
 from dfkd_core.transfer_set import read_manifest
 from flows.params import flatten
@@ -25,7 +27,7 @@ from tasks.status import LOCK, git_commit
 from tasks.timing import stage_seconds
 from tasks.workspace import METRICS, STUDENT, TRANSFER_SET
 
-__all__ = ["publish"]
+__all__ = ["model_name", "publish"]
 
 
 def publish(params: Params) -> Publication:
@@ -41,13 +43,23 @@ def _publish_new(params: Params, experiment: str, lock: str) -> Publication:
     tags = _lineage(lock)
     metrics = flatten(json.loads(METRICS.read_text(encoding="utf-8")))
     run_id, model_uri = log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
-    name = f"{params.registry.model_name}-{params.data.dataset.replace('_', '-')}"
+    name = model_name(params, tags["dfkd.teacher_digest"])
     champion = champion_metrics(name)
     version = register_student(run_id, model_uri, name, {**tags, "dfkd.run_id": run_id})
     promotion = decide_promotion(metrics, champion, params.registry)
     made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
     set_alias(made)
     return made
+
+
+def model_name(params: Params, teacher_digest: str) -> str:
+    """Return the name under which students are registered that can be compared: on the same data.
+
+    Agreement on synthetic images compares students of one teacher only, so that the teacher is part of that name.
+    """
+    dataset = params.data.dataset
+    data = f"proxy-{teacher_digest[:8]}" if dataset == NO_DATA else re.sub("[^A-Za-z0-9.]+", "-", dataset).strip("-")
+    return f"{params.registry.model_name}-{data}"
 
 
 def _lineage(lock: str) -> dict[str, str]:

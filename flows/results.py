@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_core.config import Params
+from dfkd_core.data import NO_DATA
 from dfkd_core.digests import file_sha256, write_json
 from dfkd_core.errors import DfkdError
 from dfkd_core.models import read_card
@@ -18,10 +19,11 @@ from tasks.status import LOCK
 from tasks.timing import stage_seconds
 from tasks.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
 
-__all__ = ["PUBLISHED", "is_published", "note_run", "read_latency", "read_metrics", "render"]
+__all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "read_metrics", "render"]
 
 PUBLISHED = STATE / "published.json"
 _RUN = STATE / "run.json"
+_HEADING_WIDTH = 21
 
 
 def read_metrics() -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     teacher, student, latency = metrics["teacher"], metrics["student"], read_latency()
     joint = metrics.get("proxy", student)
     proxy = " (proxy)" if "proxy" in metrics else ""
-    yield params.data.dataset, "teacher", "student"
+    yield heading(params.data.dataset), "teacher", "student"
     yield "network", read_card(TEACHER).network, read_card(STUDENT).network
     yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
     yield "transfer set", "", params.synthesis.method
@@ -85,6 +87,10 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
         _, descent = params.synthesis.descent
         yield "image prior", "", descent.prior
         yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
+    if "proxy" in metrics:
+        yield "evaluated on", "", "synthetic images"
+    if "labels_ordered_by_name" in metrics:
+        yield "order of the labels", "", "by class names"
     if "accuracy" in student:
         yield "accuracy", f"{teacher['accuracy']:.2%}", f"{student['accuracy']:.2%}"
         yield "calibration error", f"{teacher['ece']:.2%}", f"{student['ece']:.2%}"
@@ -96,6 +102,15 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
         name = f"batch_{size}_ms"
         label = "1 image" if size == 1 else f"{size} images"
         yield f"latency, {label}", f"{latency['teacher'][name]:.2f} ms", f"{latency['student'][name]:.2f} ms"
+
+
+def heading(dataset: str) -> str:
+    """Return a short name of the evaluation data: a path's last part, without its ending."""
+    if dataset == NO_DATA:
+        return "no real images"
+    kind, _, place = dataset.partition(":")
+    name = Path(place).stem if kind in ("folder", "file") else place or kind
+    return name if len(name) <= _HEADING_WIDTH else f"{name[: _HEADING_WIDTH - 3]}..."
 
 
 def _seconds() -> Iterator[str]:

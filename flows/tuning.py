@@ -25,7 +25,8 @@ __all__ = ["make_inputs", "tune"]
 @flow(name="tune inputs", **FLOW_OPTIONS)
 def make_inputs(params: Params) -> None:
     """Bring the teacher and its statistics up to date."""
-    ensure_dataset(params.data)
+    if params.training_data:
+        ensure_dataset(params.training_data, "train")
     reproduce("statistics")
 
 

@@ -24,7 +24,13 @@ _MODEL = (
     "dfkd_core/vision.py",
     "dfkd_core/weights.py",
 )
-_IMAGES = ("dfkd_core/data.py", "dfkd_core/dataset_files.py")
+_IMAGES = (
+    "dfkd_core/data.py",
+    "dfkd_core/dataset_files.py",
+    "dfkd_core/image_fitting.py",
+    "dfkd_core/image_sources.py",
+    "dfkd_core/torchvision_sets.py",
+)
 _TRAINING = (
     *_MODEL,
     *_IMAGES,
@@ -59,7 +65,16 @@ STAGE_MODULES = {
         "dfkd_core/transfer_set.py",
         "tasks/distillation.py",
     ),
-    "evaluate": (*_TRAINING, "dfkd_core/evaluation.py", "dfkd_core/teacher.py", "tasks/evaluation.py"),
+    "evaluate": (
+        *_TRAINING,
+        "dfkd_core/class_order.py",
+        "dfkd_core/evaluation.py",
+        "dfkd_core/evaluation_data.py",
+        "dfkd_core/priors",
+        "dfkd_core/proxy.py",
+        "dfkd_core/teacher.py",
+        "tasks/evaluation.py",
+    ),
 }
 """Files and packages that a stage's result depends on, in the order of the stages; `deps` in dvc.yaml name the same."""
 

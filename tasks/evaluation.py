@@ -1,4 +1,4 @@
-"""Compares the student with its teacher on the real test images."""
+"""Compares the student with its teacher on the real test images, or on synthetic ones where there are none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.data import DataConfig, load_dataset
+from dfkd_core.data import DataConfig
 from dfkd_core.devices import resolve_device
 from dfkd_core.digests import write_json
 from dfkd_core.evaluation import EvaluationConfig, EvaluationReport, evaluate, measure_latency
-from dfkd_core.models import load_model
+from dfkd_core.evaluation_data import load_evaluation_data
+from dfkd_core.models import ModelCard, load_model
+from dfkd_core.proxy import held_out_images
 from dfkd_core.teacher import load_teacher
 from tasks.options import cached
 from tasks.reporting import report
@@ -25,22 +27,40 @@ __all__ = ["make_evaluation", "measure_models"]
 
 @task(name="evaluate student", **cached("evaluate", "device"))
 def make_evaluation(
-    teacher: Artifact, student: Artifact, data: DataConfig, config: EvaluationConfig, *, folder: str, device: str
+    teacher: Artifact,
+    student: Artifact,
+    data: DataConfig,
+    config: EvaluationConfig,
+    *,
+    data_digest: str = "",
+    folder: str,
+    device: str,
 ) -> Artifact:
-    """Evaluate on the test images and write `metrics.json`, tables and the confusion matrix into `folder`."""
+    """Evaluate on the test images, or on held-out synthetic ones where there are none.
+
+    Writes `metrics.json`, tables and the confusion matrix into `folder`. `data_digest` is what the user's own files
+    come to, so that a result is not taken for that of others under the same name.
+    """
     with timed("evaluate"):
         loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        images = load_evaluation_data(data, loaded.card)
         found = evaluate(
             load_model(Path(student.path)),
             loaded,
-            data=load_dataset(data, "test"),
+            data=images,
+            held_out=None if images else held_out_images(loaded.card.image_shape, config.num_held_out_images),
             config=config,
+            # An order that was set is the user's, and names are surer than a confusion matrix.
+            check_order=images is not None and images.order == "as is",
             on_progress=report,
         )
         out = clear_folder(Path(folder))
-        _write_tables(out, found, loaded.card.class_names)
-    write_json(out / "metrics.json", {**found.to_metrics(), "num_images": found.num_images})
-    return reference(out, found.to_metrics()["student"])
+        _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
+    metrics = {**found.to_metrics(), "num_images": found.num_images}
+    if images and images.order == "by name":
+        metrics["labels_ordered_by_name"] = 1
+    write_json(out / "metrics.json", metrics)
+    return reference(out, found.to_metrics()["proxy" if found.proxy else "student"])
 
 
 @task(name="measure latency", cache_policy=NO_CACHE)
@@ -55,11 +75,14 @@ def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path:
     write_json(Path(path), {"device": str(on), "student_sha256": student.sha256, **latency})
 
 
+def _class_names(card: ModelCard) -> Sequence[str]:
+    return card.class_names or [str(number) for number in range(card.num_classes)]
+
+
 def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[str]) -> None:
+    """Write the tables; without labels they have no rows, and the picture is of the two models' answers."""
     teacher, student = found.teacher.scores, found.student.scores
-    assert teacher is not None
-    assert student is not None
-    confusion = student.confusion
+    confusion = student.confusion if student else ()
     pairs = (
         (class_names[true], class_names[predicted])
         for true, row in enumerate(confusion)
@@ -67,6 +90,8 @@ def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[s
         for _ in range(count)
     )
     write_csv(folder / "confusion.csv", ["actual", "predicted"], pairs)
-    per_class = zip(class_names, teacher.per_class_accuracy, student.per_class_accuracy, strict=True)
+    shares = (scores.per_class_accuracy if scores else () for scores in (teacher, student))
+    per_class = zip(class_names if student else (), *shares, strict=True)
     write_csv(folder / "per_class.csv", ["class", "teacher_accuracy", "student_accuracy"], per_class)
-    write_confusion_picture(folder / "confusion.png", confusion, class_names)
+    rows = "true class" if student else "teacher says of synthetic images (proxy)"
+    write_confusion_picture(folder / "confusion.png", confusion or found.answers, class_names, rows=rows)

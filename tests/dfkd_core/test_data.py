@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_core import data, dataset_files
-from dfkd_core.data import DataConfig, LabelledImages, _with_channels, dataset_spec, ensure_dataset, load_dataset
+from dfkd_core import dataset_files, image_fitting
+from dfkd_core.data import DataConfig, LabelledImages, dataset_spec, ensure_dataset, load_dataset
 from dfkd_core.errors import ConfigError, DataError
+from dfkd_core.image_fitting import with_channels
 
 NUM_IMAGES = {"train": 6, "t10k": 4}
 
@@ -77,11 +78,11 @@ def test_channels__grey_is_repeated_and_colour_becomes_luma(root):
     assert torch.equal(load(root, channels=3).images, grey.repeat(1, 3, 1, 1))
     assert torch.equal(load(root, channels=1).images, grey)
     colour = torch.tensor([255, 0, 0, 0, 255, 0, 0, 0, 255, 10, 10, 10]).view(4, 3, 1, 1).byte()
-    assert _with_channels(colour, 1).flatten().tolist() == [76, 150, 29, 10]
+    assert with_channels(colour, 1).flatten().tolist() == [76, 150, 29, 10]
 
 
 def test_other_sizes_are_resized_bilinearly(root, monkeypatch):
-    monkeypatch.setattr(data, "_RESIZE_CHUNK_IMAGES", 3)
+    monkeypatch.setattr(image_fitting, "_CHUNK_IMAGES", 3)
     images = load(root, image_size=14).images
     expected = torch.nn.functional.interpolate(expected_images().float(), (14, 14), mode="bilinear", antialias=True)
     assert torch.equal(images, expected.round().byte())

@@ -6,7 +6,7 @@ import torch
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.proxy import proxy_score, weighted_agreement
+from dfkd_core.proxy import held_out_images, held_out_logits, proxy_score, weighted_agreement
 from dfkd_core.teacher import Teacher
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=4, mean=(0.3,), std=(0.3,), layer="fc1")
@@ -90,3 +90,14 @@ def test_teacher_that_knows_one_class_is_an_error(teacher):
         list(teacher.classifier.network.parameters())[-1][2] = 1e6
     with pytest.raises(TeacherError, match="all 50 held-out images the class 2"):
         proxy_score(teacher, build_student(), num_images=50)
+
+
+def test_held_out_images_are_those_of_the_score_whatever_they_are_asked_for(teacher):
+    images = held_out_images(CARD.image_shape, 5)
+    assert images.shape == (5, 1, 32, 32)
+    everything = images[torch.arange(5)]
+    assert everything.dtype == torch.uint8
+    assert torch.equal(images[torch.tensor([3, 1])], everything[[3, 1]])
+    with torch.no_grad():
+        logits = teacher(everything.float() / 255)
+    torch.testing.assert_close(logits, held_out_logits(teacher, build_student(), num_images=5)[0], atol=0.3, rtol=0.05)

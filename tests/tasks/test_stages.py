@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tasks.distillation import make_student
 from tasks.estimation import make_statistics
 from tasks.evaluation import make_evaluation, measure_models
 from tasks.synthesis import assemble_transfer_set, make_shard
+from tasks.tables import write_confusion_picture
 from tasks.teacher import make_teacher
 from tasks.workspace import Artifact, is_intact, reference
 
@@ -114,6 +116,47 @@ def test_make_evaluation__writes_figures_and_tables(teacher: Artifact) -> None:
     assert Path("out/per_class.csv").read_text().startswith("class,teacher_accuracy,student_accuracy\n0,")
     assert Path("out/confusion.png").read_bytes().startswith(b"\x89PNG")
     assert make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", device="cpu") == made
+
+
+def test_make_evaluation__without_data_has_a_proxy_and_tables_without_rows(teacher: Artifact) -> None:
+    config = EvaluationConfig(num_held_out_images=30)
+    made = make_evaluation.fn(teacher, teacher, DataConfig(dataset="none"), config, folder="out", device="cpu")
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["proxy"]["agreement"] == made.numbers["agreement"] == 1.0
+    assert metrics["num_images"] == 30
+    assert metrics["teacher"].keys() == metrics["student"].keys() == {"num_parameters", "size_bytes"}
+    assert Path("out/confusion.csv").read_text() == "actual,predicted\n"
+    assert Path("out/per_class.csv").read_text() == "class,teacher_accuracy,student_accuracy\n"
+    assert Path("out/confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbers_name_classes(
+    teacher: Artifact,
+) -> None:
+    reversed_card = dataclasses.replace(CARD, class_names=CARD.class_names[::-1])
+    for folder, card in (("reversed", reversed_card), ("nameless", dataclasses.replace(CARD, class_names=()))):
+        save_model(Path(folder), build_classifier(card, seed=0))
+        make_evaluation.fn(
+            *[reference(Path(folder))] * 2, DATA, EvaluationConfig(), folder=f"{folder}-out", device="cpu"
+        )
+    metrics, plain = (json.loads(Path(f"{folder}-out/metrics.json").read_text()) for folder in ("reversed", "nameless"))
+    assert metrics["labels_ordered_by_name"] == 1
+    assert "labels_ordered_by_name" not in plain
+    assert Path("reversed-out/per_class.csv").read_text().splitlines()[1].startswith("9,")
+    assert Path("nameless-out/per_class.csv").read_text().splitlines()[1].startswith("0,")
+
+
+@pytest.mark.parametrize("num_classes", [3, 60, 100, 101, 1000])
+def test_confusion_picture__can_be_read_with_any_number_of_classes(num_classes: int, tmp_path: Path) -> None:
+    from PIL import Image
+
+    confusion = torch.eye(num_classes, dtype=torch.int64).mul(9).roll(1, 1).add(torch.eye(num_classes)).tolist()
+    names = [f"class {number}" for number in range(num_classes)]
+    for name in ("one", "two"):
+        write_confusion_picture(tmp_path / name, confusion, names)
+    with Image.open(tmp_path / "one") as picture:
+        assert max(picture.size) < 3000
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_measure_models__times_both(teacher: Artifact) -> None:
