@@ -16,6 +16,7 @@ _MODULES = {
     "distillation": ("DistillationConfig", "distill", "distill_images"),
     "errors": ("DfkdError",),
     "evaluation": ("EvaluationReport", "evaluate"),
+    "export": ("export_model",),
     "in_memory": ("make_student",),
     "models": ("Classifier", "ModelCard", "build_classifier", "load_model", "save_model"),
     "proxy": ("proxy_score",),
