@@ -11,14 +11,17 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
+    "bringing": ("BroughtTeacher", "bring_teacher"),
     "config": ("Params",),
     "data": ("DataConfig", "LabelledImages", "load_dataset"),
     "distillation": ("DistillationConfig", "distill", "distill_images"),
     "errors": ("DfkdError",),
     "evaluation": ("EvaluationReport", "evaluate"),
+    "export": ("export_model",),
     "in_memory": ("make_student",),
     "models": ("Classifier", "ModelCard", "build_classifier", "load_model", "save_model"),
     "proxy": ("proxy_score",),
+    "source": ("SourceConfig",),
     "statistics": ("FeatureStatistics", "StatisticsConfig", "estimate_statistics"),
     "synthesis.methods": ("SynthesisConfig", "build_synthesizer"),
     "synthesis.shards": ("synthesize_shard",),

@@ -6,7 +6,8 @@
     ├── TeacherError        a teacher cannot be used: layer path, outputs, weights
     ├── SynthesisError      a transfer image cannot be made: non-finite loss, collapse
     ├── TransferSetError    a stored transfer set is changed, truncated or not this teacher's
-    └── DistillationError   the student cannot be trained: non-finite loss, bad checkpoint
+    ├── DistillationError   the student cannot be trained: non-finite loss, bad checkpoint
+    └── ExportError         an exported form cannot be made, or does not do what the student does
 
 A message says what is wrong, the value, what is allowed, and the next command.
 """
@@ -16,6 +17,7 @@ __all__ = [
     "DataError",
     "DfkdError",
     "DistillationError",
+    "ExportError",
     "SynthesisError",
     "TeacherError",
     "TransferSetError",
@@ -48,3 +50,7 @@ class TransferSetError(DfkdError):
 
 class DistillationError(DfkdError):
     """The student cannot be trained."""
+
+
+class ExportError(DfkdError):
+    """An exported form cannot be made, or does not do what the student does."""

@@ -231,6 +231,58 @@ def inspect(
         typer.echo(describe_teacher(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
 
 
+@app.command(
+    epilog="Examples: dfkd export --out exported | dfkd export --out exported --int8 | "
+    "dfkd export --student my_student --out exported --format onnx --bake-preprocessing"
+)
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the export: new, empty or an earlier export.", metavar="DIR")],
+    student: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with model.safetensors and config.json; artifacts/student if not given.", metavar="DIR"
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="safetensors, pt2 or onnx; may be repeated. All that can be made if not given.",
+            metavar="NAME",
+        ),
+    ] = None,
+    bake_preprocessing: Annotated[
+        bool, typer.Option("--bake-preprocessing", help="Let pt2 and onnx take images in [0, 1], not normalised ones.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Add int8 versions of pt2 and onnx.")] = False,
+    transfer_set: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images for the check and the calibration of int8; artifacts/transfer_set for the project's student.",
+            metavar="DIR",
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option(help="Smallest share of images with the student's class for int8.", metavar="SHARE")
+    ] = 0.9,
+    debug: Debug = False,
+) -> None:
+    """Write a student as safetensors, torch.export and ONNX, each compared with it before it is kept."""
+    here = Path.cwd()
+    with _told(debug):
+        from flows.exporting import export_student
+
+        export_student(
+            student and here / student,
+            here / out,
+            formats=formats or [],
+            bake_preprocessing=bake_preprocessing,
+            int8=int8,
+            transfer_set=transfer_set and here / transfer_set,
+            min_agreement=min_agreement,
+        )
+
+
 @app.command(epilog="Example: dfkd show")
 def show(debug: Debug = False) -> None:
     """Show the table of the last run and the commands to look further."""

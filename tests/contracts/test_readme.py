@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from dfkd_core.export import choose_images, export_model, probe_images
+from dfkd_core.models import ModelCard, build_classifier
 from dfkd_core.networks import build_network
 from flows.cli import app
 from tasks.code import ROOT
@@ -27,6 +30,35 @@ def test_python_example__makes_a_student(tmp_path: Path, monkeypatch: pytest.Mon
         my_module = build_network("lenet5", in_channels=1, image_size=32, num_classes=10)
     exec(smaller, {"my_module": my_module})
     assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+def test_deploy__every_loader_gives_the_students_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = ModelCard(
+        network="lenet5_half", in_channels=3, image_size=32, num_classes=10, mean=(0.2, 0.3, 0.4), std=(0.2, 0.3, 0.4),
+        layer="fc1",
+    )  # fmt: skip
+    student = build_classifier(card, seed=0).eval()
+    checked, calibration = choose_images(probe_images(card.image_shape))
+    export_model(
+        student, tmp_path / "exported", formats=("safetensors", "pt2", "onnx"), images=checked, calibration=calibration
+    )
+    monkeypatch.chdir(tmp_path)
+    section = README.split("## Deploy")[1].split("\n## ")[0]
+    prepare, *loaders = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    # Black images would hide a mistake in the normalisation.
+    prepare = prepare.replace("np.zeros(", "np.full(").replace(
+        ", dtype=np.float32)  # in", ", 0.7, dtype=np.float32)  # in"
+    )
+    names: dict[str, Any] = {}
+    exec(prepare, names)
+    assert names["images"].mean() == pytest.approx(0.7)
+    expected = student(torch.full((2, 3, 32, 32), 0.7)).detach()
+    assert len(loaders) == 4
+    for loader in loaders:
+        exec(loader, names)
+        logits = torch.as_tensor(names.pop("logits")).detach()
+        tolerance = 0.05 if "/model_int8" in loader else 1e-5
+        assert (logits - expected).abs().max() <= tolerance * expected.abs().max(), loader
 
 
 def test_commands__exist_with_these_options() -> None:

@@ -10,7 +10,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "show"])
+@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "export", "show"])
 def test_help__ends_in_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
@@ -41,6 +41,11 @@ def test_help__ends_in_an_example(command: str) -> None:
         (["verify", "nowhere"], 1, "No transfer set in"),
         (["synthesize", "--teacher", "nowhere", "--out", "presets"], 2, "Give a new or an empty folder"),
         (["synthesize", "--teacher", "nowhere", "--out", "new"], 1, "No model in"),
+        (["export", "--out", "new", "--format", "tflite"], 2, "No format 'tflite'. Formats: safetensors, pt2, onnx"),
+        (["export", "--out", "new", "--min-agreement", "2"], 2, "--min-agreement must be from 0 to 1, got 2"),
+        (["export", "--out", "presets"], 2, "presets exists and is no earlier export. Give a new or an empty folder"),
+        (["export", "--out", "new", "--student", "new"], 2, "is the student's own folder"),
+        (["export", "--out", "new"], 1, "No model in artifacts/student: config.json is missing"),
     ],
 )
 def test_bad_input__one_message_and_no_traceback(project: Path, arguments: list[str], code: int, message: str) -> None:

@@ -1,0 +1,201 @@
+"""How each exported form of a student is written, and read back for its check.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from dfkd_core.errors import ExportError
+from dfkd_core.fidelity import Predict, normalise
+from dfkd_core.models import Classifier, load_model
+
+__all__ = [
+    "capture",
+    "graph_of",
+    "is_installed",
+    "needing",
+    "packages",
+    "read_onnx",
+    "read_pt2",
+    "read_safetensors",
+    "write_onnx",
+    "write_pt2",
+]
+
+# The packages behind each extra of pyproject.toml.
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
+# What the tracer notes for debugging; it holds paths of this machine.
+_NOTES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
+
+
+def packages(extra: str) -> tuple[str, ...]:
+    """Return the packages that an extra, `onnx` or `int8`, needs."""
+    return _PACKAGES[extra]
+
+
+def is_installed(extra: str) -> bool:
+    """Tell whether the packages of an extra, `onnx` or `int8`, can be found."""
+    return all(importlib.util.find_spec(name) is not None for name in _PACKAGES[extra])
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Run a block that needs the packages of an extra, without what they say of themselves on import.
+
+    Raises:
+        ExportError: One of them is missing; the message says how to install it.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in _PACKAGES[extra]:
+                importlib.import_module(name)
+            yield
+    except ImportError as error:
+        raise ExportError(
+            f"The package {error.name or _PACKAGES[extra][0]} cannot be imported: {error}. "
+            f"Install what is needed with: pip install 'dfkd[{extra}]'"
+        ) from error
+    finally:
+        logging.disable(disabled)
+
+
+def graph_of(student: Classifier, *, normalises: bool) -> nn.Module:
+    """Return a module on the CPU that is what an exported graph computes; the student is left as it is.
+
+    Args:
+        student: In eval mode.
+        normalises: Whether the graph takes images in [0, 1] and normalises them, or takes normalised ones.
+    """
+    classifier = copy.deepcopy(student).cpu()
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
+    # A network may choose its operators by whether gradients are asked for; other runtimes know those of training.
+    for parameter in classifier.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    if normalises:
+        return _Graph(classifier)
+    if _only_normalises(classifier):
+        return _Graph(classifier.network)
+    classifier.mean.zero_()
+    classifier.std.fill_(1)
+    return _Graph(classifier)
+
+
+def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
+    """Capture a module with `torch.export` for any number of images of shape (c, h, w).
+
+    Raises:
+        ExportError: It cannot be captured, for example because its steps depend on the images' values.
+    """
+    images = torch.zeros(2, *image_shape)
+    try:
+        with torch.enable_grad():
+            program = torch.export.export(graph, (images,), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
+    except Exception as error:  # the tracer raises what the network's own code raises, and classes of its own
+        first_line = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"torch.export cannot capture the network for batches of any size: {first_line}. "
+            "Choose the form that needs no capture: --format safetensors"
+        ) from error
+    for node in program.graph.nodes:
+        for note in _NOTES:
+            node.meta.pop(note, None)
+    return program
+
+
+def write_pt2(program: ExportedProgram, path: Path) -> None:
+    """Write a captured network as a `torch.export` archive; the same network and file name give the same bytes."""
+    torch.export.save(program, path)
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Write a captured network as one ONNX file with the input `images`, the output `logits` and the axis `batch`.
+
+    Raises:
+        ExportError: A package is missing, or an operator has no ONNX counterpart.
+    """
+    with needing("onnx"):
+        try:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes={"images": {0: "batch"}},
+                external_data=False,
+                verbose=False,
+            )
+            assert made is not None
+            _drop_notes(made.model)
+            made.save(path)
+        except Exception as error:  # the converter raises classes of its own, protobuf a ValueError beyond 2 GB
+            raise ExportError(
+                f"The network cannot be written as ONNX: {error}. Choose other forms: --format safetensors --format pt2"
+            ) from error
+
+
+def read_safetensors(folder: Path) -> Predict:
+    """Load `model.safetensors` and `config.json`."""
+    return load_model(folder)
+
+
+def read_pt2(path: Path) -> Predict:
+    """Load a `torch.export` archive, of float or of int8."""
+    # Registers the operators of int8.
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    loaded: nn.Module = torch.export.load(path).module()
+    return loaded
+
+
+def read_onnx(path: Path) -> Predict:
+    """Load an ONNX file with ONNX Runtime on the CPU."""
+    with needing("onnx"):
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
+
+    return predict
+
+
+class _Graph(nn.Module):
+    """Gives the one input of whatever module the same name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@torch.inference_mode()
+def _only_normalises(classifier: Classifier) -> bool:
+    """Tell whether the classifier does nothing to the output of its network."""
+    images = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, *classifier.card.image_shape)
+    output = classifier.network(normalise(images, classifier))
+    return isinstance(output, Tensor) and torch.equal(output, classifier(images))
+
+
+def _drop_notes(model: object) -> None:
+    """Delete the converter's notes from an ONNX model."""
+    for holder in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.outputs):  # type: ignore[attr-defined]
+        holder.metadata_props.clear()
