@@ -59,7 +59,7 @@ PAIR_LIMITS = (0.0, 0.01, 0.02, 0.05, 1.0)
 CHOICES: dict[str, Sequence[Any]] = {
     "distillation.epochs": (5, 10, 20, 40),
     "distillation.temperature": (1.0, 2.0, 4.0, 8.0, 20.0),
-    "distillation.augmentation.shift_px": (0, 2),
+    "distillation.augmentation.shift": (0.0, 0.0625),
     "distillation.mixing": ("none", "none", "mixup", "cutmix"),
     "distillation.start": ("random", "random", "random", "pruned"),
     "distillation.feature_weight": (0.0, 0.0, 1.0),

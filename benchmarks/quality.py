@@ -59,7 +59,7 @@ PRIOR_STEPS: dict[str, dict[str, Any]] = {
     "mixed": {"learning_rate": 0.04, "smoothing_px": 1.0},
 }
 AS_DRAWN: dict[str, Any] = {"refined_share": 0.0, "num_candidates": 1, "matching": "own"}
-OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.augmentation.shift_px": 0}}
+OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.augmentation.shift": 0.0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def part_rows(params: Params) -> list[Row]:
         "sampled features matched": {"synthesis.methods.soft_target.feature_weight": 1.0},
         "classes not balanced": {"synthesis.methods.soft_target.balanced": False},
         "statistics from probes": {"statistics.source": "probes"},
-        "no augmentation": {"distillation.augmentation.shift_px": 0},
+        "no augmentation": {"distillation.augmentation.shift": 0.0},
         "scale and rotation too": {
             "distillation.augmentation.scale": 0.1,
             "distillation.augmentation.rotation_degrees": 10.0,

@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "bringing": ("BroughtTeacher", "bring_teacher"),
+    "bringing": ("BroughtTeacher", "bring_module", "bring_teacher"),
     "config": ("Params",),
     "data": ("DataConfig", "LabelledImages", "load_dataset"),
     "distillation": ("DistillationConfig", "distill", "distill_images"),
     "errors": ("DfkdError",),
     "evaluation": ("EvaluationReport", "evaluate"),
     "export": ("export_model",),
-    "in_memory": ("make_student",),
+    "in_memory": ("make_student", "make_transfer_set"),
     "models": ("Classifier", "ModelCard", "build_classifier", "load_model", "save_model"),
     "proxy": ("proxy_score",),
     "source": ("SourceConfig",),

@@ -43,10 +43,11 @@ from dfkd_core.programs import export_program, in_one_file, load_program, progra
 from dfkd_core.source import SourceConfig
 from dfkd_core.weights import fit_weights, read_plain_file, read_state, state_faults
 
-__all__ = ["BroughtTeacher", "bring_teacher", "source_digest"]
+__all__ = ["BroughtTeacher", "bring_module", "bring_teacher", "source_digest"]
 
 _SIZES_PX = (32, 28, 64, 96, 128, 224, 256, 299, 384, 8, 16, 48, 160, 192, 512)
 _REGISTRY = ("models:/", "runs:/")
+_IN_MEMORY = "in memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,40 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         raise ConfigError(f"teacher.source.model: {fault}, or an existing file or folder")
     else:
         found = _bring_architecture(config, image_size_hint, notes)
-    classifier = found.eval().requires_grad_(False)
+    brought = _checked(found, layer, notes)
+    if found.program is None:
+        _check_rebuilt(found)
+    return brought
+
+
+def bring_module(
+    network: nn.Module, config: SourceConfig | None = None, *, layer: str = "", image_size_hint: int = 0
+) -> BroughtTeacher:
+    """Take a network that is in memory already, find out about it, and check it as `bring_teacher` does.
+
+    Args:
+        network: Is put into eval mode and frozen, not changed otherwise.
+        config: What is known about it; where it is from is not looked at.
+        layer: Address of the modelled layer; empty finds it.
+        image_size_hint: Size to try first where none is given.
+
+    Raises:
+        TeacherError: The network is no teacher.
+    """
+    config = config or SourceConfig()
+    notes: list[str] = []
+    channels = config.in_channels or first_channels(network.state_dict()) or 0
+    channels, size = _fitting_shape(network.eval(), channels, config.image_size, image_size_hint, notes)
+    return _checked(_described(network, _IN_MEMORY, channels, size, config, notes), layer, notes)
+
+
+def _checked(classifier: Classifier, layer: str, notes: list[str]) -> BroughtTeacher:
+    """Freeze a classifier and check that it can be a teacher."""
+    classifier.eval().requires_grad_(False)
     if layer:
         classifier.card = dataclasses.replace(classifier.card, layer=layer)
-    images = probe_images(classifier.card.image_shape)
-    notes += check_teacher(classifier, images)
     card = classifier.card
-    if classifier.program is None:
-        _check_rebuilt(classifier)
+    notes += check_teacher(classifier, probe_images(card.image_shape))
     notes.append(f"modelled layer: {card.layer}" + (" (the logits)" if card.layer == OUTPUT else ""))
     if card.layer == OUTPUT and not layer:
         notes.append("its layers cannot be reached or none determines the output, so the logits are modelled instead")

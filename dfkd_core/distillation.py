@@ -84,7 +84,7 @@ class DistillationConfig:
     """Nesterov momentum, for sgd only."""
     warmup_fraction: Fraction = 0.1
     """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
-    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(shift_px=2))
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(shift=0.0625))
     """How images are moved; if at all, the teacher labels the moved images, which costs its forward pass."""
     mixing: Mixing = "none"
     """Whether each image is blended with another one or gets a box of it pasted in; the teacher labels the outcome."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from dfkd_core.distillation import DistillationConfig, distill_images
@@ -10,8 +12,29 @@ from dfkd_core.statistics import FeatureStatistics
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
 from dfkd_core.teacher import Teacher
+from dfkd_core.transfer_set import Shard
 
-__all__ = ["make_student"]
+__all__ = ["make_student", "make_transfer_set"]
+
+
+def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: SynthesisConfig, *, seed: int) -> Shard:
+    """Synthesize a whole transfer set in this process: the images that the stages would make, as one shard.
+
+    Args:
+        teacher: Labels the images; they are computed on its device.
+        statistics: Its feature statistics.
+        config: How the transfer set is made, which has to fit into memory.
+        seed: Addresses every random draw.
+
+    Raises:
+        SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
+    """
+    synthesizer = build_synthesizer(config, teacher, statistics)
+    shards = [
+        synthesize_shard(synthesizer, teacher, shard_index=index, config=config, seed=seed)
+        for index in range(num_shards(config))
+    ]
+    return Shard(**{field.name: torch.cat([getattr(shard, field.name) for shard in shards]) for field in fields(Shard)})
 
 
 def make_student(
@@ -38,15 +61,11 @@ def make_student(
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
         DistillationError: The loss is not finite, or no temperature gives the confidence.
     """
-    synthesizer = build_synthesizer(synthesis, teacher, statistics)
-    shards = [
-        synthesize_shard(synthesizer, teacher, shard_index=index, config=synthesis, seed=seed)
-        for index in range(num_shards(synthesis))
-    ]
+    made = make_transfer_set(teacher, statistics, synthesis, seed=seed)
     return distill_images(
         teacher,
-        torch.cat([shard.images for shard in shards]),
-        torch.cat([shard.teacher_logits for shard in shards]),
+        made.images,
+        made.teacher_logits,
         distillation,
         seed=seed,
         device=teacher.device,

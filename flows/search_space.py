@@ -34,7 +34,7 @@ _SPACE: dict[str, Domain] = {
     "distillation.temperature": LogRange(1.0, 20.0),
     "distillation.learning_rate": LogRange(0.001, 0.03),
     "distillation.feature_weight": (0.0, 0.5, 1.0, 2.0, 4.0),
-    "distillation.augmentation.shift_px": (0, 1, 2, 3),
+    "distillation.augmentation.shift": (0.0, 0.03125, 0.0625, 0.09375),
     "distillation.mixing": ("none", "mixup", "cutmix"),
 }
 _MAX_IMAGES = 6000

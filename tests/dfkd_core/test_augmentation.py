@@ -5,7 +5,7 @@ from dfkd_core.augmentation import NUM_GROUPS, AugmentationConfig, augment
 from dfkd_core.errors import ConfigError
 from dfkd_core.seeding import derive_generator
 
-EVERYTHING = AugmentationConfig(shift_px=2, scale=0.2, rotation_degrees=10.0, flip=True)
+EVERYTHING = AugmentationConfig(shift=0.25, scale=0.2, rotation_degrees=10.0, flip=True)
 
 
 def dot(num_images, size=9):
@@ -25,7 +25,7 @@ def test_the_default_changes_nothing_and_draws_nothing():
 @pytest.mark.parametrize(
     "config",
     [
-        AugmentationConfig(shift_px=1),
+        AugmentationConfig(shift=0.1),
         AugmentationConfig(scale=0.1),
         AugmentationConfig(rotation_degrees=5.0),
         AugmentationConfig(flip=True),
@@ -56,11 +56,23 @@ def test_the_generator_decides_and_the_global_one_is_not_touched():
 def test_shifts_reach_every_whole_pixel_up_to_the_limit_and_none_beyond(scale):
     generator, seen = derive_generator(0), set()
     for _ in range(30):
-        moved = augment(dot(NUM_GROUPS), AugmentationConfig(shift_px=2, scale=scale), generator)
+        moved = augment(dot(NUM_GROUPS), AugmentationConfig(shift=2 / 9, scale=scale), generator)
         rows, columns = moved.flatten(1).argmax(1) // 9 - 4, moved.flatten(1).argmax(1) % 9 - 4
         torch.testing.assert_close(moved.amax((1, 2, 3)), torch.ones(NUM_GROUPS))
         seen |= set(zip(rows.tolist(), columns.tolist(), strict=True))
     assert seen == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
+
+
+def test_a_shift_is_a_share_of_the_height_and_of_the_width_rounded_down():
+    generator, rows, columns = derive_generator(0), set(), set()
+    for _ in range(30):
+        images = torch.zeros(NUM_GROUPS, 1, 30, 9)
+        images[:, :, 15, 4] = 1
+        positions = augment(images, AugmentationConfig(shift=0.1), generator).flatten(1).argmax(1)
+        rows |= set((positions // 9 - 15).tolist())
+        columns |= set((positions % 9 - 4).tolist())
+    assert rows == set(range(-3, 4))
+    assert columns == {0}
 
 
 def test_half_of_the_images_are_mirrored_each_by_a_draw_of_its_own():
@@ -74,7 +86,7 @@ def test_half_of_the_images_are_mirrored_each_by_a_draw_of_its_own():
 
 
 def test_groups_move_each_in_their_own_way():
-    moved = augment(dot(NUM_GROUPS * 4), AugmentationConfig(shift_px=3), derive_generator(0))
+    moved = augment(dot(NUM_GROUPS * 4), AugmentationConfig(shift=0.34), derive_generator(0))
     groups = moved.view(NUM_GROUPS, 4, -1)
     assert (groups == groups[:, :1]).all()
     assert len(groups[:, 0].unique(dim=0)) > NUM_GROUPS // 2
@@ -92,7 +104,9 @@ def test_no_images_and_fewer_images_than_groups():
     assert augment(torch.rand(1, 1, 8, 8), EVERYTHING, derive_generator(0)).shape == (1, 1, 8, 8)
 
 
-@pytest.mark.parametrize("values", [{"shift_px": -1}, {"scale": 1.0}, {"scale": -0.1}, {"rotation_degrees": -1.0}])
+@pytest.mark.parametrize(
+    "values", [{"shift": -0.1}, {"shift": 1.5}, {"scale": 1.0}, {"scale": -0.1}, {"rotation_degrees": -1.0}]
+)
 def test_a_value_out_of_range_is_named(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         AugmentationConfig(**values)

@@ -19,7 +19,7 @@ from dfkd_core.training import load_batch
 from dfkd_core.transfer_set import Shard, TransferSet, write_manifest, write_shard
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=3, mean=(0.3,), std=(0.3,), layer="fc1")
-MOVED = AugmentationConfig(shift_px=1, flip=True)
+MOVED = AugmentationConfig(shift=1 / 32, flip=True)
 DISPUTED = DisagreementConfig(share=0.5)
 
 

@@ -76,7 +76,7 @@ def test_the_card_says_what_the_data_are():
 
 
 def test_the_seed_decides_every_bit_and_the_global_generator_is_not_touched():
-    config = make_config(epochs=2, augmentation=AugmentationConfig(shift_px=1, scale=0.1, flip=True))
+    config = make_config(epochs=2, augmentation=AugmentationConfig(shift=0.05, scale=0.1, flip=True))
     state = torch.get_rng_state()
     first, again, other = (train_teacher(config, make_data(), seed=seed) for seed in (0, 0, 1))
     assert model_digest(first.classifier) == model_digest(again.classifier)

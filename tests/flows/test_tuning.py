@@ -154,9 +154,9 @@ def test_interrupted_before_further_seeds__says_so(open_it: Callable[..., Search
 def test_space__holds_what_there_is_and_what_the_method_has() -> None:
     soft_target = search_space(Params())
     assert len(soft_target) == 9
-    unusual = apply_overrides(Params(), ["distillation.temperature=50", "distillation.augmentation.shift_px=7"])
+    unusual = apply_overrides(Params(), ["distillation.temperature=50", "distillation.augmentation.shift=0.2"])
     assert search_space(unusual)["distillation.temperature"] == LogRange(1.0, 50.0)
-    assert 7 in search_space(unusual)["distillation.augmentation.shift_px"]
+    assert 0.2 in search_space(unusual)["distillation.augmentation.shift"]
     boundary = search_space(apply_overrides(Params(), ["synthesis.method=boundary"]))
     assert "synthesis.methods.boundary.descent.prior" in boundary
     assert len(boundary) == 8
