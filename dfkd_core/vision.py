@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-__all__ = ["datasets", "functional_v2", "make_grid", "transforms_v2"]
+__all__ = ["datasets", "functional_v2", "make_grid", "models", "transforms_v2"]
 
 _MISSING_OPERATOR = "operator torchvision::nms does not exist"
 _SCHEMAS = (
@@ -45,7 +45,7 @@ def _declare_operators() -> None:
 
 _import_torchvision()
 
-from torchvision import datasets  # noqa: E402
+from torchvision import datasets, models  # noqa: E402
 from torchvision.transforms import v2 as transforms_v2  # noqa: E402
 from torchvision.transforms.v2 import functional as functional_v2  # noqa: E402
 from torchvision.utils import make_grid  # noqa: E402

@@ -24,16 +24,25 @@ _TRAINING = (
     *_IMAGES,
     "dfkd_core/augmentation.py",
     "dfkd_core/prefetching.py",
+    "dfkd_core/rows.py",
     "dfkd_core/training.py",
 )
-_STATISTICS = (*_MODEL, "dfkd_core/priors", "dfkd_core/statistics.py", "dfkd_core/teacher.py")
+_PASSES = ("dfkd_core/memory.py", "dfkd_core/micro_batches.py", "dfkd_core/teacher.py")
+_STATISTICS = (*_MODEL, *_PASSES, "dfkd_core/priors", "dfkd_core/statistics.py")
 
 STAGE_MODULES = {
     "teacher": (*_TRAINING, "tasks/teacher.py"),
     "statistics": (*_STATISTICS, "tasks/estimation.py"),
-    "synthesize": (*_STATISTICS, "dfkd_core/synthesis", "dfkd_core/transfer_set.py", "tasks/synthesis.py"),
+    "synthesize": (
+        *_STATISTICS,
+        "dfkd_core/rows.py",
+        "dfkd_core/synthesis",
+        "dfkd_core/transfer_set.py",
+        "tasks/synthesis.py",
+    ),
     "distill": (
         *_TRAINING,
+        *_PASSES,
         "dfkd_core/averaging.py",
         "dfkd_core/channel_choice.py",
         "dfkd_core/checkpoints.py",
@@ -43,11 +52,10 @@ STAGE_MODULES = {
         "dfkd_core/mixing.py",
         "dfkd_core/pruning.py",
         "dfkd_core/soft_labels.py",
-        "dfkd_core/teacher.py",
         "dfkd_core/transfer_set.py",
         "tasks/distillation.py",
     ),
-    "evaluate": (*_TRAINING, "dfkd_core/evaluation.py", "dfkd_core/teacher.py", "tasks/evaluation.py"),
+    "evaluate": (*_TRAINING, *_PASSES, "dfkd_core/evaluation.py", "tasks/evaluation.py"),
 }
 """Files and packages that a stage's result depends on, in the order of the stages; `deps` in dvc.yaml name the same."""
 

@@ -23,13 +23,20 @@ from tasks.workspace import Artifact, clear_folder, reference
 __all__ = ["make_evaluation", "measure_models"]
 
 
-@task(name="evaluate student", **cached("evaluate", "device"))
+@task(name="evaluate student", **cached("evaluate", "device", "memory"))
 def make_evaluation(
-    teacher: Artifact, student: Artifact, data: DataConfig, config: EvaluationConfig, *, folder: str, device: str
+    teacher: Artifact,
+    student: Artifact,
+    data: DataConfig,
+    config: EvaluationConfig,
+    *,
+    folder: str,
+    device: str,
+    memory: int | None = None,
 ) -> Artifact:
     """Evaluate on the test images and write `metrics.json`, tables and the confusion matrix into `folder`."""
     with timed("evaluate"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
         found = evaluate(
             load_model(Path(student.path)),
             loaded,

@@ -15,6 +15,11 @@ __all__ = ["write_confusion_picture", "write_csv", "write_image_grid"]
 
 _BORDER_PX = 1
 _ZOOM = 2
+# Larger images are shown as they are.
+_LARGEST_ZOOMED_PX = 64
+# A picture of more classes names none, and is as large as one of few.
+_MOST_NAMED_CLASSES = 120
+_SIDE_WITHOUT_NAMES = 20
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -39,7 +44,8 @@ def write_image_grid(path: Path, images: np.ndarray, *, columns: int) -> None:
         pixels = image.transpose(1, 2, 0)
         canvas[top : top + height, left : left + width] = pixels if channels == 3 else pixels[:, :, :1]
     picture = Image.fromarray(canvas)
-    picture = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM), Image.Resampling.NEAREST)
+    if max(height, width) <= _LARGEST_ZOOMED_PX:
+        picture = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM), Image.Resampling.NEAREST)
     with write_atomically(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -51,12 +57,15 @@ def write_confusion_picture(path: Path, confusion: Sequence[Sequence[int]], clas
 
     counts = np.asarray(confusion, dtype=float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(2 + 0.6 * len(counts), 1.5 + 0.55 * len(counts)), layout="constrained")
+    is_named = len(counts) <= _MOST_NAMED_CLASSES
+    side = len(counts) if is_named else _SIDE_WITHOUT_NAMES
+    figure = Figure(figsize=(2 + 0.6 * side, 1.5 + 0.55 * side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="student says", ylabel="true class")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right")
-    axes.set_yticks(range(len(counts)), class_names)
+    if is_named:
+        axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right")
+        axes.set_yticks(range(len(counts)), class_names)
     if len(counts) <= 20:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
