@@ -17,7 +17,7 @@ from dfkd_core.networks import build_network
 from dfkd_core.networks import is_built_in as is_built_in_network
 from dfkd_core.proxy import HELD_OUT_PRIOR
 from dfkd_core.pruning import check_thinner
-from dfkd_core.sections import Fraction, NonNegativeInt, PositiveInt, config_section
+from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, PositiveInt, config_section
 from dfkd_core.statistics import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.training import TeacherConfig
@@ -37,6 +37,9 @@ class ExecutionConfig:
     """Shards made at once; above 1, distillation too takes a second core, for the teacher's labels."""
     num_threads: PositiveInt = 1
     """CPU threads of training and evaluation. More help ResNets and slow LeNets; a result's last bits depend on it."""
+    memory_gib: NonNegative = 0.0
+    """Memory in GiB that all workers together may compute in, 0 what is free. Batches of large networks that would not
+    fit are split, or refused where they cannot be; then a result's last bits depend on it and on `num_workers`."""
     num_retries: NonNegativeInt = 2
     """Times a shard is tried again after a failure that is not its input's fault."""
 

@@ -51,6 +51,11 @@ def seek_disagreement(
     Returns:
         Images of the same shape, range and device.
     """
+    size = teacher.passes.images_per_pass(len(images), with_gradient=True)
+    if size < len(images):
+        # The sign of a gradient does not depend on how many images the divergence is a mean over.
+        parts = torch.split(images, size)
+        return torch.cat([seek_disagreement(teacher, student, part, config, temperature=temperature) for part in parts])
     # In training mode these passes would change the running statistics of a BatchNorm.
     in_training = [module for module in student.modules() if module.training]
     student.eval()

@@ -31,19 +31,25 @@ from dfkd_core.digests import json_digest
 from dfkd_core.disagreement import DisagreementConfig, seek_disagreement
 from dfkd_core.errors import ConfigError, DistillationError, TeacherError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs
+from dfkd_core.micro_batches import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.mixing import Mixing, mix
 from dfkd_core.models import Classifier, ModelCard, build_classifier
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.pruning import can_prune, prune_into
+from dfkd_core.rows import Rows
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
+from dfkd_core.seeding import derive_generator
 from dfkd_core.soft_labels import loss_terms, temperature_of_confidence
 from dfkd_core.teacher import Teacher
-from dfkd_core.training import EpochRecord, build_optimizer, load_batch, run_epochs
+from dfkd_core.training import EpochRecord, build_optimizer, load_batch, move_batch, run_epochs
 from dfkd_core.transfer_set import TransferSet
 
 __all__ = ["DistillationConfig", "DistillationResult", "check_student", "distill", "distill_images", "student_card"]
 
 Start = Literal["random", "pruned"]
+
+# Copies of the weights that an optimizer keeps: Adam's two moments.
+_MOMENTS = 2
 
 
 @config_section
@@ -166,8 +172,8 @@ def distill(
 
 def distill_images(
     teacher: Teacher,
-    images: Tensor,
-    teacher_logits: Tensor,
+    images: Rows,
+    teacher_logits: Rows,
     config: DistillationConfig,
     *,
     seed: int,
@@ -180,6 +186,7 @@ def distill_images(
     """Train a student on images and the teacher's logits; the last epoch counts.
 
     A run that is resumed from `checkpoint` ends with the bits of an undisturbed run on a CPU with as many threads.
+    Batches are read and moved to the device one by one, so that the set may lie in files larger than the memory.
 
     Args:
         teacher: Labels the batches where `config.asks_teacher`; the student's card follows the teacher's.
@@ -196,10 +203,11 @@ def distill_images(
 
     Raises:
         ConfigError: The student's network rejects the image size.
-        DistillationError: There are no images, the logits do not fit them, no temperature gives the confidence, the
-            loss is not finite, or the checkpoint cannot be written.
+        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, no
+            temperature gives the confidence, the loss is not finite, or the checkpoint cannot be written.
     """
     _check_inputs(teacher, images, teacher_logits)
+    _check_memory(teacher, images, teacher_logits, config, seed=seed, device=torch.device(device), prefetch=prefetch)
     wanted = config.confidence
     temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
@@ -215,7 +223,7 @@ def distill_images(
     for record in run_epochs(
         trainee.trained,
         trainee.optimizer,
-        _loader(teacher, images.to(device), teacher_logits.to(device), matcher, config),
+        _loader(teacher, images, teacher_logits, matcher, config, torch.device(device)),
         _loss(teacher, student, matcher, temperature, config),
         num_images=len(images),
         batch_size=config.batch_size,
@@ -269,7 +277,7 @@ def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
 
 
 def _build_student(
-    teacher: Teacher, images: Tensor, config: DistillationConfig, *, seed: int, is_resumed: bool
+    teacher: Teacher, images: Rows, config: DistillationConfig, *, seed: int, is_resumed: bool
 ) -> tuple[Classifier, Start]:
     """Return the student with its first weights, and what these are."""
     student = build_classifier(student_card(teacher.card, config), seed=seed)
@@ -344,16 +352,22 @@ class _Batch:
 
 
 def _loader(
-    teacher: Teacher, images: Tensor, teacher_logits: Tensor, matcher: FeatureMatcher | None, config: DistillationConfig
+    teacher: Teacher,
+    images: Rows,
+    teacher_logits: Rows,
+    matcher: FeatureMatcher | None,
+    config: DistillationConfig,
+    device: torch.device,
 ) -> Callable[[Tensor, torch.Generator], _Batch]:
     """Return what makes a batch; it looks at the teacher and never at the student."""
     paths = matcher.teacher_paths if matcher else ()
 
     @torch.no_grad()
     def load(positions: Tensor, generator: torch.Generator) -> _Batch:
-        batch = load_batch(images, positions)
+        batch = load_batch(images, positions, device)
         if not config.asks_teacher:
-            return _Batch(batch, teacher_logits[positions.to(batch.device)].float(), [])
+            logits = teacher_logits[positions.to(teacher_logits.device)]
+            return _Batch(batch, move_batch(logits, device).float(), [])
         batch = augment(batch, config.augmentation, generator)
         batch = mix(batch, config.mixing, config.mixing_alpha, generator)
         return _labelled(teacher, paths, batch)
@@ -365,8 +379,11 @@ def _loader(
 def _labelled(teacher: Teacher, paths: Sequence[str], images: Tensor) -> _Batch:
     """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
     with autocast_on_gpu(images.device):
-        logits, outputs = forward_with_outputs(teacher.classifier, paths, images.to(teacher.device))
-    return _Batch(images, logits.to(images.device).float(), [output.to(images.device) for output in outputs])
+        parts = teacher.passes.split(images.to(teacher.device))
+        passes = [forward_with_outputs(teacher.classifier, paths, part) for part in parts]
+    logits = joined([logits for logits, _ in passes]).to(images.device).float()
+    outputs = [joined(list(of_layer)).to(images.device) for of_layer in zip(*(outputs for _, outputs in passes))]
+    return _Batch(images, logits, outputs)
 
 
 def _loss(
@@ -405,7 +422,7 @@ def _loss(
     return terms
 
 
-def _check_inputs(teacher: Teacher, images: Tensor, teacher_logits: Tensor) -> None:
+def _check_inputs(teacher: Teacher, images: Rows, teacher_logits: Rows) -> None:
     if not len(images):
         raise DistillationError("The transfer set holds no images. Set synthesis.num_images to 1 or more.")
     if tuple(images.shape[1:]) != teacher.card.image_shape:
@@ -418,6 +435,68 @@ def _check_inputs(teacher: Teacher, images: Tensor, teacher_logits: Tensor) -> N
             f"The teacher's logits have shape {tuple(teacher_logits.shape)}; for {len(images)} images and "
             f"{teacher.card.num_classes} classes it must be {(len(images), teacher.card.num_classes)}."
         )
+
+
+def _check_memory(
+    teacher: Teacher,
+    images: Rows,
+    teacher_logits: Rows,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    prefetch: int,
+) -> None:
+    """Check that a batch fits, which cannot be split: BatchNorm and the loss are about all of it.
+
+    Raises:
+        DistillationError: It does not; names the largest batch that does.
+    """
+    cost = _step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
+    count, memory = min(config.batch_size, len(images)), teacher.passes.memory
+    if cost.of(count) <= WHOLE_SHARE * memory:
+        return
+    fitting = cost.most_images(WHOLE_SHARE * memory)
+    remedy = f"Set distillation.batch_size: {fitting}" if fitting > 1 else "Not even 2 fit: choose a smaller student"
+    raise DistillationError(
+        f"A step of {config.student} on {count} images takes about {gibibytes(cost.of(count))}, and "
+        f"{gibibytes(WHOLE_SHARE * memory)} of the {gibibytes(memory)} at hand may be used. {remedy}, free memory or "
+        "raise execution.memory_gib"
+    )
+
+
+def _step_cost(
+    teacher: Teacher,
+    images: Rows,
+    teacher_logits: Rows,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    prefetch: int,
+) -> PassCost:
+    """Measure what a step takes, with the batches that wait for it, on a student that is thrown away."""
+    # What is moved to where the networks disagree goes through in parts.
+    config = dataclasses.replace(config, disagreement=dataclasses.replace(config.disagreement, share=0.0))
+    student = build_classifier(student_card(teacher.card, config), seed=seed).to(device).train()
+    matcher = None
+    if config.feature_weight:
+        matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
+    load = _loader(teacher, images, teacher_logits, matcher, config, device)
+    # The same image several times: there may be fewer.
+    batches = {n: load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
+    terms = _loss(teacher, student, matcher, 1.0, config)
+
+    def step(num_images: int) -> None:
+        torch.autograd.backward(torch.stack(tuple(terms(batches[num_images]).values())).sum())
+
+    # Dropout draws from the global generators.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        measured = measure_cost(step, device)
+    batch = next(iter(batches.values()))
+    waiting = sum(tensor.nbytes for tensor in (batch.images, batch.logits, *batch.outputs)) // len(batch.images)
+    optimizer = _MOMENTS * sum(parameter.nbytes for parameter in student.parameters())
+    return PassCost(measured.fixed + optimizer, measured.per_image + (prefetch + 1) * waiting)
 
 
 def _report(on_progress: OnProgress, history: list[EpochRecord], epochs: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,10 @@ from dfkd_core.class_order import check_class_order
 from dfkd_core.data import LabelledImages
 from dfkd_core.errors import DataError
 from dfkd_core.evaluation_data import EvaluationData
-from dfkd_core.image_fitting import ImageSource
+from dfkd_core.micro_batches import PassSizes, joined
 from dfkd_core.models import Classifier
 from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.rows import Rows
 from dfkd_core.sections import PositiveInt, config_section
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
@@ -36,6 +38,9 @@ __all__ = [
     "mean_kl",
     "measure_latency",
 ]
+
+
+_VALUES_AT_ONCE = 2**24
 
 
 @config_section
@@ -122,7 +127,7 @@ def evaluate(
     teacher: Teacher,
     *,
     data: LabelledImages | EvaluationData | None = None,
-    held_out: ImageSource | None = None,
+    held_out: Rows | None = None,
     config: EvaluationConfig | None = None,
     check_order: bool = False,
     on_progress: OnProgress = ignore,
@@ -135,7 +140,7 @@ def evaluate(
         student: Is moved to the teacher's device and put into eval mode.
         teacher: What the student should do.
         data: Labelled images; they win over `held_out`.
-        held_out: uint8 images [n, c, h, w] that the student was not trained on.
+        held_out: uint8 images [n, c, h, w] that the student was not trained on; they may lie in files.
         config: Batch size and number of bins.
         check_order: Refuse labels that count the classes in another order than the teacher, see `check_class_order`.
         on_progress: Told after each batch.
@@ -145,7 +150,7 @@ def evaluate(
             with `check_order`, another class's.
     """
     config = config or EvaluationConfig()
-    images: ImageSource | None = data.images if data is not None else held_out
+    images: Rows | None = data.images if data is not None else held_out
     if images is None or not len(images):
         raise DataError("There is nothing to evaluate on: give labelled images, or held-out images as a proxy.")
     labels = data.labels if data is not None else None
@@ -204,7 +209,8 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, num_bins: int 
         labels: True classes [n].
         num_bins: Number of bins.
     """
-    confidence, predicted = logits.double().softmax(1).max(1)
+    parts = [part.double().softmax(1).max(1) for part in _in_parts(logits)]
+    confidence, predicted = (torch.cat([part[place] for part in parts]) for place in range(2))
     gap = (predicted == labels).double() - confidence
     bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
     return (torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, gap).abs().sum() / len(labels)).item()
@@ -229,25 +235,36 @@ def mean_kl(teacher_logits: Tensor, student_logits: Tensor) -> float:
         teacher_logits: Logits [n, k].
         student_logits: Logits [n, k].
     """
-    student_log, teacher_log = (logits.double().log_softmax(1) for logits in (student_logits, teacher_logits))
-    return functional.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean").item()
+    total = 0.0
+    for student, teacher in zip(_in_parts(student_logits), _in_parts(teacher_logits), strict=True):
+        student_log, teacher_log = student.double().log_softmax(1), teacher.double().log_softmax(1)
+        total += functional.kl_div(student_log, teacher_log, log_target=True, reduction="sum").item()
+    return total / len(teacher_logits)
+
+
+def _in_parts(logits: Tensor) -> Sequence[Tensor]:
+    """Return logits [n, k] in parts whose copies in double precision take little memory."""
+    parts: Sequence[Tensor] = torch.split(logits, max(1, _VALUES_AT_ONCE // logits.shape[1]))
+    return parts
 
 
 @torch.inference_mode()
 def _predict(
-    student: Classifier, teacher: Teacher, images: ImageSource, batch_size: int, on_progress: OnProgress
+    student: Classifier, teacher: Teacher, images: Rows, batch_size: int, on_progress: OnProgress
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [n, k] of student and teacher on the CPU."""
     student = student.to(teacher.device).eval()
+    own_passes = PassSizes(student, memory=teacher.passes.memory)
     parts = []
     for first in range(0, len(images), batch_size):
         done = min(first + batch_size, len(images))
-        batch = load_batch(images, torch.arange(first, done)).to(teacher.device)
-        parts.append((student(batch).cpu(), teacher(batch).cpu()))
+        batch = load_batch(images, torch.arange(first, done), teacher.device)
+        student_logits = joined([student(part).cpu() for part in own_passes.split(batch)])
+        parts.append((student_logits, joined([teacher(part).cpu() for part in teacher.passes.split(batch)])))
         on_progress(Progress(stage="evaluate", done=done, total=len(images), unit="images"))
     by_model = zip(*parts, strict=True)
-    student_logits, teacher_logits = (torch.cat(logits) for logits in by_model)
-    return student_logits, teacher_logits
+    of_student, of_teacher = (torch.cat(logits) for logits in by_model)
+    return of_student, of_teacher
 
 
 def _model_report(classifier: Classifier, logits: Tensor, labels: Tensor | None, num_bins: int) -> ModelReport:
@@ -270,7 +287,7 @@ def _label_scores(logits: Tensor, labels: Tensor, num_bins: int) -> LabelScores:
     )
 
 
-def _check_fit(images: ImageSource, labels: Tensor | None, teacher: Teacher) -> None:
+def _check_fit(images: Rows, labels: Tensor | None, teacher: Teacher) -> None:
     card = teacher.card
     if tuple(images.shape[1:]) != card.image_shape:
         raise DataError(

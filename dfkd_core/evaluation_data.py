@@ -17,9 +17,10 @@ from dfkd_core.class_order import order_by_name
 from dfkd_core.data import NO_DATA, DataConfig, is_built_in, open_dataset
 from dfkd_core.dataset_files import SYSTEM_FOLDER
 from dfkd_core.errors import DataError
-from dfkd_core.image_fitting import FittedImages, ImageSource, resize, resize_and_crop
+from dfkd_core.image_fitting import FittedImages, resize, resize_and_crop
 from dfkd_core.image_sources import RawImages
 from dfkd_core.models import ModelCard
+from dfkd_core.rows import Rows
 
 __all__ = ["EvaluationData", "load_evaluation_data"]
 
@@ -30,7 +31,7 @@ Order = Literal["as is", "by name", "as set"]
 class EvaluationData:
     """Test images with the teacher's classes."""
 
-    images: ImageSource
+    images: Rows
     """uint8 [n, c, h, w] of the teacher's shape, read when they are indexed."""
     labels: Tensor
     """int64 [n], classes of the teacher in [0, k)."""

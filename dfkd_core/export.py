@@ -29,6 +29,7 @@ from torch.export import ExportedProgram
 from dfkd_core.data import LabelledImages
 from dfkd_core.digests import file_sha256, write_json
 from dfkd_core.errors import ConfigError, ExportError
+from dfkd_core.evaluation_data import EvaluationData
 from dfkd_core.export_report import (
     EXPORT_FILE,
     MADE_BY,
@@ -56,6 +57,7 @@ from dfkd_core.exported_forms import (
 from dfkd_core.fidelity import Fidelity, Predict, check_fidelity, measure_fidelity, normalise, predict_all
 from dfkd_core.models import Classifier, model_digest, save_model
 from dfkd_core.priors import build_prior
+from dfkd_core.rows import Rows
 from dfkd_core.seeding import derive_generator
 from dfkd_core.training import load_batch
 from dfkd_core.transfer_set import quantise
@@ -104,7 +106,7 @@ def probe_images(image_shape: tuple[int, int, int]) -> Tensor:
     return quantise(prior.decode(prior.start(range(_NUM_CHECKED), seed=0, stream="export")))
 
 
-def choose_images(images: Tensor) -> tuple[Tensor, Tensor]:
+def choose_images(images: Rows) -> tuple[Tensor, Tensor]:
     """Choose images of a transfer set for the check, and others for the calibration of int8.
 
     Args:
@@ -132,7 +134,7 @@ def export_model(
     bake_preprocessing: bool = False,
     calibration: Tensor | None = None,
     min_agreement: float = 0.9,
-    labelled: LabelledImages | None = None,
+    labelled: EvaluationData | LabelledImages | None = None,
 ) -> ExportReport:
     """Write a student in several forms, check every one, and only then put them into `out`.
 
@@ -248,7 +250,9 @@ def _describe(form: _Form, folder: Path, fidelity: Fidelity, accuracy: float | N
     )
 
 
-def _accuracy(predict: Predict, labelled: LabelledImages | None, prepare: Predict | None) -> float | None:
+def _accuracy(
+    predict: Predict, labelled: EvaluationData | LabelledImages | None, prepare: Predict | None
+) -> float | None:
     if labelled is None:
         return None
     predicted = predict_all(predict, labelled.images, prepare=prepare).argmax(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfkd_core.errors import ExportError
 from dfkd_core.models import Classifier
+from dfkd_core.rows import Rows
 from dfkd_core.training import load_batch
 
 __all__ = ["Fidelity", "Predict", "check_fidelity", "measure_fidelity", "normalise", "predict_all"]
@@ -45,9 +46,7 @@ def normalise(images: Tensor, student: Classifier) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_all(
-    predict: Predict, images: Tensor, *, prepare: Predict | None = None, name: str = "The student"
-) -> Tensor:
+def predict_all(predict: Predict, images: Rows, *, prepare: Predict | None = None, name: str = "The student") -> Tensor:
     """Compute logits [n, k] in batches of 1, 7 and then 62 images.
 
     Args:

@@ -6,13 +6,12 @@ n images, c channels, h height, w width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Fit", "FittedImages", "ImageSource", "resize", "resize_and_crop", "with_channels"]
+__all__ = ["Fit", "FittedImages", "resize", "resize_and_crop", "with_channels"]
 
 _CHUNK_IMAGES = 4096
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
@@ -23,28 +22,11 @@ Fit = Callable[[Tensor, int, int], Tensor]
 """Brings uint8 images [n, c, *, *] to a height and a width in pixels."""
 
 
-class ImageSource(Protocol):
-    """Images that are indexed by a tensor of positions, as a uint8 tensor [n, c, h, w] is."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes (n, c, h, w)."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the positions and the images are."""
-
-    def __len__(self) -> int:
-        """Return the number of images n."""
-
-    def __getitem__(self, positions: Tensor, /) -> Tensor:
-        """Return the images at `positions` [m] as uint8 [m, c, h, w]."""
-
-
 class FittedImages:
     """Images that are read and brought to one shape when they are asked for, so that few are held at a time."""
 
     device = torch.device("cpu")
+    dtype = torch.uint8
 
     def __init__(
         self, read: Callable[[list[int]], Iterable[Tensor]], num_images: int, shape: tuple[int, int, int], fit: Fit
@@ -58,17 +40,17 @@ class FittedImages:
             shape: Channels (1 or 3), height and width (c, h, w) that the images are brought to.
             fit: How they are brought to that height and width.
         """
-        self.shape = (num_images, *shape)
+        self.shape = torch.Size((num_images, *shape))
         self._read, self._fit = read, fit
 
     def __len__(self) -> int:
         """Return the number of images n."""
         return self.shape[0]
 
-    def __getitem__(self, positions: Tensor, /) -> Tensor:
-        """Read the images at `positions` [m] and return them as uint8 [m, c, h, w]."""
-        _, channels, height, width = self.shape
-        read = self._read(positions.tolist())
+    def __getitem__(self, positions: Tensor | slice, /) -> Tensor:
+        """Read the images at `positions` [m], or in a slice, and return them as uint8 [m, c, h, w]."""
+        count, channels, height, width = self.shape
+        read = self._read(torch.arange(count)[positions].tolist())
         return torch.cat([self._fit(with_channels(images, channels), height, width) for images in read])
 
 

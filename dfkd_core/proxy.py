@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.image_fitting import FittedImages, resize
+from dfkd_core.micro_batches import PassSizes, joined
 from dfkd_core.models import Classifier
 from dfkd_core.priors import PriorName, build_prior
 from dfkd_core.teacher import Teacher
@@ -110,12 +111,14 @@ def held_out_logits(
     Arguments as in `proxy_score`.
     """
     student = student.to(teacher.device).eval()
+    own_passes = PassSizes(student, memory=teacher.passes.memory)
     prior = build_prior(HELD_OUT_PRIOR, teacher.card.image_shape)
     parts = []
     for first in range(0, num_images, batch_size):
         indices = range(first, min(first + batch_size, num_images))
         images = prior.decode(prior.start(indices, seed=seed, stream=_STREAM)).to(teacher.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        parts.append((teacher(images).cpu(), student(images).cpu()))
+        labels = joined([teacher(part).cpu() for part in teacher.passes.split(images)])
+        parts.append((labels, joined([student(part).cpu() for part in own_passes.split(images)])))
     teacher_logits, student_logits = (torch.cat(logits) for logits in zip(*parts, strict=True))
     return teacher_logits, student_logits

@@ -21,6 +21,8 @@ from torch.nn import functional
 
 from dfkd_core.channel_choice import Regression, choose_channels, with_ridge
 from dfkd_core.errors import DistillationError
+from dfkd_core.micro_batches import LABELLING_SHARE
+from dfkd_core.rows import Rows
 from dfkd_core.seeding import derive_generator
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
@@ -31,6 +33,8 @@ _MAX_IMAGES = 5000
 _MIN_IMAGES = 200
 # Bounds memory: all images' values in the network's largest map.
 _MAX_MAP_VALUES = 2**25
+# Of both networks together, in the residual sum of a block.
+_MAPS_AT_ONCE = 5
 _MAX_ROWS = 20_000
 
 _Layer = nn.Conv2d | nn.Linear
@@ -57,7 +61,7 @@ _SIZES = ("size", "dim", getattr, operator.getitem)
 
 
 @torch.no_grad()
-def prune_into(teacher: Teacher, student: nn.Module, images: Tensor) -> None:
+def prune_into(teacher: Teacher, student: nn.Module, images: Rows) -> None:
     """Fill a network's weights and BatchNorm buffers, in place, with a thinner copy of the teacher.
 
     Both networks must have the same modules under the same paths; where widths differ, the student's are the smaller
@@ -66,7 +70,8 @@ def prune_into(teacher: Teacher, student: nn.Module, images: Tensor) -> None:
     Args:
         teacher: The network to copy from.
         student: The network to fill, taking normalised images as the teacher's does; its mode and device stay.
-        images: uint8 images [n, c, h, w], of which the first 5,000 count, fewer where the teacher's maps are large.
+        images: uint8 images [n, c, h, w], of which the first 5,000 count, fewer where the teacher's maps are large, and
+            fewer than 200 only where memory is short.
 
     Raises:
         DistillationError: The student is not a thinner copy of the teacher.
@@ -217,7 +222,7 @@ def _layer_at(network: nn.Module, node: fx.Node) -> _Layer | None:
     return module if isinstance(module, _Layer) else None
 
 
-def _normalised_pixels(teacher: Teacher, images: Tensor, graph: fx.Graph) -> Tensor:
+def _normalised_pixels(teacher: Teacher, images: Rows, graph: fx.Graph) -> Tensor:
     """Return the input of the teacher's network for the first images, as many as memory is meant for, [n, c, h, w]."""
     classifier, largest = teacher.classifier, 1
 
@@ -229,11 +234,14 @@ def _normalised_pixels(teacher: Teacher, images: Tensor, graph: fx.Graph) -> Ten
             return output
 
     def normalised(count: int) -> Tensor:
-        batch = load_batch(images, torch.arange(min(count, len(images)))).to(teacher.device)
-        return classifier.normalise(batch)
+        return classifier.normalise(load_batch(images, torch.arange(min(count, len(images))), teacher.device))
 
     Sizes(classifier.network, graph=graph).run(normalised(1))
-    return normalised(min(_MAX_IMAGES, max(_MIN_IMAGES, _MAX_MAP_VALUES // largest)))
+    count = _MAX_MAP_VALUES // largest
+    if count < _MIN_IMAGES:
+        room = LABELLING_SHARE * teacher.passes.memory
+        count = max(count, min(_MIN_IMAGES, int(room) // (4 * _MAPS_AT_ONCE * largest)), 1)
+    return normalised(min(_MAX_IMAGES, count))
 
 
 class _Chooser(fx.Interpreter):

@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfkd_core.errors import DistillationError
+from dfkd_core.rows import Rows
 
 __all__ = ["distillation_loss", "loss_terms", "temperature_of_confidence"]
 
 _COLDEST, _HOTTEST = 1e-3, 1e4
+# Bounds the memory of one look at the logits of a large set.
+_VALUES_AT_ONCE = 2**24
 
 
 def distillation_loss(
@@ -48,7 +51,7 @@ def loss_terms(
     return terms
 
 
-def temperature_of_confidence(logits: Tensor, confidence: float) -> float:
+def temperature_of_confidence(logits: Rows, confidence: float) -> float:
     """Return the temperature T at which the mean over images of max softmax(logits / T) is `confidence`.
 
     That mean falls from 1 to 1/k as T rises, so bisection finds T, here to about six digits.
@@ -62,8 +65,11 @@ def temperature_of_confidence(logits: Tensor, confidence: float) -> float:
     """
 
     def mean_confidence(log_temperature: float) -> float:
-        return (logits.double() / math.exp(log_temperature)).softmax(1).amax(1).mean().item()
+        parts = (logits[first : first + rows_at_once] for first in range(0, len(logits), rows_at_once))
+        largest = [(part.double() / math.exp(log_temperature)).softmax(1).amax(1) for part in parts]
+        return torch.cat(largest).mean().item()
 
+    rows_at_once = max(1, _VALUES_AT_ONCE // logits.shape[1])
     low, high = math.log(_COLDEST), math.log(_HOTTEST)
     if not mean_confidence(high) <= confidence <= mean_confidence(low):
         raise DistillationError(

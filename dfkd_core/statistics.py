@@ -165,7 +165,8 @@ def _from_probes(teacher: Teacher, num_probes: int, seed: int) -> FeatureStatist
         for first in range(0, num_probes, _PROBE_BATCH):
             indices = range(first, min(first + _PROBE_BATCH, num_probes))
             images = prior.decode(prior.start(indices, seed=seed, stream="probe")).to(teacher.device)
-            batches.append(teacher.forward_with_features(images)[1].cpu().double())
+            for part in teacher.passes.split(images):
+                batches.append(teacher.forward_with_features(part)[1].cpu().double())
     features = torch.cat(batches)
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / max(len(features) - 1, 1))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched
+from dfkd_core.micro_batches import PassSizes
 from dfkd_core.models import Classifier, ModelCard, load_model, model_digest
 
 __all__ = ["Side", "Teacher", "load_teacher"]
@@ -42,8 +43,15 @@ class Teacher:
     and never to the weights.
     """
 
-    def __init__(self, classifier: Classifier, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, classifier: Classifier, *, device: torch.device | str = "cpu", memory: int | None = None
+    ) -> None:
         """Freeze `classifier` (in place), move it to `device` and run one probe image through it.
+
+        Args:
+            classifier: The network.
+            device: Where to compute.
+            memory: Bytes that its passes may use, which decides where batches are split; None takes what is free.
 
         Raises:
             TeacherError: The layer path is wrong, the number of outputs is not the card's `num_classes`, a weight is
@@ -54,6 +62,8 @@ class Teacher:
         self.device = torch.device(device)
         self._classifier: Classifier = classifier.to(self.device).eval().requires_grad_(False)
         self._layer = parse_layer(classifier.card.layer).module(classifier)
+        self.passes = PassSizes(self._classifier, memory=memory)
+        """How many images go through it at once."""
         self._trace = self._run_probe()
         if self._trace.logits_shape != (2, self.card.num_classes):
             raise TeacherError(
@@ -203,13 +213,13 @@ class Teacher:
         return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
 
 
-def load_teacher(folder: Path, *, device: torch.device | str = "cpu") -> Teacher:
-    """Read a classifier that `save_model` wrote and freeze it as a teacher.
+def load_teacher(folder: Path, *, device: torch.device | str = "cpu", memory: int | None = None) -> Teacher:
+    """Read a classifier that `save_model` wrote and freeze it as a teacher, see `Teacher`.
 
     Raises:
         TeacherError: As `load_model` and `Teacher`.
     """
-    return Teacher(load_model(folder), device=device)
+    return Teacher(load_model(folder), device=device, memory=memory)
 
 
 def _weight(module: nn.Module) -> Tensor | None:

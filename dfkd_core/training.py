@@ -1,4 +1,4 @@
-"""Training on a set of images that fits into memory: the epoch loop and the teacher's training on labels.
+"""Training on a set of images: the epoch loop and the teacher's training on labels.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -19,12 +19,12 @@ from dfkd_core.augmentation import AugmentationConfig, augment
 from dfkd_core.data import LabelledImages, dataset_faults
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import DataError, DfkdError, TeacherError
-from dfkd_core.image_fitting import ImageSource
 from dfkd_core.layers import parse_layer
 from dfkd_core.models import Classifier, ModelCard, build_classifier
 from dfkd_core.networks import default_layer, is_built_in, network_names
 from dfkd_core.prefetching import prefetched
 from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.rows import Rows
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.seeding import derive_generator
 from dfkd_core.source import SourceConfig
@@ -35,6 +35,7 @@ __all__ = [
     "TrainingResult",
     "build_optimizer",
     "load_batch",
+    "move_batch",
     "pixel_statistics",
     "run_epochs",
     "train_teacher",
@@ -219,10 +220,22 @@ def run_epochs(
         yield EpochRecord(epoch=epoch, loss=sum(means.values()), learning_rate=rate, terms=means)
 
 
-def load_batch(images: ImageSource, positions: Tensor) -> Tensor:
-    """Return the images at `positions` of a uint8 set [n, c, h, w] as float32 in [0, 1], channels last."""
-    batch = images[positions.to(images.device)]
+def load_batch(images: Rows, positions: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """Return the images at `positions` of a uint8 set [n, c, h, w] as float32 in [0, 1], channels last.
+
+    Args:
+        images: The set.
+        positions: int64 [m].
+        device: Where the batch is wanted; None leaves it where the set is.
+    """
+    batch = move_batch(images[positions.to(images.device)], device or images.device)
     return batch.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def move_batch(batch: Tensor, device: torch.device | str) -> Tensor:
+    """Return a batch on a device; to a GPU it is copied without waiting for what the GPU does meanwhile."""
+    to_gpu = torch.device(device).type == "cuda" and not batch.is_cuda
+    return batch.pin_memory().to(device, non_blocking=True) if to_gpu else batch.to(device)
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_fraction: float) -> float:

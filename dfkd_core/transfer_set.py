@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from dfkd_core.digests import file_sha256, write_atomically, write_json
 from dfkd_core.errors import TransferSetError
+from dfkd_core.rows import ShardedRows
 
 __all__ = [
     "FORMAT_VERSION",
@@ -178,8 +179,13 @@ def write_manifest(
     """
     if not shards:
         raise TransferSetError(f"No shards for {folder}: a transfer set has at least one. {_REDO}")
-    stored = [read_shard(folder / record.file) for record in shards]
-    logits = torch.cat([shard.teacher_logits for shard in stored])
+    confidences, histograms = [], []
+    for record in shards:
+        stored = read_shard(folder / record.file)
+        num_classes = stored.teacher_logits.shape[1]
+        confidences.append(stored.teacher_logits.double().softmax(1).amax(1))
+        histograms.append(torch.bincount(stored.teacher_logits.argmax(1), minlength=num_classes))
+    confidence = torch.cat(confidences)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         method=method,
@@ -189,11 +195,11 @@ def write_manifest(
         statistics_digest=statistics_digest,
         code_version=code_version,
         seed=seed,
-        num_images=len(logits),
-        image_shape=_three(stored[0].images.shape[1:]),
-        num_classes=logits.shape[1],
-        class_histogram=tuple(torch.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist()),
-        mean_confidence=logits.double().softmax(1).amax(1).mean().item(),
+        num_images=len(confidence),
+        image_shape=_three(stored.images.shape[1:]),
+        num_classes=num_classes,
+        class_histogram=tuple(torch.stack(histograms).sum(0).tolist()),
+        mean_confidence=confidence.mean().item(),
         shards=tuple(shards),
     )
     path = folder / MANIFEST_NAME
@@ -280,7 +286,7 @@ def _shard_fault(folder: Path, record: ShardRecord) -> str | None:
 
 
 class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Reads a transfer set; shards are opened at the first use.
+    """Reads a transfer set; shards are memory-mapped at the first use, so that it may be larger than the memory.
 
     >>> images, logits = TransferSet(folder)[0]  # float32 [c, h, w] in [0, 1] and float32 [k]
 
@@ -309,19 +315,19 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return shards
 
     @cached_property
-    def images(self) -> torch.Tensor:
-        """All images, uint8 [n, c, h, w]."""
-        return torch.cat([shard.images for shard in self._shards])
+    def images(self) -> ShardedRows:
+        """All images, uint8 [n, c, h, w], read where they are indexed."""
+        return ShardedRows([shard.images for shard in self._shards])
 
     @cached_property
-    def teacher_logits(self) -> torch.Tensor:
+    def teacher_logits(self) -> ShardedRows:
         """The teacher's output on all images, float32 [n, k]."""
-        return torch.cat([shard.teacher_logits for shard in self._shards])
+        return ShardedRows([shard.teacher_logits for shard in self._shards])
 
     @cached_property
-    def soft_targets(self) -> torch.Tensor:
+    def soft_targets(self) -> ShardedRows:
         """The distributions that the images were made for, float32 [n, k]."""
-        return torch.cat([shard.soft_targets for shard in self._shards])
+        return ShardedRows([shard.soft_targets for shard in self._shards])
 
     def __len__(self) -> int:
         return self.manifest.num_images

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from dfkd_core.config import Params
-from flows.running import FLOW_OPTIONS, batches_ahead, run_cached
+from flows.running import FLOW_OPTIONS, batches_ahead, memory_for, run_cached
 from tasks.distillation import make_student
 from tasks.history import read_start
 from tasks.workspace import REPORTS, STUDENT, TEACHER, TRANSFER_SET, place_file, place_folder, reference, work_folder
@@ -33,6 +33,7 @@ def distill(params: Params) -> str:
         folder=(work / "out").as_posix(),
         checkpoint=(work / "checkpoint.safetensors").as_posix(),
         device=params.execution.device,
+        memory=memory_for(params.execution),
         prefetch=batches_ahead(params.execution),
     )
     place_folder(work / "out" / "model", STUDENT)

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from dfkd_core.config import Params
-from flows.running import FLOW_OPTIONS, run_cached
+from flows.running import FLOW_OPTIONS, memory_for, run_cached
 from tasks.estimation import make_statistics
 from tasks.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
 
@@ -27,7 +27,12 @@ def estimate(params: Params, teacher_folder: Path) -> Artifact:
     teacher = reference(teacher_folder)
     inputs = {"teacher": teacher.sha256, "config": params.statistics, "seed": params.seed}
     folder = work_folder("statistics", inputs) / "out"
-    device = params.execution.device
     return run_cached(
-        make_statistics, teacher, params.statistics, seed=params.seed, folder=folder.as_posix(), device=device
+        make_statistics,
+        teacher,
+        params.statistics,
+        seed=params.seed,
+        folder=folder.as_posix(),
+        device=params.execution.device,
+        memory=memory_for(params.execution),
     )

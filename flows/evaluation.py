@@ -7,7 +7,7 @@ from prefect import flow
 from dfkd_core.config import Params
 from dfkd_core.data import data_fingerprint
 from flows.results import read_metrics
-from flows.running import FLOW_OPTIONS, run_cached
+from flows.running import FLOW_OPTIONS, memory_for, run_cached
 from tasks.evaluation import make_evaluation, measure_models
 from tasks.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
 
@@ -39,6 +39,7 @@ def evaluate(params: Params) -> str:
         data_digest=data_digest,
         folder=made.as_posix(),
         device=device,
+        memory=memory_for(params.execution),
     )
     num_runs = params.evaluation.num_latency_runs
     measure_models(teacher, student, num_runs=num_runs, path=LATENCY.as_posix(), device=device)

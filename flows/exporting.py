@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor
-
-from dfkd_core.data import DataConfig, LabelledImages, dataset_spec, load_dataset
+from dfkd_core.data import DataConfig, dataset_spec, is_built_in
 from dfkd_core.errors import ConfigError, DataError, TransferSetError
+from dfkd_core.evaluation_data import EvaluationData, load_evaluation_data
 from dfkd_core.export import check_export_target, choose_images, default_formats, export_model, probe_images
 from dfkd_core.export_report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.models import ModelCard, load_model
+from dfkd_core.rows import Rows
 from dfkd_core.transfer_set import TransferSet
 from flows.display import say
 from flows.params import load_params
@@ -88,7 +88,7 @@ def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:
     return tuple(name for name in known if name in names) or default_formats()
 
 
-def _read_images(folder: Path, card: ModelCard) -> Tensor:
+def _read_images(folder: Path, card: ModelCard) -> Rows:
     images = TransferSet(folder).images
     if tuple(images.shape[1:]) != card.image_shape:
         raise TransferSetError(
@@ -98,17 +98,15 @@ def _read_images(folder: Path, card: ModelCard) -> Tensor:
     return images
 
 
-def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[LabelledImages | None, str]:
-    """Return the project's test images if they are of the student's classes, and otherwise why there are none."""
-    if card.class_names != dataset_spec(data.dataset).class_names:
+def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | None, str]:
+    """Return the project's test images if they fit the student, and otherwise why there are none."""
+    if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
         return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
     try:
-        labelled = load_dataset(data, "test")
-    except DataError as error:
+        labelled = load_evaluation_data(data, card)
+    except (ConfigError, DataError) as error:
         return None, f"accuracy not measured: {error}"
-    if tuple(labelled.images.shape[1:]) != card.image_shape:
-        return None, f"accuracy not measured: {data.dataset} is not set to images of {card.image_shape}"
-    return labelled, ""
+    return labelled, "" if labelled else "accuracy not measured: data.dataset is none"
 
 
 def _tell(report: ExportReport, out: Path, note: str) -> None:

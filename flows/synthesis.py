@@ -23,7 +23,7 @@ from dfkd_core.transfer_set import read_manifest
 from flows.display import say
 from flows.estimation import estimate
 from flows.lifeline import start_worker
-from flows.running import FLOW_OPTIONS
+from flows.running import FLOW_OPTIONS, memory_for
 from tasks.reporting import count_noted, report
 from tasks.synthesis import assemble_transfer_set, make_shard
 from tasks.workspace import (
@@ -109,10 +109,11 @@ def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path
 
 def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:
     task = make_shard.with_options(retries=execution.num_retries)
+    memory = memory_for(execution, num_workers=min(execution.num_workers, count))
 
     def submit(index: int, *, refresh: bool) -> PrefectFuture[Artifact]:
         run = task.with_options(refresh_cache=True) if refresh else task
-        future: PrefectFuture[Artifact] = run.submit(index, **settings, device=execution.device)
+        future: PrefectFuture[Artifact] = run.submit(index, **settings, device=execution.device, memory=memory)
         return future
 
     futures = [submit(index, refresh=False) for index in range(count)]

@@ -11,7 +11,7 @@ from dfkd_core.config import Params
 from dfkd_core.data import ensure_dataset
 from flows.display import say
 from flows.overrides import apply_overrides
-from flows.running import FLOW_OPTIONS, batches_ahead
+from flows.running import FLOW_OPTIONS, batches_ahead, memory_for
 from flows.search import Tried
 from flows.search_space import reduced
 from flows.tuning_results import assignments, changes_text, open_search
@@ -48,6 +48,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
             own.distillation,
             seed=params.seed + seed_offset,
             device=params.execution.device,
+            memory=memory_for(params.execution),
             prefetch=batches_ahead(params.execution),
         )
         return found

@@ -37,9 +37,11 @@ _TRAINING = (
     "dfkd_core/augmentation.py",
     "dfkd_core/prefetching.py",
     "dfkd_core/source.py",
+    "dfkd_core/rows.py",
     "dfkd_core/training.py",
 )
-_STATISTICS = (*_MODEL, "dfkd_core/priors", "dfkd_core/statistics.py", "dfkd_core/teacher.py")
+_PASSES = ("dfkd_core/memory.py", "dfkd_core/micro_batches.py", "dfkd_core/teacher.py")
+_STATISTICS = (*_MODEL, *_PASSES, "dfkd_core/priors", "dfkd_core/statistics.py")
 
 STAGE_MODULES = {
     "teacher": (
@@ -49,9 +51,16 @@ STAGE_MODULES = {
         "tasks/teacher.py",
     ),
     "statistics": (*_STATISTICS, "tasks/estimation.py"),
-    "synthesize": (*_STATISTICS, "dfkd_core/synthesis", "dfkd_core/transfer_set.py", "tasks/synthesis.py"),
+    "synthesize": (
+        *_STATISTICS,
+        "dfkd_core/rows.py",
+        "dfkd_core/synthesis",
+        "dfkd_core/transfer_set.py",
+        "tasks/synthesis.py",
+    ),
     "distill": (
         *_TRAINING,
+        *_PASSES,
         "dfkd_core/averaging.py",
         "dfkd_core/channel_choice.py",
         "dfkd_core/checkpoints.py",
@@ -61,18 +70,17 @@ STAGE_MODULES = {
         "dfkd_core/mixing.py",
         "dfkd_core/pruning.py",
         "dfkd_core/soft_labels.py",
-        "dfkd_core/teacher.py",
         "dfkd_core/transfer_set.py",
         "tasks/distillation.py",
     ),
     "evaluate": (
         *_TRAINING,
+        *_PASSES,
         "dfkd_core/class_order.py",
         "dfkd_core/evaluation.py",
         "dfkd_core/evaluation_data.py",
         "dfkd_core/priors",
         "dfkd_core/proxy.py",
-        "dfkd_core/teacher.py",
         "tasks/evaluation.py",
     ),
 }

@@ -20,7 +20,7 @@ from tasks.workspace import Artifact, clear_folder, reference
 __all__ = ["make_student"]
 
 
-@task(name="distill student", **cached("distill", "device", "checkpoint", "prefetch"))
+@task(name="distill student", **cached("distill", "device", "checkpoint", "prefetch", "memory"))
 def make_student(
     teacher: Artifact,
     transfer_set: Artifact,
@@ -30,12 +30,13 @@ def make_student(
     folder: str,
     checkpoint: str,
     device: str,
+    memory: int | None = None,
     prefetch: int = 0,
 ) -> Artifact:
     """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
     on = resolve_device(device)
     with timed("distill"):
-        loaded = load_teacher(Path(teacher.path), device=on)
+        loaded = load_teacher(Path(teacher.path), device=on, memory=memory)
         verify_transfer_set(Path(transfer_set.path), loaded.digest)
         images = TransferSet(Path(transfer_set.path))
         result = distill(

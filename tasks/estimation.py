@@ -16,11 +16,13 @@ from tasks.workspace import Artifact, clear_folder, reference
 __all__ = ["make_statistics"]
 
 
-@task(name="estimate statistics", **cached("statistics", "device"))
-def make_statistics(teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, device: str) -> Artifact:
+@task(name="estimate statistics", **cached("statistics", "device", "memory"))
+def make_statistics(
+    teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, device: str, memory: int | None = None
+) -> Artifact:
     """Estimate from the stored teacher and write the statistics into `folder`."""
     with timed("statistics"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
         statistics = estimate_statistics(loaded, config, seed=seed)
     out = clear_folder(Path(folder))
     save_statistics(out, statistics)

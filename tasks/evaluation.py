@@ -25,7 +25,7 @@ from tasks.workspace import Artifact, clear_folder, reference
 __all__ = ["make_evaluation", "measure_models"]
 
 
-@task(name="evaluate student", **cached("evaluate", "device"))
+@task(name="evaluate student", **cached("evaluate", "device", "memory"))
 def make_evaluation(
     teacher: Artifact,
     student: Artifact,
@@ -35,6 +35,7 @@ def make_evaluation(
     data_digest: str = "",
     folder: str,
     device: str,
+    memory: int | None = None,
 ) -> Artifact:
     """Evaluate on the test images, or on held-out synthetic ones where there are none.
 
@@ -42,7 +43,7 @@ def make_evaluation(
     come to, so that a result is not taken for that of others under the same name.
     """
     with timed("evaluate"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
         images = load_evaluation_data(data, loaded.card)
         found = evaluate(
             load_model(Path(student.path)),

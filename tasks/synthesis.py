@@ -30,16 +30,24 @@ _GRID_COLUMNS = 16
 _GRID_IMAGES = 96
 
 
-@task(name="synthesize shard", **cached("synthesize", "device"))
+@task(name="synthesize shard", **cached("synthesize", "device", "memory"))
 def make_shard(
-    index: int, teacher: Artifact, statistics: Artifact, config: SynthesisConfig, *, seed: int, folder: str, device: str
+    index: int,
+    teacher: Artifact,
+    statistics: Artifact,
+    config: SynthesisConfig,
+    *,
+    seed: int,
+    folder: str,
+    device: str,
+    memory: int | None = None,
 ) -> Artifact:
-    """Make the shard at `index` and write it into `folder`."""
-    # With one thread each, the bytes of a shard do not depend on how many are made at once.
+    """Make the shard at `index` and write it into `folder`; `memory` is this worker's share in bytes."""
+    # With one thread each, the bytes of a shard do not depend on how many are made at once, unless batches are split.
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
-        loaded, features = _load(teacher, statistics, device)
+        loaded, features = _load(teacher, statistics, device, memory)
         synthesizer = build_synthesizer(config, loaded, features)
         shard = synthesize_shard(synthesizer, loaded, shard_index=index, config=config, seed=seed, on_progress=note)
         record = write_shard(path, shard)
@@ -85,5 +93,8 @@ def assemble_transfer_set(
     return reference(out, {"num_images": manifest.num_images, "mean_confidence": manifest.mean_confidence})
 
 
-def _load(teacher: Artifact, statistics: Artifact, device: str) -> tuple[Teacher, FeatureStatistics]:
-    return load_teacher(Path(teacher.path), device=resolve_device(device)), load_statistics(Path(statistics.path))
+def _load(
+    teacher: Artifact, statistics: Artifact, device: str, memory: int | None = None
+) -> tuple[Teacher, FeatureStatistics]:
+    loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+    return loaded, load_statistics(Path(statistics.path))

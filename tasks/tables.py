@@ -18,6 +18,8 @@ __all__ = ["write_confusion_picture", "write_csv", "write_image_grid"]
 
 _BORDER_PX = 1
 _ZOOM = 2
+# Larger images are shown as they are.
+_LARGEST_ZOOMED_PX = 64
 _MAX_MATRIX_CLASSES = 100
 _MAX_WRITTEN_CLASSES = 20
 _NUM_PAIRS = 30
@@ -45,7 +47,8 @@ def write_image_grid(path: Path, images: np.ndarray, *, columns: int) -> None:
         pixels = image.transpose(1, 2, 0)
         canvas[top : top + height, left : left + width] = pixels if channels == 3 else pixels[:, :, :1]
     picture = Image.fromarray(canvas)
-    picture = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM), Image.Resampling.NEAREST)
+    if max(height, width) <= _LARGEST_ZOOMED_PX:
+        picture = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM), Image.Resampling.NEAREST)
     with write_atomically(path) as temporary:
         picture.save(temporary, format="PNG")
 

@@ -29,11 +29,12 @@ def try_settings(
     *,
     seed: int,
     device: str,
+    memory: int | None = None,
     prefetch: int = 0,
 ) -> float:
     """Make a transfer set and a student, and return the student's proxy score on the seed's images."""
     with timed("tune"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device))
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
         features = load_statistics(Path(statistics.path))
         student = make_student(loaded, features, synthesis, distillation, seed=seed, prefetch=prefetch)
         return proxy_score(loaded, student, seed=seed)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -113,14 +112,17 @@ class BoundarySynthesizer:
             image_indices: The images' positions in the whole transfer set, as `whole_pairs` returns them.
             seed: The run's seed, for the noise.
         """
-        config, steps = self.config, count()
+        config, looks = self.config, torch.zeros(len(image_indices), dtype=torch.int64, device=self.teacher.device)
         wanted = self.soft_targets(image_indices).to(self.teacher.device)
 
         def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
             seen = images
             if config.noise_std:
                 indices = [image_indices[row] for row in rows.tolist()]
-                noise = normal_rows(seed, f"boundary/{next(steps)}", indices, images.shape[1:])
+                # Images that go through in another pass have steps of their own.
+                step = int(looks[rows[0]])
+                looks[rows] += 1
+                noise = normal_rows(seed, f"boundary/{step}", indices, images.shape[1:])
                 seen = images + config.noise_std * noise.to(images.device)
             with autocast_on_gpu(self.teacher.device):
                 logits = self.teacher(seen).float()
@@ -147,6 +149,8 @@ class BoundarySynthesizer:
             seed=seed,
             descent=self.config.descent,
             device=self.teacher.device,
+            # A power of two, so that both images of a pair go through together.
+            images_per_pass=max(2, self.teacher.passes.images_per_pass(len(made), with_gradient=True)),
             on_progress=on_progress,
         )
         position = {index: row for row, index in enumerate(made)}

@@ -5,6 +5,7 @@ n images, m of them still active, c channels, h height, w width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfkd_core.errors import SynthesisError
+from dfkd_core.micro_batches import joined
 from dfkd_core.priors import ImagePrior, PriorName
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import NonNegative, NonNegativeInt, Positive, config_section
@@ -65,6 +67,7 @@ def descend(
     seed: int,
     descent: DescentConfig,
     device: torch.device,
+    images_per_pass: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> Tensor:
     """Move images down an objective with Adam (Kingma and Ba, 2015).
@@ -80,6 +83,8 @@ def descend(
         seed: Addresses the shifts.
         descent: Number and kind of the steps.
         device: Where to compute.
+        images_per_pass: Most images moved at once, neighbours together; None moves all at once, as an objective that
+            couples them needs. Changes images by rounding alone.
         on_progress: Called every few iterations with the mean loss of the active images.
 
     Returns:
@@ -88,11 +93,32 @@ def descend(
     Raises:
         SynthesisError: A loss is not finite; names iteration, term and images.
     """
-    parameters = starts.to(device).clone()
-    if descent.iterations:
-        parameters = _optimise(prior, parameters, objective, image_indices, seed, descent, on_progress)
-    with torch.no_grad():
-        return prior.decode(parameters).float().contiguous().cpu()
+    parts = torch.split(starts, max(1, images_per_pass or len(starts)))
+    images, first = [], 0
+    for part in parts:
+        parameters = part.to(device).clone()
+        if descent.iterations:
+            indices = image_indices[first : first + len(part)]
+            own, report = _of_part(first, len(starts), objective, on_progress)
+            parameters = _optimise(prior, parameters, own, indices, seed, descent, report)
+        with torch.no_grad():
+            images.append(prior.decode(parameters).float().contiguous().cpu())
+        first += len(part)
+    return joined(images)
+
+
+def _of_part(
+    first: int, num_images: int, objective: Objective, on_progress: OnProgress
+) -> tuple[Objective, OnProgress]:
+    """Return the objective and the report of the whole batch for a part of it that begins at row `first`."""
+
+    def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+        return objective(images, rows + first)
+
+    def report(progress: Progress) -> None:
+        on_progress(dataclasses.replace(progress, done=first + progress.done, total=num_images))
+
+    return losses, report
 
 
 def _optimise(

@@ -23,6 +23,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.errors import SynthesisError
 from dfkd_core.priors import build_prior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, Positive, config_section
@@ -124,7 +125,18 @@ class InversionSynthesizer:
     def synthesize(
         self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
     ) -> SynthesizedBatch:
-        """Make images, see `Synthesizer.synthesize`; they depend on each other."""
+        """Make images, see `Synthesizer.synthesize`; they depend on each other.
+
+        Raises:
+            SynthesisError: A loss is not finite, or the images do not fit into memory at once.
+        """
+        self.teacher.passes.check_whole(
+            len(image_indices),
+            with_gradient=True,
+            method="inversion",
+            setting="synthesis.batch_size",
+            error=SynthesisError,
+        )
         targets = self.soft_targets(image_indices)
         prior = build_prior(self.config.descent.prior, self.teacher.card.image_shape)
         images = descend(

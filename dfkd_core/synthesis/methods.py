@@ -66,7 +66,8 @@ class SynthesisConfig:
     images_per_shard: PositiveInt = 5_000
     """Images in one file, the unit that is resumed and run in parallel; the last shard may hold fewer."""
     batch_size: PositiveInt = 500
-    """Images refined at once; changes the images by rounding alone, but for the methods that say otherwise."""
+    """Images refined together, in parts where memory is short; changes images by rounding alone, but for the methods
+    that say otherwise."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
     def faults(self) -> Iterator[str]:

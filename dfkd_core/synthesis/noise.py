@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dfkd_core.micro_batches import joined
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.seeding import normal_rows
@@ -51,5 +52,6 @@ class NoiseSynthesizer:
         noise = normal_rows(seed, "prior", image_indices, self.teacher.card.image_shape)
         images = (0.5 + self.config.std * noise).clamp(0, 1)
         with torch.no_grad():
-            targets = self.teacher(images.to(self.teacher.device)).float().softmax(1).cpu()
+            parts = self.teacher.passes.split(images.to(self.teacher.device))
+            targets = joined([self.teacher(part).float().softmax(1).cpu() for part in parts])
         return SynthesizedBatch(images, targets)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd_core.errors import SynthesisError
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.seeding import normal_rows
@@ -65,7 +66,18 @@ class NoiseEngineeredSynthesizer:
 
     @torch.no_grad()
     def label(self, images: Tensor) -> Tensor:
-        """Return the teacher's logits, its BatchNorm normalising by these images; see `Labelling`."""
+        """Return the teacher's logits, its BatchNorm normalising by these images; see `Labelling`.
+
+        Raises:
+            SynthesisError: They do not fit into memory at once.
+        """
+        self.teacher.passes.check_whole(
+            len(images),
+            with_gradient=False,
+            method="noise_engineered",
+            setting="synthesis.batch_size",
+            error=SynthesisError,
+        )
         inputs = images.to(self.teacher.device).contiguous(memory_format=torch.channels_last)
         with normalising_by_batch(self.layers):
             return self.teacher(inputs).float().cpu()

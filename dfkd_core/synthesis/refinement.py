@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.micro_batches import joined
 from dfkd_core.priors import ImagePrior, build_prior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
@@ -118,6 +119,7 @@ def refine(
             seed=seed,
             descent=config,
             device=teacher.device,
+            images_per_pass=teacher.passes.images_per_pass(len(indices), with_gradient=True),
             on_progress=on_progress,
         )
     return images
@@ -192,7 +194,7 @@ def _start_losses(
 def _start_logits(teacher: Teacher, prior: ImagePrior, starts: Tensor) -> Tensor:
     images = prior.decode(starts).contiguous(memory_format=torch.channels_last)
     with autocast_on_gpu(teacher.device):
-        return teacher(images)
+        return joined([teacher(part) for part in teacher.passes.split(images)])
 
 
 def _objective(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from dfkd_core.errors import SynthesisError
+from dfkd_core.micro_batches import joined
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.synthesis.base import Labelling, Synthesizer
 from dfkd_core.synthesis.guards import check_finite, check_shard
@@ -60,7 +61,9 @@ def synthesize_shard(
     """
     indices = shard_indices(config, shard_index)
     assert len(indices), f"shard {shard_index} of {num_shards(config)} does not exist"
-    images, soft_targets, logits = [], [], []
+    # Filled batch by batch, as a list of batches would be held twice when it is joined.
+    images = torch.empty(len(indices), *teacher.card.image_shape, dtype=torch.uint8)
+    soft_targets, logits = [], []
     for batch in _batches(indices, config.batch_size):
         report = _BatchProgress(on_progress, batch, indices)
         try:
@@ -68,13 +71,14 @@ def synthesize_shard(
         except SynthesisError as error:
             raise SynthesisError(f"Shard {shard_index}: {error}") from error
         check_finite("images", made.images, shard_index=shard_index, image_indices=batch)
-        images.append(quantise(made.images))
+        stored = images[batch.start - indices.start : batch.stop - indices.start]
+        stored.copy_(quantise(made.images))
         soft_targets.append(made.soft_targets.float())
-        logits.append(_label(synthesizer, teacher, images[-1]))
+        logits.append(_label(synthesizer, teacher, stored))
         check_finite("teacher logits", logits[-1], shard_index=shard_index, image_indices=batch)
         report.finish()
     shard = Shard(
-        images=torch.cat(images),
+        images=images,
         teacher_logits=torch.cat(logits),
         soft_targets=torch.cat(soft_targets),
         image_index=torch.tensor(indices),
@@ -114,4 +118,4 @@ def _label(synthesizer: Synthesizer, teacher: Teacher, images: torch.Tensor) -> 
     inputs = (images.to(teacher.device).float() / 255).contiguous(memory_format=torch.channels_last)
     if isinstance(synthesizer, Labelling):
         return synthesizer.label(inputs)
-    return teacher(inputs).float().cpu()
+    return joined([teacher(part).float().cpu() for part in teacher.passes.split(inputs)])

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 from dfkd_core import checkpoints
 from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.disagreement import DisagreementConfig
-from dfkd_core.distillation import DistillationConfig, distill, distill_images
+from dfkd_core.distillation import DistillationConfig, _step_cost, distill, distill_images
 from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
+from dfkd_core.micro_batches import PassSizes
 from dfkd_core.models import ModelCard, build_classifier, model_digest
+from dfkd_core.rows import ShardedRows
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
 from dfkd_core.transfer_set import Shard, TransferSet, write_manifest, write_shard
@@ -340,3 +343,53 @@ def test_batch_statistics__kept_are_those_of_the_start_and_the_rest_is_trained()
 def test_batch_statistics__of_a_random_start_cannot_be_kept():
     with pytest.raises(ConfigError, match="batch_statistics must be 'learned' unless start is 'pruned'"):
         DistillationConfig(start="random", batch_statistics="kept")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augmentation": MOVED, "mixing": "cutmix"},
+        {"start": "pruned", "feature_weight": 1.0, "confidence": 0.5, "prefetch": 2},
+    ],
+)
+def test_images_in_pieces_give_the_student_of_one_tensor_to_the_bit(changes):
+    images = make_images()
+    logits = make_teacher()(load_batch(images, torch.arange(24)))
+    whole = run(images=images, logits=logits, **changes)
+    pieces = run(images=ShardedRows(images.split(7)), logits=ShardedRows(logits.split(7)), **changes)
+    assert pieces.history == whole.history
+    assert model_digest(pieces.student) == model_digest(whole.student)
+
+
+def test_passes_that_memory_limits_change_the_students_labels_by_rounding_alone(limit_passes):
+    changes = {"augmentation": MOVED, "feature_weight": 1.0, "disagreement": DISPUTED}
+    whole, teacher = run(**changes), make_teacher()
+    limit_passes(teacher, 3)
+    parts = run(teacher=teacher, **changes)
+    for before, after in zip(whole.history, parts.history, strict=True):
+        assert after.loss == pytest.approx(before.loss, rel=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_anything_else_with_the_size_that_does():
+    teacher, reports = make_teacher(), []
+    teacher.passes = PassSizes(teacher.classifier, memory=2**21)
+    with pytest.raises(
+        DistillationError, match=r"lenet5_half on 24 images .*Set distillation.batch_size: (\d+),"
+    ) as raised:
+        run(teacher=teacher, batch_size=256, on_progress=reports.append)
+    assert reports == []
+    fitting = int(re.search(r"batch_size: (\d+)", str(raised.value))[1])
+    assert 2 <= fitting < 24
+    run(teacher=teacher, batch_size=fitting, epochs=1)
+    teacher.passes = PassSizes(teacher.classifier, memory=1)
+    with pytest.raises(DistillationError, match="Not even 2 fit"):
+        run(teacher=teacher)
+
+
+def test_batches_that_wait_count():
+    teacher = make_teacher()
+    options = {"seed": 0, "device": torch.device("cpu")}
+    config = DistillationConfig(feature_weight=0.0, augmentation=MOVED)
+    costs = [_step_cost(teacher, make_images(), torch.zeros(24, 3), config, prefetch=n, **options) for n in (0, 2)]
+    assert costs[1].per_image - costs[0].per_image == 2 * 4 * (32 * 32 + 3)

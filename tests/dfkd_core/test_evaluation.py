@@ -17,6 +17,7 @@ from dfkd_core.evaluation import (
     measure_latency,
 )
 from dfkd_core.models import ModelCard, build_classifier, save_model
+from dfkd_core.rows import ShardedRows
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch
 
@@ -153,3 +154,13 @@ def test_what_cannot_be_evaluated_is_named():
     wrong = LabelledImages(images=data.images, labels=data.labels + 2, class_names=data.class_names)
     with pytest.raises(DataError, match=r"from 2 to 4.*0 to 3"):
         evaluate(student, teacher, data=wrong)
+
+
+def test_passes_that_memory_limits_and_images_in_files_give_the_same_figures(limit_passes):
+    student, teacher = make_models()
+    images = make_data(24).images
+    whole = evaluate(student, teacher, held_out=images).to_metrics()
+    limit_passes(teacher, 5)
+    parts = evaluate(student, teacher, held_out=ShardedRows(images.split(10))).to_metrics()
+    assert parts["proxy"]["agreement"] == whole["proxy"]["agreement"]
+    assert parts["proxy"]["kl"] == pytest.approx(whole["proxy"]["kl"], rel=1e-4)

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from dfkd_core.errors import DistillationError
+from dfkd_core.memory import GIB
 from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.pruning import _solve, prune_into
+from dfkd_core.pruning import _normalised_pixels, _solve, _trace, prune_into
 from dfkd_core.seeding import derive_generator
 from dfkd_core.teacher import Teacher
 
@@ -131,3 +132,12 @@ def test_solve__recovers_a_linear_map_and_leaves_a_right_prior_alone():
     bias = torch.tensor([1.0, -2.0], dtype=torch.float64)
     found = _solve(inputs, inputs @ weights.T + bias, weights)
     torch.testing.assert_close(found, (weights, bias))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(GIB * 8, 200), (0, 163)])
+def test_of_large_maps_as_many_images_count_as_there_is_memory_for(memory, expected):
+    card = replace(CARD, network="resnet18_eighth", image_size=160, layer="pool")
+    teacher = Teacher(build_classifier(card, seed=0), memory=memory)
+    graph = _trace(teacher.classifier.network)
+    # The largest map has 8 x 160 x 160 values, 163 of them 2^25.
+    assert len(_normalised_pixels(teacher, make_images(220, size=160), graph)) == expected

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from dfkd_core import soft_labels
 from dfkd_core.errors import DistillationError
+from dfkd_core.rows import ShardedRows
 from dfkd_core.soft_labels import distillation_loss, temperature_of_confidence
 
 
@@ -49,3 +51,10 @@ def test_temperature_of_confidence__gives_the_mean_confidence(confidence):
 def test_temperature_of_confidence__what_no_temperature_gives_is_an_error(logits):
     with pytest.raises(DistillationError, match=r"confidence of 0\.05.*distillation\.confidence"):
         temperature_of_confidence(logits, 0.05)
+
+
+def test_temperature_of_confidence__of_logits_in_pieces_is_that_of_all(monkeypatch):
+    logits = 4 * torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+    whole = temperature_of_confidence(logits, 0.5)
+    monkeypatch.setattr(soft_labels, "_VALUES_AT_ONCE", 70)
+    assert temperature_of_confidence(ShardedRows(logits.split(33)), 0.5) == whole

@@ -1,5 +1,6 @@
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +203,32 @@ def test_the_data_set_names_a_missing_shard_and_one_of_another_length(tmp_path):
     (tmp_path / shard_name(1)).unlink()
     with pytest.raises(TransferSetError, match=r"shard-00001.safetensors is missing"):
         TransferSet(tmp_path)
+
+
+def test_rows_of_all_shards_are_those_of_the_joined_tensors_and_stay_in_the_files(tmp_path):
+    store(tmp_path)
+    data, order = TransferSet(tmp_path), torch.tensor([9, 0, 5, 6, 5])
+    for name in ("images", "teacher_logits", "soft_targets"):
+        whole = torch.cat([getattr(shard(0, 6), name), getattr(shard(6, 4), name)])
+        rows = getattr(data, name)
+        assert rows.shape == whole.shape
+        assert torch.equal(rows[order], whole[order])
+        assert torch.equal(rows[2:8], whole[2:8])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the process's own memory is told by Linux alone")
+def test_reading_a_set_takes_pages_of_its_files_and_no_memory_of_its_own(tmp_path):
+    def own_mib():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
+
+    n = 40_000
+    images = torch.zeros(n, 1, 32, 32, dtype=torch.uint8)
+    logits, targets = torch.zeros(2, n, 2)
+    big = Shard(images=images, teacher_logits=logits, soft_targets=targets, image_index=torch.arange(n))
+    store(tmp_path, shards=[write_shard(tmp_path / shard_name(2), big)])
+    del images, big
+    before, data = own_mib(), TransferSet(tmp_path)
+    for positions in torch.arange(n).split(1000):
+        assert not data.images[positions].any()
+    assert own_mib() - before < 10

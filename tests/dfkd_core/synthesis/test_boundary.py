@@ -126,3 +126,11 @@ def test_a_teacher_of_one_class_is_refused(statistics):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
     with pytest.raises(TeacherError, match="boundary method needs a boundary, and the teacher has 1 class"):
         BoundaryConfig().build(Teacher(Classifier(network, card)), statistics)
+
+
+def test_pairs_that_go_through_in_parts_are_those_of_one_pass(curved_teacher, statistics, limit_passes):
+    whole = make(curved_teacher, statistics, range(11), noise_std=0.1, stop_loss=0.3)
+    # Fewer than a pair at once is not possible.
+    limit_passes(curved_teacher, 1)
+    parts = make(curved_teacher, statistics, range(11), noise_std=0.1, stop_loss=0.3)
+    torch.testing.assert_close(parts.images, whole.images, rtol=0, atol=1e-4)

@@ -144,3 +144,66 @@ def test_non_finite_loss__names_iteration_term_and_image():
 def test_smoothing_of_fourier_coefficients__is_refused():
     with pytest.raises(ConfigError, match="smoothing_px must be 0 with prior 'fourier'"):
         DescentConfig(prior="fourier", smoothing_px=1.0)
+
+
+def double_run(images_per_pass, **changes):
+    """Move 7 images that need different numbers of steps, in double precision."""
+    scale = torch.tensor([1.0, 0.01, 3.0, 0.2, 0.05, 10.0, 0.7]).double()
+
+    def objective(images, rows):
+        return {"distance": scale[rows] * (images - GOAL.double()).square().flatten(1).sum(1)}
+
+    return descend(
+        build_prior("pixels", SHAPE),
+        starts(7).double(),
+        objective,
+        image_indices=range(7),
+        seed=0,
+        descent=dataclasses.replace(CONFIG, **changes),
+        device=torch.device("cpu"),
+        images_per_pass=images_per_pass,
+    )
+
+
+@pytest.mark.parametrize("images_per_pass", [1, 2, 4, 100])
+@pytest.mark.parametrize(
+    "changes", [{}, {"shift_px": 2}, {"start_weight": 0.5}, {"stop_loss": 0.3}, {"stop_loss": 0.3, "start_weight": 0.1}]
+)
+def test_images_moved_in_parts__are_those_moved_at_once(images_per_pass, changes):
+    whole, parts = double_run(None, **changes), double_run(images_per_pass, **changes)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    assert not torch.equal(whole, starts(7))
+
+
+def test_images_moved_in_parts__stop_as_they_do_at_once():
+    calls = []
+
+    def objective(images, rows):
+        calls.append(rows.tolist())
+        return {"distance": torch.where(rows < 2, 0.0, 1.0) + 0 * images.flatten(1).sum(1)}
+
+    options = {"image_indices": range(4), "seed": 0, "device": torch.device("cpu")}
+    descent = dataclasses.replace(CONFIG, iterations=10, stop_loss=0.5)
+    descend(build_prior("pixels", SHAPE), starts(), objective, descent=descent, images_per_pass=2, **options)
+    assert calls == [[0, 1]] * 5 + [[2, 3]] * 10
+
+
+def test_images_moved_in_parts__are_reported_as_one_batch_and_named_by_their_own_index():
+    reports = []
+
+    def objective(images, rows):
+        return {"distance": torch.where(rows == 3, torch.nan, 1.0) * images.flatten(1).sum(1)}
+
+    with pytest.raises(SynthesisError, match=r"distance of 1 images \(23\)"):
+        descend(
+            build_prior("pixels", SHAPE),
+            starts(),
+            objective,
+            image_indices=range(20, 24),
+            seed=0,
+            descent=CONFIG,
+            device=torch.device("cpu"),
+            images_per_pass=2,
+            on_progress=reports.append,
+        )
+    assert [(report.done, report.total) for report in reports] == [(1, 4), (2, 4)]

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.errors import ConfigError, SynthesisError, TeacherError
+from dfkd_core.micro_batches import PassSizes
 from dfkd_core.synthesis.batch_norm import recording_distances
 from dfkd_core.synthesis.descent import DescentConfig
 from dfkd_core.synthesis.image_losses import squared_norms, total_variation
@@ -109,3 +110,12 @@ def test_a_teacher_without_batch_norm_is_refused(teacher, statistics):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=name):
         dataclasses.replace(InversionConfig(), **{name: value})
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_size_that_does(bn_teacher, statistics):
+    images = range(100_000)
+    bn_teacher.passes = PassSizes(bn_teacher.classifier, memory=0)
+    with pytest.raises(
+        SynthesisError, match=r"inversion needs a whole batch.* 100000 images .*synthesis.batch_size: \d+,"
+    ):
+        config().build(bn_teacher, statistics).synthesize(images, seed=0)

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import SynthesisError, TeacherError
+from dfkd_core.micro_batches import PassSizes
 from dfkd_core.synthesis import NoiseConfig, SynthesisConfig, synthesize_shard
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
 
@@ -43,3 +44,14 @@ def test_stored_logits__are_the_methods_own_batch_by_batch(bn_teacher, statistic
 def test_a_teacher_without_batch_norm_is_refused(teacher, statistics):
     with pytest.raises(TeacherError, match="noise_engineered"):
         NoiseEngineeredConfig().build(teacher, statistics)
+
+
+def test_a_batch_is_labelled_whole_or_not_at_all(bn_teacher, statistics, limit_passes):
+    synthesizer = NoiseEngineeredConfig().build(bn_teacher, statistics)
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = synthesizer.label(images)
+    limit_passes(bn_teacher, 4)
+    assert torch.equal(synthesizer.label(images), whole)
+    bn_teacher.passes = PassSizes(bn_teacher.classifier, memory=0)
+    with pytest.raises(SynthesisError, match=r"noise_engineered needs a whole batch.*synthesis.batch_size: \d+,"):
+        synthesizer.label(torch.zeros(1, 1, 8, 8).expand(1_000_000, 1, 8, 8))

@@ -129,3 +129,21 @@ def test_unrefined_share__stays_as_drawn(teacher):
     prior = build_prior(config.prior, (1, 8, 8))
     drawn = prior.decode(prior.start(range(4, 12), seed=0))
     assert (images != drawn).flatten(1).any(1).tolist() == [False, False, False, True] * 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prior": "fourier"},
+        {"shift_px": 1, "start_weight": 0.1, "smoothing_px": 1.0},
+        {"stop_loss": 0.05, "activation_weight": 0.01},
+        {"num_candidates": 3},
+        {"num_candidates": 2, "matching": "assignment"},
+        {"refined_share": 0.5},
+    ],
+)
+def test_passes_that_memory_limits_change_images_by_rounding_alone(teacher, limit_passes, changes):
+    whole = run(teacher, **changes)
+    limit_passes(teacher, 1)
+    torch.testing.assert_close(run(teacher, **changes), whole, rtol=0, atol=1e-3)

@@ -1,0 +1,109 @@
+"""Rows of a set that lies in several pieces, such as memory-mapped files: what is asked for is read, and no more.
+
+n rows in all, m of them asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rows", "ShardedRows"]
+
+
+class Rows(Protocol):
+    """A tensor, or what can be indexed like one along its first dimension."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape [n, ...] of all rows."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `__getitem__` takes positions and puts rows."""
+
+    def __len__(self) -> int:
+        """Return the number of rows n."""
+
+    def __getitem__(self, positions: Tensor | slice, /) -> Tensor:
+        """Return the rows [m, ...] at positions int64 [m] or in a slice."""
+
+
+class ShardedRows:
+    """The rows of several tensors one after the other, equal to `torch.cat(parts)` in all but the memory it takes."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """Join tensors on the CPU, at least one, whose rows agree in shape and type.
+
+        They are kept as they are and read when rows are asked for.
+        """
+        first = parts[0]
+        assert all(part.shape[1:] == first.shape[1:] and part.dtype == first.dtype for part in parts)
+        self._parts = tuple(parts)
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self._starts = [0, *self._ends.tolist()]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape [n, ...] of all rows."""
+        return torch.Size((len(self), *self._parts[0].shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements."""
+        return self._parts[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return self._parts[0].device
+
+    def __len__(self) -> int:
+        """Return the number of rows n."""
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Tensor | slice | int, /) -> Tensor:
+        """Return a copy of rows.
+
+        Args:
+            index: Positions int64 [m] in [-n, n) in any order, a slice, or one position.
+
+        Returns:
+            [m, ...], or [...] for one position.
+
+        Raises:
+            IndexError: A position is out of range, or positions are of another type or shape.
+        """
+        if isinstance(index, slice):
+            return self._gather(torch.arange(len(self))[index])
+        if isinstance(index, int):
+            return self._gather(self._checked(torch.tensor([index])))[0]
+        return self._gather(self._checked(index))
+
+    def _checked(self, positions: Tensor) -> Tensor:
+        if positions.dtype != torch.int64 or positions.dim() != 1:
+            raise IndexError(f"positions must be int64 [m], got {positions.dtype} {list(positions.shape)}")
+        n = len(self)
+        if len(positions) and not -n <= int(positions.min()) <= int(positions.max()) < n:
+            raise IndexError(f"positions go from {positions.min()} to {positions.max()}, there are {n} rows")
+        return torch.where(positions < 0, positions + n, positions)
+
+    def _gather(self, positions: Tensor) -> Tensor:
+        """Read rows piece by piece, each in the order of the file, and put them into the order asked for."""
+        ordered, order = positions.sort()
+        counts = torch.bincount(torch.bucketize(ordered, self._ends, right=True), minlength=len(self._parts)).tolist()
+        rows = torch.empty(len(positions), *self.shape[1:], dtype=self.dtype)
+        first = 0
+        for part, start, count in zip(self._parts, self._starts, counts):
+            if count:
+                last = first + count
+                rows[order[first:last]] = part[ordered[first:last] - start]
+                first = last
+        return rows
