@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from torch import Tensor
+
 from dfkd_core.data import DataConfig, dataset_spec, is_built_in
 from dfkd_core.errors import ConfigError, DataError, TransferSetError
 from dfkd_core.evaluation_data import EvaluationData, load_evaluation_data

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
 from functools import cache
 from pathlib import Path
 
 __all__ = ["NO_EFFECT", "OTHER_MODULES", "ROOT", "STAGE_MODULES", "code_digest", "module_files"]
+
+_one_at_a_time = threading.Lock()
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,9 +106,15 @@ NO_EFFECT = ("dfkd_core/__init__.py", "dfkd_core/errors.py", "dfkd_core/progress
 """Files that no number depends on: messages, reports and the checks of ranges."""
 
 
-@cache
 def code_digest(stage: str) -> str:
     """Return a SHA-256 over the syntax trees, without docstrings and comments, of a stage's or `tune`'s modules."""
+    # Python 3.11 fails now and then where two threads build syntax trees at once.
+    with _one_at_a_time:
+        return _code_digest(stage)
+
+
+@cache
+def _code_digest(stage: str) -> str:
     digest = hashlib.sha256()
     for path in module_files(stage):
         tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))

@@ -12,9 +12,9 @@ from dfkd_core.training import TeacherConfig
 
 def test_a_pruned_start_that_is_none_is_found_before_anything_runs():
     with pytest.raises(ConfigError, match=r"the student has no bn1;.*set distillation\.start: random"):
-        Params(teacher=TeacherConfig(network="resnet18"))
-    Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(start="random"))
-    Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(student="resnet18_half"))
+        Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(start="pruned"))
+    for settings in ({"start": "random"}, {"start": "auto"}, {"student": "resnet18_half", "start": "pruned"}):
+        Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(**settings))
 
 
 def test_a_teacher_to_be_trained_needs_a_training_split():

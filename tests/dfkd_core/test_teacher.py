@@ -80,7 +80,7 @@ def test_without_batch_norm_the_error_names_what_to_use():
 
 
 def test_a_wrong_layer_path_lists_the_valid_ones():
-    with pytest.raises(TeacherError, match=r"No layer 'fc7'.*conv1.*fc1.*fc2.*teacher\.layer"):
+    with pytest.raises(TeacherError, match=r"No layer 'fc7'.*conv1.*fc1.*fc2.*dfkd layers"):
         make_teacher(layer="fc7")
 
 
