@@ -42,6 +42,8 @@ __all__ = [
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+# Channels that oneDNN takes at once with AVX-512; less with AVX2.
+_WHOLE_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +185,8 @@ def describe(classifier: Classifier) -> None:
 
 @torch.no_grad()
 def _takes_channels_last(classifier: Classifier) -> bool:
+    if any(_is_written_past(module) for module in classifier.network.modules()):
+        return False
     card, network = classifier.card, copy.deepcopy(classifier.network)
     trial = in_memory_format(Classifier(network, dataclasses.replace(card, channels_last=True)).eval())
     images = torch.full((2, *card.image_shape), 0.5).contiguous(memory_format=torch.channels_last)
@@ -191,6 +195,13 @@ def _takes_channels_last(classifier: Classifier) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _is_written_past(module: nn.Module) -> bool:
+    """Tell whether oneDNN writes the gradient of a layer past its memory (its issue 6035) if channels come last."""
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
+        return False
+    return module.in_channels // module.groups < _WHOLE_BLOCK
 
 
 def model_digest(classifier: Classifier) -> str:

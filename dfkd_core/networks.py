@@ -89,6 +89,18 @@ class _Conv2d(nn.Conv2d):
         return functional.linear(rows, weight, self.bias)[:, :, None, None]
 
 
+class _Shortcut(nn.Conv2d):
+    """1x1 convolution that leaves positions out before it and not while it computes.
+
+    On a CPU the gradient of a strided one with less than 16 channels, last in memory, is written past its memory:
+    https://github.com/uxlfoundation/oneDNN/issues/6035
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        down, across = self.stride
+        return functional.conv2d(maps[:, :, ::down, ::across], self.weight, self.bias)
+
+
 class _MaxPool2x2(nn.MaxPool2d):
     """Pooling of 2x2 windows that is several times as fast with few channels where no gradient is asked for."""
 
@@ -169,7 +181,7 @@ class _BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or fan_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(fan_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(_Shortcut(fan_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
         self.act2 = nn.ReLU()
 
     def forward(self, maps: Tensor) -> Tensor:

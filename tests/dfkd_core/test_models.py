@@ -5,8 +5,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from torch import nn
+
 from dfkd_core.errors import ConfigError, TeacherError
-from dfkd_core.models import ModelCard, build_classifier, load_model, model_digest, save_model
+from dfkd_core.models import (
+    Classifier,
+    ModelCard,
+    build_classifier,
+    describe,
+    load_model,
+    model_digest,
+    save_model,
+)
 
 CARD = ModelCard(
     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.25,), std=(0.5,), layer="fc1",
@@ -25,6 +35,22 @@ def test_weights_come_from_the_seed_and_leave_the_global_generator_alone():
     first, again, other = (build_classifier(CARD, seed=seed) for seed in (0, 0, 1))
     assert model_digest(first) == model_digest(again) != model_digest(other)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("width", "stride", "channels_last"), [(8, 2, False), (8, 1, True), (16, 2, True)])
+def test_channels_do_not_come_last_where_a_gradient_would_be_written_past_its_memory(width, stride, channels_last):
+    class Projecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.project = nn.Conv2d(1, width, 3), nn.Conv2d(width, 16, 1, stride)
+            self.fc = nn.Linear(16, 10)
+
+        def forward(self, images):
+            return self.fc(self.project(self.conv(images)).mean((2, 3)))
+
+    classifier = Classifier(Projecting(), dataclasses.replace(CARD, network="in memory", layer=""))
+    describe(classifier)
+    assert classifier.card.channels_last is channels_last
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):

@@ -122,6 +122,22 @@ def test_projected_shortcut_is_added_before_the_last_activation():
     torch.testing.assert_close(block(maps), block.shortcut(maps).relu())
 
 
+@pytest.mark.parametrize("size", [8, 64])
+def test_a_projection_with_few_channels_has_the_gradients_of_a_strided_convolution(size):
+    # With a convolution that strides itself and 64 pixels oneDNN ends the process, or damages its memory unseen.
+    layer = networks._BasicBlock(8, 16, stride=2).shortcut[0].to(memory_format=torch.channels_last)
+    maps = torch.randn(3, 8, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(3, 16, size // 2, size // 2)
+    exact_maps, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (maps, layer.weight))
+    expected = torch.nn.functional.conv2d(exact_maps, exact_weight, stride=2)
+    found = layer(maps)
+    torch.testing.assert_close(found, expected.float())
+    gradients = torch.autograd.grad((found * weights).sum(), (maps, layer.weight))
+    exact = torch.autograd.grad((expected * weights).sum(), (exact_maps, exact_weight))
+    for gradient, wanted in zip(gradients, exact):
+        torch.testing.assert_close(gradient, wanted.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_unknown_name_lists_the_known_ones():
     for function in (default_layer, lambda name: build_network(name, in_channels=1, image_size=32, num_classes=10)):
         with pytest.raises(ConfigError, match=r"No network 'lenet6'. Networks: lenet5, .*resnet34"):
