@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from dfkd_core.errors import ExportError
 from dfkd_core.fidelity import Predict, normalise
 from dfkd_core.models import Classifier, load_model
+from dfkd_core.programs import trace_program
 
 __all__ = [
     "capture",
@@ -87,13 +88,14 @@ def graph_of(student: Classifier, *, normalises: bool) -> nn.Module:
     # A network may choose its operators by whether gradients are asked for; other runtimes know those of training.
     for parameter in classifier.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    settles_layout = not student.card.channels_last
     if normalises:
-        return _Graph(classifier)
+        return _Graph(classifier, settles_layout=settles_layout)
     if _only_normalises(classifier):
-        return _Graph(classifier.network)
+        return _Graph(classifier.network, settles_layout=settles_layout)
     classifier.mean.zero_()
     classifier.std.fill_(1)
-    return _Graph(classifier)
+    return _Graph(classifier, settles_layout=settles_layout)
 
 
 def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProgram:
@@ -105,7 +107,7 @@ def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
     images = torch.zeros(2, *image_shape)
     try:
         with torch.enable_grad():
-            program = torch.export.export(graph, (images,), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
+            program = trace_program(graph, images)
     except Exception as error:  # the tracer raises what the network's own code raises, and classes of its own
         first_line = str(error).strip().partition("\n")[0]
         raise ExportError(
@@ -176,13 +178,16 @@ def read_onnx(path: Path) -> Predict:
 
 
 class _Graph(nn.Module):
-    """Gives the one input of whatever module the same name."""
+    """Gives the one input of whatever module the same name, and the layout that its steps need if it takes no other."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, settles_layout: bool) -> None:
         super().__init__()
         self.model = model
+        self._settles_layout = settles_layout
 
     def forward(self, images: Tensor) -> Tensor:
+        if self._settles_layout:
+            images = images.clone(memory_format=torch.contiguous_format)
         logits: Tensor = self.model(images)
         return logits
 

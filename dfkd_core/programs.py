@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ __all__ = [
     "load_program",
     "program_files",
     "program_kind",
+    "trace_program",
 ]
 
 ProgramKind = Literal["pt2", "torchscript", "onnx"]
@@ -131,19 +132,36 @@ def in_one_file(path: Path, folder: Path) -> Path:
     return whole
 
 
+def trace_program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Capture a network with torch.export so that it takes any number of images.
+
+    Args:
+        network: Its forward takes one tensor.
+        images: Two or more images [n, c, h, w] of the shape that it will take.
+
+    Raises:
+        Exception: Whatever its code or the tracer raises where it cannot be followed.
+    """
+    free = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        return torch.export.export(network, (images,), dynamic_shapes=free, strict=False)
+    except Exception:
+        # `len(images)` is a plain number unless the code itself is read.
+        with suppress(Exception):
+            return torch.export.export(network, (images,), dynamic_shapes=free, strict=True)
+        raise
+
+
 def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
     """Write a network as `.pt2` that takes any number of images.
 
     Raises:
         TeacherError: torch.export cannot follow its forward.
     """
-    images = torch.zeros(2, *image_shape)
-    batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(network.eval(), (images,), dynamic_shapes=({0: batch},), strict=False)
-            torch.export.save(program, path)
+            torch.export.save(trace_program(network.eval(), torch.zeros(2, *image_shape)), path)
     except Exception as error:  # whatever a forward does that cannot be followed
         raise TeacherError(
             f"The module cannot be exported: {_first_line(error)}. Bring it as package.module:factory with a state dict"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -12,7 +13,7 @@ from dfkd_core.errors import ConfigError, ExportError
 from dfkd_core.export import choose_images, default_formats, export_model, probe_images
 from dfkd_core.exported_forms import capture, graph_of, read_onnx, read_pt2, write_pt2
 from dfkd_core.fidelity import check_fidelity, measure_fidelity, predict_all
-from dfkd_core.models import Classifier, ModelCard, build_classifier, load_model, model_digest
+from dfkd_core.models import Classifier, ModelCard, build_classifier, describe, load_model, model_digest
 from tasks.code import ROOT
 
 LAYERS = {"lenet5": "fc1", "lenet5_bn": "fc1", "resnet18_eighth": "pool"}
@@ -71,6 +72,38 @@ def test_baked_graphs_take_images(tmp_path):
     with torch.no_grad():
         for read, name in ((read_pt2, "model.pt2"), (read_onnx, "model.onnx")):
             torch.testing.assert_close(read(tmp_path / "out" / name)(images), student(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bake", [False, True])
+def test_a_network_that_calls_view_takes_images_in_any_layout(tmp_path, bake):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8 * 64, 10)
+
+        def forward(self, images):
+            return self.fc(self.conv(images).relu().view(len(images), -1))
+
+    torch.manual_seed(0)
+    student = Classifier(Viewing(), dataclasses.replace(make_student(channels=3).card, network="in memory", layer=""))
+    describe(student)
+    assert not student.card.channels_last
+    # Classes that rounding does not change.
+    with torch.no_grad():
+        student.network.fc.weight *= 10
+    out = tmp_path / "out"
+    export_model(
+        student.eval(), out, formats=("pt2", "onnx"), images=random_images(20, 3), bake_preprocessing=bake,
+        calibration=random_images(30, 3), min_agreement=0.7,
+    )  # fmt: skip
+    images = random_images(5, 3) / 255
+    with torch.no_grad():
+        expected = student(images)
+        given = images if bake else (images - student.mean) / student.std
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for read, name in ((read_pt2, "model.pt2"), (read_onnx, "model.onnx")):
+                logits = read(out / name)(given.contiguous(memory_format=layout))
+                torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_a_classifier_does_after_its_network_is_exported_too(tmp_path):

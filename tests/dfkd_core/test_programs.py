@@ -218,6 +218,17 @@ def test_a_pickled_module_is_read_only_if_it_is_trusted_and_once(network, tmp_pa
     torch.testing.assert_close(load_model(tmp_path / "stored")(IMAGES), network(IMAGES))
 
 
+def test_a_pickled_module_may_ask_for_the_number_of_images(network, tmp_path):
+    from teachers_zoo import Transformer
+
+    transformer = Transformer().eval()
+    torch.save(transformer, tmp_path / "full.pt")
+    brought = bring(tmp_path / "full.pt", tmp_path, trust_pickle=True, image_size=8)
+    for count in (1, 5):
+        images = IMAGES[:count, :, :8, :8]
+        torch.testing.assert_close(brought.classifier(images), transformer(images), rtol=1e-4, atol=1e-4)
+
+
 def test_kinds_are_told_by_suffix_or_content(network, tmp_path):
     torch.jit.script(network).save(tmp_path / "script.pth")
     export(network, tmp_path / "net.pt2")
