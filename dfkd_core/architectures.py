@@ -207,5 +207,6 @@ def first_channels(state: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def last_units(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the units of the last layer in a state dict, None where there is none."""
-    return next((len(tensor) for tensor in reversed(list(state.values())) if tensor.dim() == 2), None)
+    """Return the units of the last matrix or 1x1 kernel in a state dict, None where there is none."""
+    matrices = (tensor for tensor in reversed(list(state.values())) if tensor.dim() in (2, 4))
+    return next((len(tensor) for tensor in matrices if tensor[0].numel() == tensor.shape[1]), None)

@@ -245,7 +245,7 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceC
     if faults := state_faults(network, fitted):
         raise TeacherError(
             f"The weights in {config.weights} do not fit {config.model}: {'; '.join(faults)}. Correct the "
-            "architecture, teacher.source.arguments or weights_key"
+            "architecture, teacher.source.num_classes, arguments or weights_key"
         )
     network.load_state_dict(fitted)
 
