@@ -24,7 +24,7 @@ from typing import Any
 from dfkd_core.digests import write_atomically
 from dfkd_core.errors import DataError
 
-__all__ = ["SYSTEM_FOLDER", "download_timeout", "ensure_files", "read_files", "torchvision_class"]
+__all__ = ["SYSTEM_FOLDER", "download_timeout", "ensure_files", "find_files", "read_files", "torchvision_class"]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 """Where Debian's data set packages put their files."""
@@ -47,6 +47,28 @@ def ensure_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDE
     files = _file_set(dataset)
     folder, _ = _obtain(dataset, files, list(files.checksums), root, system_folder)
     return folder
+
+
+def find_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER) -> Path | None:
+    """Return the folder that holds all files of a data set, None if they are to be fetched; nothing is read or checked.
+
+    Args:
+        dataset: Name of a data set that has files.
+        root: Data folder, as for `ensure_files`.
+        system_folder: Folder with Debian's data set packages.
+    """
+    files = _file_set(dataset)
+    folders = [root / below for below in files.folders]
+    if files.debian_package is not None:
+        folders.append(_debian_folder(files.debian_package, system_folder))
+    for folder in folders:
+        try:
+            for name in files.checksums:
+                _find_file(folder, name)
+        except FileNotFoundError:
+            continue
+        return folder
+    return None
 
 
 def read_files(
@@ -153,7 +175,7 @@ def _obtain(
         except DataError as error:
             raise DataError(f"{error}. Delete this file and run the command again to fetch it anew") from None
     if files.debian_package is not None:
-        folder = system_folder / files.debian_package.removeprefix("dataset-")
+        folder = _debian_folder(files.debian_package, system_folder)
         try:
             return folder, _read_folder(folder, files, names)
         except (OSError, DataError) as error:
@@ -188,6 +210,10 @@ def _read_folder(folder: Path, files: _FileSet, names: Sequence[str]) -> dict[st
     """
     paths = {name: _find_file(folder, name) for name in files.checksums}
     return {name: _read_checked(paths[name], files.checksums[name], files.algorithm) for name in names}
+
+
+def _debian_folder(package: str, system_folder: Path) -> Path:
+    return system_folder / package.removeprefix("dataset-")
 
 
 def _find_file(folder: Path, name: str) -> Path:
@@ -255,7 +281,7 @@ def _fetch_debian_package(package: str, scratch: Path) -> Path:
     if archive is None:
         raise DataError("apt-get download left no .deb file")
     _call("dpkg", "-x", archive.name, "unpacked", folder=scratch)
-    return scratch / "unpacked" / SYSTEM_FOLDER.relative_to("/") / package.removeprefix("dataset-")
+    return _debian_folder(package, scratch / "unpacked" / SYSTEM_FOLDER.relative_to("/"))
 
 
 def _private_apt(scratch: Path) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ Start = Literal["random", "pruned"]
 
 # Copies of the weights that an optimizer keeps: Adam's two moments.
 _MOMENTS = 2
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @config_section
@@ -84,6 +85,9 @@ class DistillationConfig:
     """Optimizer."""
     learning_rate: Positive = 8e-3
     """Highest learning rate, reached after the warm-up; for sgd about 0.05."""
+    batch_norm_rate_factor: Positive = 0.25
+    """Factor on `learning_rate` for a thinner copy with BatchNorm. Its BatchNorm keeps the teacher's statistics of real
+    images, and so holds large steps less in check than one that normalises by each batch, as from a random start."""
     weight_decay: NonNegative = 0.0
     """Weight decay of the weight matrices and kernels."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -97,9 +101,6 @@ class DistillationConfig:
     mixing_alpha: Positive = 1.0
     """Parameter of the Beta distribution of the shares: near 0 leaves images nearly whole, 1 makes all shares alike."""
     disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
-    batch_statistics: Literal["learned", "kept"] = "learned"
-    """What the student's BatchNorm normalises by: each batch, remembering what it sees of synthetic images, or, `kept`,
-    what a pruned start remembers of the teacher's real ones."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Above 0: the result is a moving average of the weights in which a step's weight falls by this factor per step."""
     checkpoint_every_epochs: PositiveInt = 5
@@ -114,8 +115,6 @@ class DistillationConfig:
         """Yield what is wrong beyond single ranges."""
         if fault := architecture_fault(self.student):
             yield f"student: {fault}"
-        if self.batch_statistics == "kept" and self.start != "pruned":
-            yield "batch_statistics must be 'learned' unless start is 'pruned': other BatchNorm has nothing to keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +216,7 @@ def distill_images(
     matcher = None
     if config.feature_weight:
         matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
-    trainee = _Trainee(student, matcher, config)
+    trainee = _Trainee(student, matcher, config, start)
     history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
     for record in run_epochs(
@@ -293,17 +292,24 @@ def _build_student(
 class _Trainee:
     """The student with all that is trained beside it, the optimizer of both and the student's average."""
 
-    def __init__(self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig) -> None:
+    def __init__(
+        self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig, start: Start
+    ) -> None:
         self._student = student
         self._average = moving_average(student, config.ema_decay) if config.ema_decay else None
         named = {"network": student.network, "matcher": matcher, "average": self._average}
         self._parts = {name: module for name, module in named.items() if module is not None}
         parts = [student] if matcher is None else [student, matcher]
-        self.trained = nn.ModuleList(parts) if config.batch_statistics == "learned" else _KeepingStatistics(parts)
+        # Drawn weights have no statistics that are worth keeping.
+        keeps_statistics = start == "pruned" and _has_batch_norm(student)
+        self.trained = _KeepingStatistics(parts) if keeps_statistics else nn.ModuleList(parts)
+        learning_rate = config.learning_rate
+        if keeps_statistics:
+            learning_rate *= config.batch_norm_rate_factor
         self.optimizer = build_optimizer(
             self.trained,
             name=config.optimizer,
-            learning_rate=config.learning_rate,
+            learning_rate=learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
@@ -337,9 +343,13 @@ class _KeepingStatistics(nn.ModuleList):
     def train(self, mode: bool = True) -> _KeepingStatistics:
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(module, _BATCH_NORMS):
                 module.eval()
         return self
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, _BATCH_NORMS) for module in network.modules())
 
 
 @dataclass(frozen=True, slots=True)

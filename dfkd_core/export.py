@@ -227,7 +227,7 @@ def _write_forms(
 
 def _calibration_batches(student: Classifier, images: Tensor, bake: bool) -> Iterator[Tensor]:
     for positions in torch.split(torch.arange(len(images)), _CALIBRATION_BATCH):
-        batch = load_batch(images, positions)
+        batch = load_batch(images, positions).clone(memory_format=torch.contiguous_format)
         yield batch if bake else normalise(batch, student)
 
 

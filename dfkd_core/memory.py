@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["GIB", "memory_at_hand"]
+__all__ = ["GIB", "group_folders", "memory_at_hand"]
 
 GIB = 2**30
 
@@ -55,7 +55,7 @@ def _available(proc: Path) -> int:
 
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """Yield what is left to each group around this process that has a limit."""
-    for folder in _group_folders(proc, cgroups):
+    for folder in group_folders("memory", proc=proc, cgroups=cgroups):
         for limit_name, use_name, reclaimable_name in _GROUP_FILES:
             try:
                 # A group without a limit says `max`, which is no number.
@@ -66,17 +66,23 @@ def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
             yield max(0, limit - use + int(counters.get(reclaimable_name, 0)))
 
 
-def _group_folders(proc: Path, cgroups: Path) -> Iterator[Path]:
-    """Yield the folders of this process's memory groups, each followed by those around it."""
+def group_folders(controller: str, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Iterator[Path]:
+    """Yield the folders of this process's control groups, each followed by those around it.
+
+    Args:
+        controller: What they limit: `memory` or `cpu`. In version 1 each has groups of its own.
+        proc: Where Linux tells of this process.
+        cgroups: Where it tells of control groups, of version 1 or 2.
+    """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        root = cgroups / "memory" if controllers else cgroups
+        root = cgroups / controller if controllers else cgroups
         group = root / path.strip("/")
         # Inside of a container the path may be the host's, and the limit is then at the root.
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))

@@ -293,6 +293,17 @@ def show(debug: Debug = False) -> None:
         typer.echo(render(load_params()))
 
 
+@app.command(epilog="Example: dfkd doctor")
+def doctor(debug: Debug = False) -> None:
+    """Say whether this machine and this project are fit, and what to do where not. Exit code 1 if there is a fault."""
+    from flows.doctor import Verdict, examine, render
+
+    findings = examine(debug=debug)
+    typer.echo(render(findings))
+    if any(finding.verdict is Verdict.FAULT for finding in findings):
+        raise typer.Exit(_FAILED)
+
+
 def _with_teacher(
     here: Path, teacher: str | None, weights: str | None, trust_pickle: bool, assignments: list[str] | None
 ) -> Params:

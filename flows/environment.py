@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, DfkdError
 
-__all__ = ["DEBUG", "enter_project", "prepare_environment"]
+__all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "prepare_environment"]
 
 DEBUG = "DFKD_DEBUG"
 """Environment variable that hands `--debug` down to the stages."""
 
-_SETTINGS = {
-    # Telemetry. MLflow wants DO_NOT_TRACK to be the word true and Prefect the number 1, so MLflow has its own switch.
+# MLflow wants DO_NOT_TRACK to be the word true and Prefect the number 1, so MLflow has its own switch.
+TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+"""Environment variables with which DVC, MLflow and Prefect send nothing home."""
+
+_SETTINGS = {
+    **TELEMETRY_OFF,
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     # Nothing is ever unpickled.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # A failure is told once, by the command line, and not also as a logged traceback.
@@ -64,3 +69,20 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
     (project / ".dfkd").mkdir(exist_ok=True)
     for name, path in _PATHS.items():
         os.environ.setdefault(name, str(project / path))
+
+
+def check_writable(folder: Path = Path(".")) -> None:
+    """Find out before hours of work whether results can be written.
+
+    Raises:
+        DfkdError: The folder is read-only or the disk is full.
+    """
+    probe = folder / ".dfkd" / "probe"
+    try:
+        probe.parent.mkdir(exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise DfkdError(
+            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"
+        ) from None

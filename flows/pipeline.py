@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 from importlib import import_module
-from pathlib import Path
 
 from prefect import flow
 
 from dfkd_core.data import ensure_dataset
-from dfkd_core.errors import DfkdError
-from flows.environment import enter_project, prepare_environment
+from flows.environment import check_writable, enter_project, prepare_environment
 from flows.overrides import override
 from flows.params import load_params
 from flows.running import FLOW_OPTIONS
@@ -18,7 +16,7 @@ from flows.source import note_source
 from tasks.versioning import pull as dvc_pull
 from tasks.versioning import push, reproduce
 
-__all__ = ["check_writable", "pipeline"]
+__all__ = ["pipeline"]
 
 
 @flow(name="pipeline", **FLOW_OPTIONS)
@@ -51,20 +49,3 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     made = publish(params)
     kept.result()
     return {"model": made.model, "version": made.version, "run_id": made.run_id, "reason": made.reason}
-
-
-def check_writable(folder: Path = Path(".")) -> None:
-    """Find out before hours of work whether results can be written.
-
-    Raises:
-        DfkdError: The folder is read-only or the disk is full.
-    """
-    probe = folder / ".dfkd" / "probe"
-    try:
-        probe.parent.mkdir(exist_ok=True)
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
-    except OSError as error:
-        raise DfkdError(
-            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"
-        ) from None

@@ -24,6 +24,7 @@ __all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "
 PUBLISHED = STATE / "published.json"
 _RUN = STATE / "run.json"
 _HEADING_WIDTH = 21
+_COLUMN_WIDTH = 16
 
 
 def read_metrics() -> dict[str, Any]:
@@ -71,7 +72,9 @@ def render(params: Params) -> str:
         DfkdError: There are no results yet.
     """
     metrics = read_metrics()
-    lines = [f"{name:<22}{teacher:>16}{student:>16}" for name, teacher, student in _rows(metrics, params)]
+    rows = list(_rows(metrics, params))
+    widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
+    lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
     return "\n".join(["", *lines, "", *_seconds(), "", *_pointers(), ""])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import http.client
 import os
 import socket
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from dfkd_core.errors import DfkdError
 
-__all__ = ["ServerProcess", "await_server", "start_server"]
+__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "start_server"]
 
 API_URL = "PREFECT_API_URL"
+"""Environment variable that names a server of the user's."""
+
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
 _LOG = Path(".dfkd/server.log")
@@ -48,7 +51,7 @@ class ServerProcess:
             DfkdError: It ended or did not answer in time.
         """
         deadline = time.monotonic() + _SECONDS_TO_START
-        while not _answers(self.url):
+        while not answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
                 raise DfkdError(f"Prefect's server did not start at {self.url}: {' '.join(last)}. See {_LOG}")
@@ -76,15 +79,16 @@ def await_server(server: ServerProcess | None) -> None:
         server.wait()
         return
     url = os.environ[API_URL]
-    if not _answers(url):
+    if not answers(url):
         raise DfkdError(f"No Prefect server answers at {API_URL}={url}. Start it, or unset {API_URL}")
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Tell whether a server of Prefect or MLflow answers at `url` within two seconds."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
             return bool(response.status == 200)
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

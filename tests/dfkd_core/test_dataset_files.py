@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from dfkd_core import dataset_files
-from dfkd_core.dataset_files import ensure_files, read_files, torchvision_class
+from dfkd_core.dataset_files import ensure_files, find_files, read_files, torchvision_class
 from dfkd_core.errors import DataError
 
 FETCH_WITH_TORCHVISION = dataset_files._fetch_with_torchvision
@@ -90,6 +90,18 @@ def test_torchvision_layout_in_the_data_folder_is_read(places, packed):
     folder = put_files(places.root / "FashionMNIST" / "raw", packed=packed)
     assert ensure(places) == folder
     assert read(places) == TEST_CONTENTS
+
+
+def test_files_are_found_where_they_would_be_read_from_and_only_if_all_are_there(places):
+    def find():
+        return find_files("fashion_mnist", places.root, system_folder=places.system)
+
+    assert find() is None
+    for folder in (places.system / "fashion-mnist", places.root / "FashionMNIST" / "raw", places.own):
+        put_files(folder)
+        assert find() == folder == ensure(places)
+    (places.own / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert find() == places.root / "FashionMNIST" / "raw"
 
 
 def test_data_folder_comes_before_the_system_folder(places):

@@ -326,23 +326,40 @@ def test_start__pruned_is_nearer_to_the_teacher_than_random_and_happens_once(tmp
     assert model_digest(again.student) == model_digest(run(epochs=2, start="pruned").student)
 
 
-def test_batch_statistics__kept_are_those_of_the_start_and_the_rest_is_trained():
+def make_batch_norm_teacher():
     card = dataclasses.replace(make_teacher().card, network="lenet5_bn", layer="fc1")
     teacher = Teacher(build_classifier(card, seed=3))
     with torch.no_grad():
         teacher.classifier.network.bn1.running_mean.fill_(0.25)
-    settings = {"teacher": teacher, "student": "lenet5_half_bn", "start": "pruned", "epochs": 2}
-    kept, learned = (run(batch_statistics=how, **settings).student.network.bn1 for how in ("kept", "learned"))
-    start = run(batch_statistics="kept", learning_rate=1e-9, **settings).student.network.bn1
-    assert torch.equal(kept.running_mean, start.running_mean)
-    assert torch.equal(kept.running_var, start.running_var)
-    assert not torch.allclose(kept.weight, start.weight)
-    assert not torch.allclose(learned.running_mean, start.running_mean)
+    return teacher
 
 
-def test_batch_statistics__of_a_random_start_cannot_be_kept():
-    with pytest.raises(ConfigError, match="batch_statistics must be 'learned' unless start is 'pruned'"):
-        DistillationConfig(start="random", batch_statistics="kept")
+def test_start__a_thinner_copy_keeps_its_batch_norm_statistics_and_trains_the_rest():
+    settings = {"teacher": make_batch_norm_teacher(), "student": "lenet5_half_bn", "start": "pruned", "epochs": 2}
+    first, last = (run(learning_rate=rate, **settings).student.network.bn1 for rate in (1e-9, 8e-3))
+    assert first.running_mean.mean().item() != 0.0
+    assert torch.equal(last.running_mean, first.running_mean)
+    assert torch.equal(last.running_var, first.running_var)
+    assert not torch.allclose(last.weight, first.weight)
+
+
+def test_start__random_learns_its_batch_norm_statistics():
+    settings = {"teacher": make_batch_norm_teacher(), "student": "lenet5_half_bn", "start": "random", "epochs": 2}
+    assert run(**settings).student.network.bn1.num_batches_tracked.item() == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("student", "start", "factor"),
+    [("lenet5_half_bn", "pruned", 0.25), ("lenet5_half_bn", "random", 1.0), ("lenet5_half", "pruned", 1.0)],
+)
+def test_batch_norm_rate_factor__counts_for_thinner_copies_with_batch_norm_alone(student, start, factor):
+    teacher = make_batch_norm_teacher() if student.endswith("_bn") else make_teacher()
+    settings = {"teacher": teacher, "student": student, "start": start, "epochs": 1, "warmup_fraction": 1.0}
+    result = run(learning_rate=4e-3, **settings)
+    # The warm-up ends with the last step.
+    assert result.history[-1].learning_rate == pytest.approx(factor * 4e-3)
+    plain = run(learning_rate=factor * 4e-3, batch_norm_rate_factor=1.0, **settings)
+    assert model_digest(plain.student) == model_digest(result.student)
 
 
 @pytest.mark.parametrize(

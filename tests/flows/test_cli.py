@@ -10,7 +10,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "export", "show"])
+@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "export", "show", "doctor"])
 def test_help__ends_in_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0

@@ -1,0 +1,212 @@
+"""What params.yaml asks for against what is there: device, disk, data and networks. Nothing is fetched or built."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfkd_core.errors import ConfigError, DataError, DfkdError
+from flows.doctor.findings import Finding, fault, note, ok
+from flows.doctor.machine import device_findings, num_cores, parallelism_findings
+from flows.environment import check_writable
+
+if TYPE_CHECKING:
+    from dfkd_core.config import Params
+    from dfkd_core.data import DataConfig
+
+__all__ = [
+    "disk_finding",
+    "look_at_data",
+    "look_at_disk",
+    "look_at_execution",
+    "look_at_folder",
+    "look_at_networks",
+    "read_params",
+]
+
+# The work folder, the project's, DVC's cache and its remote each hold the transfer set.
+_COPIES = 4
+_MEBIBYTE = 2**20
+
+
+def read_params(project: Path) -> tuple[Params | None, Finding]:
+    """Return the parameters of the project that was entered, None where they are at fault, and what is to be said."""
+    from flows.params import PARAMS_FILE, load_params
+
+    try:
+        return load_params(), ok("project", f"{project}, {PARAMS_FILE} is valid")
+    except ConfigError as error:
+        return None, fault("project", str(error), f"correct it, or see what was changed: git diff {PARAMS_FILE}")
+
+
+def look_at_folder(project: Path) -> Iterator[Finding]:
+    """Yield a fault if results cannot be written."""
+    try:
+        check_writable(project)
+    except DfkdError as error:
+        yield fault("project", str(error), f"ls -ld {project} {project / '.dfkd'}; df -h {project}")
+
+
+def look_at_execution(params: Params) -> Iterator[Finding]:
+    """Yield whether the machine has what `execution` asks for."""
+    yield from device_findings(params.execution.device)
+    yield from parallelism_findings(params.execution.num_workers, params.execution.num_threads, num_cores())
+
+
+def look_at_disk(params: Params) -> Iterator[Finding]:
+    """Yield whether the transfer set fits on the disk."""
+    yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, _image_bytes(params))
+
+
+def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding:
+    """Return whether a transfer set fits on the disk.
+
+    Args:
+        free: Free bytes.
+        num_images: Images in the transfer set.
+        image_bytes: Bytes of one of them, a byte per channel of a pixel; None where that is not known yet.
+    """
+    left = f"{free / _MEBIBYTE:,.0f} MiB free"
+    if image_bytes is None:
+        return ok("disk", f"{left}; what the transfer set needs is seen once the teacher was read")
+    once = num_images * image_bytes
+    text = f"{left}; {num_images:,} images need {once * _COPIES / _MEBIBYTE:,.0f} MiB in {_COPIES} copies"
+    smaller = "free some space, or: dfkd run --set synthesis.num_images=N"
+    if free < once:
+        return fault("disk", text, smaller)
+    return note("disk", text, smaller) if free < _COPIES * once else ok("disk", text)
+
+
+def _image_bytes(params: Params) -> int | None:
+    from dfkd_core.data import dataset_spec, is_built_in
+    from dfkd_core.models import CONFIG_FILE, read_card
+    from tasks.workspace import TEACHER
+
+    training, source = params.training_data, params.teacher.source
+    if training:
+        known = dataset_spec(training.dataset).in_channels if is_built_in(training.dataset) else 3
+        return int((training.channels or known) * training.image_size**2)
+    if source.in_channels and source.image_size:
+        return int(source.in_channels * source.image_size**2)
+    if (TEACHER / CONFIG_FILE).is_file():
+        card = read_card(TEACHER)
+        return card.in_channels * card.image_size**2
+    return None
+
+
+def look_at_data(params: Params) -> Iterator[Finding]:
+    """Yield whether the labelled images are there: those for evaluation and those that a teacher is trained on."""
+    configs = {config.dataset: config for config in (params.data, params.training_data) if config}
+    for config in configs.values():
+        yield _data(config)
+
+
+def _data(config: DataConfig) -> Finding:
+    from dfkd_core.data import NO_DATA, is_built_in
+    from dfkd_core.dataset_files import find_files
+    from dfkd_core.image_sources import open_folder
+
+    name, root = config.dataset, Path(config.root)
+    kind, _, place = name.partition(":")
+    path = Path(place).expanduser()
+    if name == NO_DATA:
+        return ok("data", "none: the student is judged on synthetic images")
+    if name == "digits":
+        return ok("data", "digits, which scikit-learn ships")
+    if kind == "folder":
+        try:
+            found = open_folder(path)
+        except DataError as error:
+            return fault("data", str(error), "dfkd run --set data.dataset=folder:PATH")
+        return ok("data", f"{path}: {len(found.labels):,} pictures of {len(found.class_names)} classes")
+    if kind == "file":
+        if path.is_file():
+            return ok("data", f"{path}, {path.stat().st_size / _MEBIBYTE:,.1f} MiB")
+        return fault("data", f"no file {path}", "dfkd run --set data.dataset=file:PATH")
+    if is_built_in(name):
+        folder = find_files(name, root)
+        text = f"{name} is not in {root / name}: the next run fetches it, which needs the network"
+    else:
+        # Every class of torchvision lays its files out in its own way; dfkd has them put into a folder of their own.
+        folder = own if (own := root / place).is_dir() and any(own.iterdir()) else None
+        text = f"{name} is not in {own}: unless it lies in {root}, the next run fetches it, which needs the network"
+    if folder:
+        return ok("data", f"{name} in {folder}")
+    return note("data", text, "dfkd run (or put its files there, see docs/data.md)")
+
+
+def look_at_networks(params: Params) -> Iterator[Finding]:
+    """Yield whether teacher and student can be had."""
+    source = params.teacher.source
+    if source.model:
+        yield _network("teacher", source.model, "dfkd run --teacher SOURCE")
+        if source.weights:
+            yield from _weights(source.model, source.weights)
+    else:
+        assert params.training_data
+        yield ok("teacher", f"{params.teacher.network}, trained on {params.training_data.dataset}")
+    yield _network("student", params.distillation.student, "dfkd run --student SOURCE")
+
+
+def _network(area: str, name: str, change: str) -> Finding:
+    from dfkd_core.architectures import TIMM, TORCHVISION, architecture_fault, factory
+    from dfkd_core.models import CONFIG_FILE
+    from dfkd_core.networks import is_built_in
+    from tasks.model_registry import SCHEMES
+
+    path = Path(name)
+    if area == "teacher" and name.startswith(SCHEMES):
+        return _registered(name)
+    if area == "teacher" and (path.is_file() or (path / CONFIG_FILE).is_file()):
+        return _file(path, change)
+    if wrong := architecture_fault(name):
+        return fault(area, wrong + (", or an existing file or folder" if area == "teacher" else ""), change)
+    if name.startswith(TIMM) and _missing("timm"):
+        return fault(area, f"{name} needs timm, which is not installed", "pip install 'dfkd[timm]'")
+    if not is_built_in(name) and not name.startswith((TIMM, TORCHVISION)):
+        try:
+            factory(name)
+        except DfkdError as error:
+            return fault(area, str(error), change)
+    return ok(area, name)
+
+
+def _registered(name: str) -> Finding:
+    from tasks.workspace import STORE
+
+    if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
+        return ok("teacher", f"{name}, read from MLflow by the next run")
+    text = f"{name} is to be read from MLflow, and {STORE} is missing"
+    return fault("teacher", text, "export MLFLOW_TRACKING_URI=URI")
+
+
+def _file(path: Path, change: str) -> Finding:
+    if path.suffix == ".safetensors":
+        text = f"{path} holds weights and no network: name the architecture as the teacher, the file as its weights"
+        return fault("teacher", text, f"dfkd run --teacher SOURCE --weights {path}")
+    missing = _missing("onnx", "onnx2torch") if path.suffix == ".onnx" else []
+    if missing:
+        return fault("teacher", f"{path} needs {' and '.join(missing)}", "pip install 'dfkd[onnx]'")
+    if not os.access(path, os.R_OK):
+        return fault("teacher", f"{path} cannot be read", f"chmod u+r {path} (or: {change})")
+    return ok("teacher", str(path))
+
+
+def _weights(model: str, weights: str) -> Iterator[Finding]:
+    from dfkd_core.architectures import TIMM, TORCHVISION
+
+    if Path(weights).is_file():
+        return
+    if model.startswith((TIMM, TORCHVISION)) and "/" not in weights and "." not in weights:
+        text = f"published weights {weights!r} are fetched unless this machine has them, which needs the network"
+        yield note("teacher", text, "dfkd run (offline: dfkd run --weights FILE)")
+    else:
+        yield fault("teacher", f"no file {weights}", "dfkd run --weights FILE")
+
+
+def _missing(*names: str) -> list[str]:
+    return [name for name in names if find_spec(name) is None]
