@@ -387,13 +387,30 @@ def _normalisation(
     if published and not config.mean and not config.std:
         return _per_channel(published.mean, channels), _per_channel(published.std, channels)
     if not config.mean and not config.std and config.value_range == (0.0, 1.0):
+        usual = _usual_normalisation(name)
+        what = f"what {name.partition(':')[0]} uses for it" if usual else "pixels as they are, in [0, 1]"
         notes.append(
-            "normalisation: none given, so pixels go in as they are, in [0, 1]. If the teacher was trained otherwise, "
-            "set teacher.source.mean and std"
+            f"normalisation: none given, so {what}. If the teacher was trained otherwise, set teacher.source.mean and "
+            "std"
         )
+        if usual:
+            return _per_channel(usual[0], channels), _per_channel(usual[1], channels)
     mean = _per_channel(config.mean or (0.0,), channels)
     std = _per_channel(config.std or (1.0,), channels)
     return tuple((m - low) / (high - low) for m in mean), tuple(s / (high - low) for s in std)
+
+
+def _usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return mean and standard deviation with which a package's own weights of this architecture were trained."""
+    if name.startswith(TORCHVISION):
+        from dfkd_core.vision import models
+
+        transform = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT.transforms()
+        return transform.mean, transform.std
+    if name.startswith(TIMM):
+        cfg = import_timm().get_pretrained_cfg(name.removeprefix(TIMM))
+        return (cfg.mean, cfg.std) if cfg is not None else None
+    return None
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

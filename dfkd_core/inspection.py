@@ -51,6 +51,12 @@ class Inspection:
     """The method that was timed."""
     seconds_per_1000_images: float | None
     """Of the configured synthesis on the teacher's device with the threads at hand; None where it does not fit."""
+    images_per_pass: int
+    """Images of a batch that are refined at once in the memory at hand."""
+    bytes_per_pass: int
+    """Memory that such a pass takes."""
+    bytes_per_1000_images: int
+    """Size of 1,000 images in the transfer set, with logits and soft targets."""
 
 
 def inspect_teacher(
@@ -82,6 +88,9 @@ def inspect_teacher(
     methods = {
         name: _method_fit(teacher, dataclasses.replace(synthesis, method=name), found) for name in method_names()
     }
+    passes, card = teacher.passes, teacher.card
+    images_per_pass = passes.images_per_pass(synthesis.batch_size, with_gradient=True)
+    pixels = card.in_channels * card.image_size**2
     fits_configured = not methods[synthesis.method].reason
     return Inspection(
         num_parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -91,6 +100,10 @@ def inspect_teacher(
         methods=methods,
         method=synthesis.method,
         seconds_per_1000_images=_seconds(teacher, synthesis, found, seed) if fits_configured else None,
+        images_per_pass=images_per_pass,
+        bytes_per_pass=int(passes.cost(with_gradient=True).of(images_per_pass)),
+        # Pixels in a byte each, two float32 numbers per class.
+        bytes_per_1000_images=1000 * (pixels + 8 * card.num_classes),
     )
 
 

@@ -84,6 +84,8 @@ def _facts(brought: BroughtTeacher, found: Inspection) -> Iterator[tuple[str, st
             yield f"  not {name}", fit.reason
     if found.seconds_per_1000_images is not None:
         yield "synthesis here", f"{found.seconds_per_1000_images:,.1f} s per 1,000 images on one core, {found.method}"
+    passes = f"{found.images_per_pass} images in a pass of {found.bytes_per_pass / 2**20:,.0f} MiB"
+    yield "memory", f"{passes}; 1,000 images take {found.bytes_per_1000_images / 1e6:,.1f} MB on disk"
 
 
 def _fits(fits: dict[str, Fit]) -> str:
