@@ -4,7 +4,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from torch import nn
 
 from dfkd_core.errors import ConfigError, TeacherError
