@@ -158,15 +158,20 @@ def factory(name: str) -> Any:
     return found
 
 
+def look_here() -> None:
+    """Let imports look into the current folder as well, last."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def factory_module(name: str) -> Any:
     """Import a module of the user's; the current folder is looked into as well.
 
     Raises:
         ConfigError: It does not exist or fails to be imported.
     """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
+    look_here()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

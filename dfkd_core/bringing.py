@@ -24,6 +24,7 @@ from dfkd_core.architectures import (
     first_channels,
     import_timm,
     last_units,
+    look_here,
 )
 from dfkd_core.digests import file_sha256, json_digest
 from dfkd_core.errors import ConfigError, TeacherError
@@ -170,8 +171,14 @@ def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, no
         raise TeacherError(
             f"{path} holds {what} and no network. Name the architecture as --teacher and the file as --weights"
         )
+    look_here()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
+    except ModuleNotFoundError as error:
+        raise TeacherError(
+            f"{path} needs the module {error.name!r} that its class is in. Install its package, start from the folder "
+            "that holds it, or name that folder in PYTHONPATH"
+        ) from None
     except Exception as error:  # unpickling runs code that can fail in any way
         raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
     if isinstance(loaded, Mapping):
@@ -349,7 +356,7 @@ def _described(
     images = probe_images((channels, size, size))
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     answer = try_forward(network, (images - shift) / scale)
-    key = config.output_key or find_output_key(answer)
+    key = str(config.output_key) or find_output_key(answer)
     output = select_output(answer, key)
     found_kind = find_output_kind(output)
     kind: OutputKind = found_kind if config.outputs == "auto" else config.outputs

@@ -60,7 +60,7 @@ def predict_all(predict: Predict, images: Rows, *, prepare: Predict | None = Non
     """
     parts = []
     for positions in _batches(len(images)):
-        # As users of the form have them, channel by channel: of a network that calls `view` the form takes no other.
+        # As users of the form have them, channel by channel.
         batch = load_batch(images, positions).clone(memory_format=torch.contiguous_format)
         try:
             logits = predict(prepare(batch) if prepare else batch)

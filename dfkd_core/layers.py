@@ -49,7 +49,7 @@ class LayerAddress:
         """Return the module in a `Classifier`.
 
         Raises:
-            TeacherError: There is none at the path; the message lists the valid ones.
+            TeacherError: There is none at the path, the message lists the valid ones; or it does not see whole batches.
         """
         if not self.path:
             return classifier
@@ -58,6 +58,11 @@ class LayerAddress:
         if self.path not in modules:
             names = ", ".join(list(modules)[:40]) + (", ..." if len(modules) > 40 else "")
             raise TeacherError(f"No layer {self.path!r} in the network. Its layers: {names}. See: dfkd layers")
+        if getattr(network, "runs_in_parts", False):
+            raise TeacherError(
+                f"Layer {self.path!r} cannot be looked at, since the program takes a fixed number of images and sees a "
+                f"batch in parts. Set teacher.layer to {OUTPUT!r}, its logits, or export it with a free batch"
+            )
         module: nn.Module = modules[self.path]
         return module
 

@@ -311,6 +311,8 @@ def _readable(model: Any) -> Any:
 class _FixedBatch(nn.Module):
     """A program that takes a fixed number of images, run as often as needed; the last run is filled up with zeros."""
 
+    runs_in_parts = True
+
     def __init__(self, program: nn.Module, batch_size: int) -> None:
         super().__init__()
         self.program = program

@@ -44,7 +44,7 @@ class SourceConfig:
         "auto"
     )
     """What the network answers with; `auto` finds out."""
-    output_key: str = ""
+    output_key: str | int = ""
     """Key or index of the logits where the network answers with several tensors; empty finds out."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of the outputs; may be empty."""

@@ -24,6 +24,7 @@ TELEMETRY_OFF = {
 _SETTINGS = {
     **TELEMETRY_OFF,
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Nothing is ever unpickled.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # A failure is told once, by the command line, and not also as a logged traceback.

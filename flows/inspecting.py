@@ -41,7 +41,7 @@ def describe_teacher(params: Params) -> str:
     """Return what there is to know about the parameters' teacher."""
     with _brought(params) as brought:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
-        lines = [f"{name:<22}{value}" for name, value in _facts(brought, found)]
+        lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
         notes = [f"  {note}" for note in brought.notes]
     return "\n".join([*lines, *(["", "Found out and assumed:", *notes] if notes else [])])
 

@@ -38,8 +38,8 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TeacherError(
-            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. See what it has with: mlflow models, or set "
-            "MLFLOW_TRACKING_URI"
+            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. See what it has with: mlflow ui, or "
+            "name another server in MLFLOW_TRACKING_URI"
         ) from error
     for candidate in (path, *(path / name for name in _PROGRAMS)):
         if candidate.is_file() or (candidate / CONFIG_FILE).is_file():

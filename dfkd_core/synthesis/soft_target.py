@@ -43,7 +43,12 @@ class SoftTargetConfig:
     refinement: RefinementConfig = field(default_factory=_settled_refinement)
 
     def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
-        """Build the method for `teacher`."""
+        """Build the method for `teacher`.
+
+        Raises:
+            TeacherError: The modelled layer has more than one position, so that features determine no target.
+        """
+        teacher.rest(statistics.mean[None])
         return TargetedSynthesizer(
             teacher=teacher,
             draw_targets=partial(_draw_targets, teacher, statistics, self),

@@ -1,5 +1,6 @@
 import io
 import json
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -92,6 +93,19 @@ def test_a_program_is_a_teacher(network, tmp_path, how, name, layer):
     loaded = Teacher(load_model(tmp_path / "stored"))
     assert loaded.digest == teacher.digest
     torch.testing.assert_close(loaded(IMAGES), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_layers_that_see_a_batch_in_parts_are_not_modelled(network, tmp_path, batch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(network, (IMAGES[:batch],)), tmp_path / "net.pt2")
+    brought = bring(tmp_path / "net.pt2", tmp_path)
+    assert brought.classifier.card.layer == OUTPUT
+    layer = next(name for name, _ in brought.classifier.network.named_modules() if name.endswith("fc"))
+    named = bring_teacher(SourceConfig(model=str(tmp_path / "net.pt2")), scratch=tmp_path, layer=f"{layer}:input")
+    with pytest.raises(TeacherError, match=r"takes a fixed number of images.*free batch"):
+        Teacher(named.classifier)
 
 
 def test_the_weights_of_an_onnx_file_may_lie_beside_it(network, tmp_path):
@@ -216,6 +230,20 @@ def test_a_pickled_module_is_read_only_if_it_is_trusted_and_once(network, tmp_pa
     save_model(tmp_path / "stored", brought.classifier)
     (tmp_path / "full.pt").unlink()
     torch.testing.assert_close(load_model(tmp_path / "stored")(IMAGES), network(IMAGES))
+
+
+def test_the_class_of_a_pickled_module_is_looked_for_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "users_own.py").write_text("from torch import nn\n\n\nclass Own(nn.Sequential):\n    pass\n")
+    layers = "nn.Flatten(), nn.Linear(64, 10)"
+    save = f"import torch; from torch import nn; from users_own import Own; torch.save(Own({layers}), 'own.pt')"
+    subprocess.run([sys.executable, "-c", save], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(TeacherError, match=r"needs the module 'users_own'.*PYTHONPATH"):
+        bring(tmp_path / "own.pt", tmp_path, trust_pickle=True)
+    monkeypatch.chdir(tmp_path)
+    assert bring(tmp_path / "own.pt", tmp_path, trust_pickle=True).classifier.card.image_shape == (1, 8, 8)
+    sys.modules.pop("users_own")
 
 
 def test_a_pickled_module_may_ask_for_the_number_of_images(network, tmp_path):

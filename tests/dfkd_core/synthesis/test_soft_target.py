@@ -1,8 +1,14 @@
+import dataclasses
+
+import pytest
 import torch
 
+from dfkd_core.errors import TeacherError
+from dfkd_core.models import Classifier
 from dfkd_core.seeding import normal_rows
 from dfkd_core.synthesis import RefinementConfig, SoftTargetConfig
 from dfkd_core.synthesis.soft_target import choose_draws
+from dfkd_core.teacher import Teacher
 
 
 def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statistics):
@@ -45,3 +51,9 @@ def test_feature_term__brings_features_nearer_to_the_sampled_ones(teacher, stati
         return (teacher.forward_with_features(images)[1].relu() - wanted).square().mean().item()
 
     assert distance(1.0) < 0.7 * distance(0.0)
+
+
+def test_a_layer_with_positions_is_refused_before_anything_is_drawn(teacher, statistics):
+    card = dataclasses.replace(teacher.card, layer="conv")
+    with pytest.raises(TeacherError, match="only from a layer with one position"):
+        SoftTargetConfig().build(Teacher(Classifier(teacher.classifier.network, card)), statistics)
