@@ -176,8 +176,8 @@ def factory_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"No module {error.name!r} for {name!r}. Install its package, start from the folder that holds it, or name "
-            "that folder in PYTHONPATH"
+            f"No module {error.name!r} for {name!r}. Install its package, put it into the project's folder, or name "
+            "its folder in PYTHONPATH"
         ) from None
     except Exception as error:
         raise ConfigError(f"Importing {name} fails: {type(error).__name__}: {error}") from error

@@ -176,8 +176,8 @@ def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, no
         loaded = torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
         raise TeacherError(
-            f"{path} needs the module {error.name!r} that its class is in. Install its package, start from the folder "
-            "that holds it, or name that folder in PYTHONPATH"
+            f"{path} needs the module {error.name!r} that its class is in. Install its package, put it into the "
+            "project's folder, or name its folder in PYTHONPATH"
         ) from None
     except Exception as error:  # unpickling runs code that can fail in any way
         raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error

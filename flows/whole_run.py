@@ -38,6 +38,8 @@ def run_all(
     for change in override(preset, assignments, load_params()):
         say(f"  {change}")
     noted = note_source(load_params())
+    if any(change.old for change in noted):
+        say("The files of the teacher have changed")
     params = load_params()
     ahead = (outlook or look_ahead()).result()
     if noted and outlook:
