@@ -23,7 +23,7 @@ from torch import Tensor
 from dfkd_core.models import ModelCard, build_classifier
 from dfkd_core.teacher import Teacher
 
-CASES = (("lenet5", 500), ("resnet18_quarter", 128), ("torchvision:resnet18", 64))
+CASES = (("lenet5", 1, 500), ("lenet5", 3, 500), ("resnet18_quarter", 3, 128), ("torchvision:resnet18", 3, 64))
 
 
 def step(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
@@ -34,12 +34,12 @@ def step(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def measure(network: str, batch_size: int, rounds: int) -> str:
+def measure(network: str, channels: int, batch_size: int, rounds: int) -> str:
     """Return a line with the cost for one network."""
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    card = ModelCard(network=network, in_channels=3, image_size=32, num_classes=10, mean=mean, std=std, layer="")
+    mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels]
+    card = ModelCard(network=network, in_channels=channels, image_size=32, num_classes=10, mean=mean, std=std, layer="")
     teacher = Teacher(build_classifier(card, seed=0))
-    images = torch.rand(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(batch_size, channels, 32, 32).contiguous(memory_format=torch.channels_last)
     forwards = (
         teacher.classifier.network,
         teacher,
@@ -51,7 +51,7 @@ def measure(network: str, batch_size: int, rounds: int) -> str:
     bare = statistics.median(row[0] for row in rows)
     with_wrapper, with_features = (statistics.median(row[i] / row[0] for row in rows) for i in (1, 2))
     costs = f"wrapped {100 * (with_wrapper - 1):+5.1f} %  with features {100 * (with_features - 1):+5.1f} %"
-    return f"{network:22s} {batch_size:4d} images  bare {1000 * bare:7.1f} ms  {costs}"
+    return f"{network:22s} {channels} channels {batch_size:4d} images  bare {1000 * bare:7.1f} ms  {costs}"
 
 
 def main() -> None:
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="steps of each kind")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for network, batch_size in ((arguments.network, arguments.batch_size),) if arguments.network else CASES:
-        print(measure(network, batch_size, arguments.rounds), flush=True)
+    for case in ((arguments.network, 3, arguments.batch_size),) if arguments.network else CASES:
+        print(measure(*case, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":
