@@ -11,6 +11,7 @@ FAKE_TORCHVISION = {
     "__init__.py": "import torchvision.half_imported\nimport torch\n{check}",
     "half_imported.py": "",
     "datasets.py": "",
+    "models.py": "",
     "utils.py": "make_grid = None",
     "transforms/__init__.py": "",
     "transforms/v2/__init__.py": "",
