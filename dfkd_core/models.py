@@ -142,10 +142,12 @@ class Classifier(nn.Module):
             return self.mean, self.std
         key = (tuple(images.shape[1:]), images.device, layout)
         if self._pixel_constants is None or self._pixel_constants[0] != key:
-            mean, std = (
-                values.expand(1, *key[0]).to(images.device).contiguous(memory_format=layout)
-                for values in (self.mean, self.std)
-            )
+            # A tensor of inference mode could not be used where a gradient is asked for later.
+            with torch.inference_mode(False):
+                mean, std = (
+                    values.expand(1, *key[0]).to(images.device).contiguous(memory_format=layout)
+                    for values in (self.mean, self.std)
+                )
             self._pixel_constants = (key, mean, std)
         return self._pixel_constants[1:]
 

@@ -29,6 +29,17 @@ def test_images_are_normalised_inside():
     torch.testing.assert_close(classifier(images), classifier.network((images - 0.25) / 0.5))
 
 
+def test_gradients_flow_after_a_pass_in_inference_mode():
+    classifier = build_classifier(CARD, seed=0).eval()
+    images = torch.rand(3, 1, 32, 32, requires_grad=True)
+    with torch.inference_mode():
+        expected = classifier(images)
+    logits = classifier(images)
+    torch.testing.assert_close(logits, expected.clone())
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert gradient.abs().sum() > 0
+
+
 def test_weights_come_from_the_seed_and_leave_the_global_generator_alone():
     state = torch.random.get_rng_state()
     first, again, other = (build_classifier(CARD, seed=seed) for seed in (0, 0, 1))
