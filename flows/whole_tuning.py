@@ -14,6 +14,7 @@ from flows.overrides import apply_overrides, apply_preset, override
 from flows.params import load_params
 from flows.search_space import search_space
 from flows.server import await_server, start_server
+from flows.source import note_source
 from flows.stages import run_flow
 
 __all__ = ["tune_all"]
@@ -40,6 +41,7 @@ def tune_all(
     search_space(apply_overrides(apply_preset(preset) if preset else current, settings))
     for change in override(preset, settings, current):
         say(f"  {change}")
+    note_source(load_params())
     params = load_params()
     os.environ[OWNER] = str(os.getpid())
     server = start_server()
