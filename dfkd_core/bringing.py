@@ -77,8 +77,8 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
     path = Path(config.model)
     notes: list[str] = []
     if (path / CONFIG_FILE).is_file():
-        found = load_model(path)
-    elif (kind := program_kind(path) if path.is_file() else None) is not None:
+        return _checked(load_model(path), layer, notes)
+    if (kind := program_kind(path) if path.is_file() else None) is not None:
         found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
     elif path.suffix == ".safetensors":
         raise ConfigError(
@@ -211,9 +211,8 @@ def _bring_architecture(config: SourceConfig, hint: int, notes: list[str]) -> Cl
     classes = classes or (1000 if outside else len(config.class_names) or 10)
     arguments = {**config.arguments, **(published.arguments | published.kept if published else {})}
     size_said = config.image_size or (published.image_size if published else 0)
-    sizes = [size_said] if size_said else list(dict.fromkeys([hint, *_SIZES_PX] if hint else _SIZES_PX))
     failures: list[TeacherError | ConfigError] = []
-    for size in sizes:
+    for size in _sizes(size_said, hint):
         try:
             network = build_architecture(
                 name, in_channels=channels, image_size=size, num_classes=classes, arguments=arguments
@@ -322,9 +321,8 @@ def _published(config: SourceConfig) -> _Published | None:
 def _fitting_shape(network: nn.Module, channels: int, size: int, hint: int, notes: list[str]) -> tuple[int, int]:
     """Return the first channels and size that the network takes."""
     all_channels = [channels] if channels else [3, 1]
-    sizes = [size] if size else list(dict.fromkeys([hint, *_SIZES_PX] if hint else _SIZES_PX))
     failures = []
-    for edge in sizes:
+    for edge in _sizes(size, hint):
         for depth in all_channels:
             try:
                 try_forward(network, probe_images((depth, edge, edge), 2))
@@ -338,6 +336,11 @@ def _fitting_shape(network: nn.Module, channels: int, size: int, hint: int, note
                 )
             return depth, edge
     raise failures[0]
+
+
+def _sizes(said: int, hint: int) -> list[int]:
+    """Return the sizes in pixels to try: the one that is said, or else the hint before the usual ones."""
+    return [said] if said else list(dict.fromkeys([hint, *_SIZES_PX] if hint else _SIZES_PX))
 
 
 def _described(

@@ -126,7 +126,7 @@ def _best_shift(confusion: Tensor) -> Tensor:
 
 def _best_assignment(confusion: Tensor) -> Tensor:
     """Return the order [k] with which most images are right; of equal ones, that which moves the fewest labels."""
-    # Imported here: scipy takes a while that no other part of the core needs.
+    # Imported here: scipy takes a while that most evaluations do not need.
     from scipy.optimize import linear_sum_assignment
 
     num_classes = len(confusion)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -54,7 +53,7 @@ from dfkd_core.exported_forms import (
     write_onnx,
     write_pt2,
 )
-from dfkd_core.fidelity import Fidelity, Predict, check_fidelity, measure_fidelity, normalise, predict_all
+from dfkd_core.fidelity import Fidelity, Predict, check_fidelity, measure_fidelity, predict_all
 from dfkd_core.models import Classifier, model_digest, save_model
 from dfkd_core.priors import build_prior
 from dfkd_core.rows import Rows
@@ -167,7 +166,7 @@ def export_model(
         forms = []
         for form in _write_forms(student, folder, formats, bake_preprocessing, calibration):
             predict = _READERS[form.format](folder / form.file)
-            prepare = None if form.normalises else partial(normalise, student=student)
+            prepare = None if form.normalises else student.normalise
             fidelity = measure_fidelity(predict_all(predict, images, prepare=prepare, name=form.file), student_logits)
             _check(form, fidelity, min_agreement)
             scored = labelled if form.precision == "int8" else None
@@ -228,7 +227,7 @@ def _write_forms(
 def _calibration_batches(student: Classifier, images: Tensor, bake: bool) -> Iterator[Tensor]:
     for positions in torch.split(torch.arange(len(images)), _CALIBRATION_BATCH):
         batch = load_batch(images, positions).clone(memory_format=torch.contiguous_format)
-        yield batch if bake else normalise(batch, student)
+        yield batch if bake else student.normalise(batch)
 
 
 def _check(form: _Form, fidelity: Fidelity, min_agreement: float) -> None:

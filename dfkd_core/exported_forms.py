@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dfkd_core.errors import ExportError
-from dfkd_core.fidelity import Predict, normalise
+from dfkd_core.fidelity import Predict
 from dfkd_core.models import Classifier, load_model
 from dfkd_core.programs import trace_program
 
@@ -196,7 +196,7 @@ class _Graph(nn.Module):
 def _only_normalises(classifier: Classifier) -> bool:
     """Tell whether the classifier does nothing to the output of its network."""
     images = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, *classifier.card.image_shape)
-    output = classifier.network(normalise(images, classifier))
+    output = classifier.network(classifier.normalise(images))
     return isinstance(output, Tensor) and torch.equal(output, classifier(images))
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from dfkd_core.errors import ExportError
-from dfkd_core.models import Classifier
 from dfkd_core.rows import Rows
 from dfkd_core.training import load_batch
 
-__all__ = ["Fidelity", "Predict", "check_fidelity", "measure_fidelity", "normalise", "predict_all"]
+__all__ = ["Fidelity", "Predict", "check_fidelity", "measure_fidelity", "predict_all"]
 
 Predict = Callable[[Tensor], Tensor]
 """Maps what a form takes, float32 [n, c, h, w], to logits [n, k]; any n."""
@@ -38,11 +37,6 @@ class Fidelity:
     """The same over the student's largest absolute logit."""
     agreement: float
     """Share of images with the same most likely class."""
-
-
-def normalise(images: Tensor, student: Classifier) -> Tensor:
-    """Return images [n, c, h, w] in [0, 1] as the student's network takes them."""
-    return (images - student.mean) / student.std
 
 
 @torch.inference_mode()

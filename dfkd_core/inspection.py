@@ -20,7 +20,6 @@ __all__ = ["Fit", "Inspection", "inspect_teacher"]
 
 _NORMALISATIONS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm", "RMSNorm", "LocalResponseNorm")
 _TIMED_STEPS = 2
-_TIMED_TWICE = 2
 _TIMED_SECONDS = 1.0
 _MAX_TIMED_IMAGES = 512
 
@@ -153,7 +152,7 @@ def _time(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatisti
     synthesizer = build_synthesizer(config, teacher, statistics)
     seconds = []
     # The first passes of a program compile it.
-    for _ in range(_TIMED_TWICE):
+    for _ in range(2):
         started = time.perf_counter()
         made = synthesizer.synthesize(range(count), seed=seed)
         with torch.no_grad():

@@ -28,6 +28,7 @@ __all__ = [
     "recorded",
     "replaced",
     "watched",
+    "weight_of",
 ]
 
 OUTPUT = ":output"
@@ -171,7 +172,8 @@ def layer_candidates(classifier: nn.Module, images: Tensor) -> list[LayerCandida
         for path, module in network.named_modules():
             if not path:
                 continue
-            for address in (path, path + _INPUT) if _has_weights(module) else (path,):
+            reads = weight_of(module) is not None and not any(module.children())
+            for address in (path, path + _INPUT) if reads else (path,):
                 see = _noting(found, address, type(module).__name__, len(images))
                 try:
                     stack.enter_context(watched(classifier, address, see))
@@ -207,12 +209,13 @@ def find_modelled_layer(classifier: nn.Module, images: Tensor) -> str:
     if not weighted or not weighted[-1].is_exact:
         return OUTPUT
     last = weighted[-1]
-    weight = getattr(parse_layer(last.address).module(classifier), "weight", None)
+    weight = weight_of(parse_layer(last.address).module(classifier))
     # Only a matrix that reads all units at once says which of them go together.
-    reads_all = isinstance(weight, Tensor) and weight[0].numel() == last.shape[0]
+    reads_all = weight is not None and weight[0].numel() == last.shape[0]
     return last.address if reads_all else OUTPUT
 
 
-def _has_weights(module: nn.Module) -> bool:
+def weight_of(module: nn.Module) -> Tensor | None:
+    """Return a module's matrix or kernel if it has one, also of one that was exported and has lost its class."""
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() >= 2 and not any(module.children())
+    return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None

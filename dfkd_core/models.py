@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd_core.architectures import build_architecture
@@ -26,7 +26,7 @@ from dfkd_core.networks import default_layer, is_built_in
 from dfkd_core.outputs import OutputKind, select_output, to_logits
 from dfkd_core.programs import PROGRAM_FILES, load_program
 from dfkd_core.seeding import derive_seed
-from dfkd_core.weights import state_faults
+from dfkd_core.weights import read_safetensors, state_faults
 
 __all__ = [
     "Classifier",
@@ -269,7 +269,8 @@ def load_model(folder: Path) -> Classifier:
     if card.network in PROGRAM_FILES:
         return _load_program(folder / PROGRAM_FILES[card.network], card).eval()
     classifier = build_classifier(card, seed=0)
-    weights = _read_weights(folder / WEIGHTS_FILE)
+    missing = "No weights {path}. Make them with: dfkd run"
+    weights = read_safetensors(folder / WEIGHTS_FILE, missing=missing)
     if faults := state_faults(classifier.network, weights):
         raise TeacherError(f"The weights in {folder} do not fit the network: {'; '.join(faults)}")
     classifier.network.load_state_dict(weights)
@@ -301,12 +302,3 @@ def read_card(folder: Path) -> ModelCard:
         raise TeacherError(f"No model in {path.parent}: {path.name} is missing. Make one with: dfkd run") from None
     except (ValueError, TypeError) as error:
         raise TeacherError(f"{path} does not describe a model: {error}") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise TeacherError(f"No weights in {path.parent}: {path.name} is missing. Make them with: dfkd run") from None
-    except Exception as error:  # safetensors raises a class of its own that it does not export for typing
-        raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched
+from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched, weight_of
 from dfkd_core.micro_batches import PassSizes
 from dfkd_core.models import Classifier, ModelCard, load_model, model_digest
 
@@ -141,7 +141,7 @@ class Teacher:
         if self.card.layer == OUTPUT:
             return torch.eye(self.num_features)
         modules = self._trace.before[::-1] if side == "incoming" else self._trace.after
-        weights = [weight for module in modules if (weight := _weight(module)) is not None]
+        weights = [weight for module in modules if (weight := weight_of(module)) is not None]
         if weights:
             rows = weights[0].detach() if side == "incoming" else weights[0].detach().transpose(0, 1)
             if len(rows) == self.num_features:
@@ -154,7 +154,7 @@ class Teacher:
     def layer_bias(self) -> Tensor:
         """Return the bias [d] with which the modelled layer's units are computed; 0 where there is none."""
         for module in reversed(self._trace.before):
-            if _weight(module) is not None:
+            if weight_of(module) is not None:
                 bias = getattr(module, "bias", None)
                 if bias is not None and len(bias) == self.num_features:
                     found: Tensor = bias.detach().cpu()
@@ -220,12 +220,6 @@ def load_teacher(folder: Path, *, device: torch.device | str = "cpu", memory: in
         TeacherError: As `load_model` and `Teacher`.
     """
     return Teacher(load_model(folder), device=device, memory=memory)
-
-
-def _weight(module: nn.Module) -> Tensor | None:
-    """Return a module's matrix or kernel, also of one that was exported and has lost its class."""
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
 
 
 def _check_finite(classifier: Classifier) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
 
-__all__ = ["FoundWeights", "fit_weights", "read_plain_file", "read_state", "state_faults"]
+__all__ = ["FoundWeights", "fit_weights", "read_plain_file", "read_safetensors", "read_state", "state_faults"]
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 # Bookkeeping of BatchNorm and of averaged models that no output depends on.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN_FAULTS = 8
+_MISSING = "No weights file {path}. Correct teacher.source.weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def read_state(path: Path, *, key: str = "") -> FoundWeights:
     Raises:
         TeacherError: The file is missing, corrupt or no state dict, holds a pickled module, or lacks the key.
     """
-    content: Any = _read_safetensors(path) if path.suffix == ".safetensors" else read_plain_file(path)
+    content: Any = read_safetensors(path, missing=_MISSING) if path.suffix == ".safetensors" else read_plain_file(path)
     if not isinstance(content, Mapping):
         raise TeacherError(
             f"{path} holds a {type(content).__name__} and no state dict. Save one with: "
@@ -83,7 +84,7 @@ def read_plain_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise TeacherError(f"No weights file {path}. Correct teacher.source.weights") from None
+        raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise TeacherError(
@@ -104,13 +105,22 @@ def _unsupported(error: Exception) -> str:
     return "objects of other classes"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file by name.
+
+    Args:
+        path: The file.
+        missing: What to say where there is none; `{path}` stands for it.
+
+    Raises:
+        TeacherError: It is missing or corrupt.
+    """
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise TeacherError(f"No weights file {path}. Correct teacher.source.weights") from None
+        raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class of its own that it does not export for typing
-        raise TeacherError(f"{path} is not a whole safetensors file: {error}. Copy it again") from None
+        raise TeacherError(f"{path} is not a whole safetensors file: {error}. Copy it again") from error
 
 
 def _is_state(value: Any) -> bool:

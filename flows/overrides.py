@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from dfkd_core.config import Params
 from dfkd_core.digests import write_atomically
 from dfkd_core.errors import ConfigError
-from flows.params import PARAMS_FILE, flatten, parse_params
+from flows.params import PARAMS_FILE, flatten, load_params, parse_params
 
-__all__ = ["Change", "apply_overrides", "apply_preset", "override", "preset_names", "write_params"]
+__all__ = ["Change", "apply_overrides", "apply_preset", "override", "preset_names", "settle_params", "write_params"]
 
 PRESETS = Path("presets")
 
@@ -82,6 +82,13 @@ def override(preset: str | None, assignments: Sequence[str], current: Params) ->
     if changes:
         write_params(changes)
     return changes
+
+
+def settle_params(preset: str | None, assignments: Sequence[str]) -> tuple[Params, list[Change]]:
+    """Change params.yaml if need be, see `override`; return what it says then, and what changed."""
+    current = load_params()
+    changes = override(preset, assignments, current)
+    return (load_params() if changes else current), changes
 
 
 def write_params(changes: Sequence[Change], path: Path = PARAMS_FILE) -> None:

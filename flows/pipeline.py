@@ -9,7 +9,7 @@ from prefect import flow
 
 from dfkd_core.data import ensure_dataset
 from flows.environment import check_writable, enter_project, prepare_environment
-from flows.overrides import override
+from flows.overrides import settle_params
 from flows.params import load_params
 from flows.running import FLOW_OPTIONS
 from flows.source import note_source
@@ -29,11 +29,8 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
         pull: Fetch what the DVC remote has before anything is computed.
     """
     prepare_environment(enter_project())
-    params = load_params()
-    if preset or overrides:
-        override(preset, overrides or [], params)
-    note_source(load_params())
-    params = load_params()
+    params, _ = settle_params(preset, overrides or [])
+    params = load_params() if note_source(params) else params
     check_writable()
     ensure_dataset(params.data)
     if params.training_data:

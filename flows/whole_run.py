@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from flows.ahead import Outlook, look_ahead
 from flows.display import say
 from flows.lifeline import OWNER
-from flows.overrides import override
+from flows.overrides import settle_params
 from flows.params import load_params
 from flows.results import is_published, note_run, render
 from flows.server import await_server, start_server
@@ -35,12 +35,13 @@ def run_all(
     Raises:
         DfkdError: The input is at fault, or a stage failed.
     """
-    for change in override(preset, assignments, load_params()):
+    params, changes = settle_params(preset, assignments)
+    for change in changes:
         say(f"  {change}")
-    noted = note_source(load_params())
+    noted = note_source(params)
     if any(change.old for change in noted):
         say("The files of the teacher have changed")
-    params = load_params()
+    params = load_params() if noted else params
     ahead = (outlook or look_ahead()).result()
     if noted and outlook:
         ahead = Outlook(changed=changed_stages(), server=ahead.server)
