@@ -113,11 +113,14 @@ class EvaluationReport:
         """Return the single figures as `{"teacher": {...}, "student": {...}}`; shares are fractions.
 
         Agreement and KL stand with the student; those of a proxy stand under `proxy` instead, so that they are never
-        taken for figures on real images.
+        taken for figures on real images. Beside them stand how many classes the teacher gives and the share of the
+        one that it gives most: a teacher that always says the same is easily agreed with.
         """
         joint = {"agreement": self.agreement, "kl": self.kl}
         student = self.student.to_metrics()
         if self.proxy:
+            given = [sum(row) for row in self.answers]
+            joint |= {"num_classes": sum(map(bool, given)), "largest_class": max(given) / self.num_images}
             return {"teacher": self.teacher.to_metrics(), "student": student, "proxy": joint}
         return {"teacher": self.teacher.to_metrics(), "student": student | joint}
 

@@ -99,6 +99,9 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
         yield "calibration error", f"{teacher['ece']:.2%}", f"{student['ece']:.2%}"
     yield f"agreement{proxy}", "", f"{joint['agreement']:.2%}"
     yield f"KL to teacher{proxy}", "", f"{joint['kl']:.3f} nats"
+    if "proxy" in metrics:
+        yield "classes given", f"{joint['num_classes']} of {read_card(TEACHER).num_classes}", ""
+        yield "most given class", f"{joint['largest_class']:.2%}", ""
     yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
     yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"
     for size in (1, 64) if latency else ():

@@ -126,7 +126,13 @@ def test_without_labels_agreement_is_a_proxy_and_says_so():
     )
     assert report.proxy
     assert report.teacher.scores is report.student.scores is None
-    assert report.to_metrics()["proxy"] == {"agreement": real.agreement, "kl": real.kl}
+    given = torch.bincount(teacher(make_data().images / 255).argmax(1))
+    assert report.to_metrics()["proxy"] == {
+        "agreement": real.agreement,
+        "kl": real.kl,
+        "num_classes": int(given.count_nonzero()),
+        "largest_class": given.max().item() / len(make_data()),
+    }
     assert report.to_metrics()["student"].keys() == {"num_parameters", "size_bytes"}
 
 

@@ -35,10 +35,11 @@ def write_digits(path: Path, shift: int = 0) -> None:
 def test_run_without_data__shows_a_proxy_and_no_accuracy(without_data: Any) -> None:
     workspace, output = without_data
     metrics = workspace.read_json("metrics.json")
-    assert metrics["proxy"].keys() == {"agreement", "kl"}
+    assert metrics["proxy"].keys() == {"agreement", "kl", "num_classes", "largest_class"}
     assert metrics["num_images"] == 300
     assert "accuracy" not in metrics["teacher"].keys() | metrics["student"].keys()
-    for words in ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "evaluated on", "first champion"):
+    words_of_a_proxy = ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "evaluated on", "classes given")
+    for words in (*words_of_a_proxy, "first champion"):
         assert words in output
     assert "accuracy" not in output
     assert "Registered dfkd-student-proxy-" in output
