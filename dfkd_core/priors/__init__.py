@@ -7,7 +7,8 @@ from dfkd_core.priors.mosaic import MosaicPrior
 from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
-from dfkd_core.priors.table import PriorName, build_prior, prior_names, shows_photographs
+from dfkd_core.priors.table import PriorName, build_prior, build_toned_prior, prior_names, shows_photographs
+from dfkd_core.priors.tone import are_pixel_statistics
 
 __all__ = [
     "FourierPrior",
@@ -18,7 +19,9 @@ __all__ = [
     "PixelPrior",
     "PriorName",
     "ProceduralPrior",
+    "are_pixel_statistics",
     "build_prior",
+    "build_toned_prior",
     "prior_names",
     "shows_photographs",
 ]

@@ -26,7 +26,7 @@ from dfkd_core.priors.scene import (
     plan_scenes,
 )
 from dfkd_core.priors.shapes import OUTLINES
-from dfkd_core.priors.toning import blur_maps
+from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.seeding import uniform_rows
 
 __all__ = ["ProceduralPrior", "num_painting_draws", "paint_scenes"]

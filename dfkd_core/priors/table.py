@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 from dfkd_core.priors.base import ImagePrior
@@ -12,8 +13,9 @@ from dfkd_core.priors.mosaic import MosaicPrior
 from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
+from dfkd_core.priors.tone import Tone, TonedPrior, count_levels, fit_tone
 
-__all__ = ["PriorName", "build_prior", "prior_names", "shows_photographs"]
+__all__ = ["PriorName", "build_prior", "build_toned_prior", "prior_names", "shows_photographs"]
 
 PriorName = Literal["fourier", "mixed", "mosaic", "photos", "pixels", "procedural"]
 
@@ -25,6 +27,11 @@ _PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "pixels": PixelPrior,
     "procedural": ProceduralPrior,
 }
+# Images that a tone is fitted on: enough to know their mean brightness to 0.005, and small enough to be drawn in a
+# second, since brightness and contrast hardly depend on the size.
+_NUM_FITTED = 2048
+_FITTED_AT_ONCE = 256
+_LARGEST_FITTED_PX = 32
 
 
 def prior_names() -> tuple[PriorName, ...]:
@@ -40,3 +47,36 @@ def shows_photographs(name: PriorName) -> bool:
 def build_prior(name: PriorName, image_shape: tuple[int, int, int]) -> ImagePrior:
     """Build the prior called `name` for images of shape (c, h, w)."""
     return _PRIORS[name](image_shape)
+
+
+def build_toned_prior(
+    name: PriorName,
+    image_shape: tuple[int, int, int],
+    *,
+    share: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> ImagePrior:
+    """Build the prior called `name`, one of pixels, a share of whose images have this mean and standard deviation.
+
+    Args:
+        name: Any prior but `fourier`.
+        image_shape: (c, h, w).
+        share: Of the images, drawn image by image.
+        mean: Mean of each channel over the pixels of these images, in (0, 1).
+        std: Standard deviation of each channel.
+    """
+    return TonedPrior(build_prior(name, image_shape), _fitted_tone(name, image_shape, mean, std), share)
+
+
+@cache
+def _fitted_tone(
+    name: PriorName, image_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tone:
+    # The same images whatever the run's seed: the tone belongs to the prior and the teacher.
+    channels, height, width = image_shape
+    prior = build_prior(name, (channels, min(height, _LARGEST_FITTED_PX), min(width, _LARGEST_FITTED_PX)))
+    parts = (range(first, first + _FITTED_AT_ONCE) for first in range(0, _NUM_FITTED, _FITTED_AT_ONCE))
+    counts = sum(count_levels(prior.start(part, seed=0, stream="tone")) for part in parts)
+    assert not isinstance(counts, int)
+    return fit_tone(counts, mean, std)

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import TeacherError
-from dfkd_core.priors import build_prior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, config_section
 from dfkd_core.seeding import normal_rows
@@ -140,7 +139,7 @@ class BoundarySynthesizer:
     ) -> SynthesizedBatch:
         """Make images, see `Synthesizer.synthesize`."""
         made = whole_pairs(image_indices)
-        prior = build_prior(self.config.descent.prior, self.teacher.card.image_shape)
+        prior = self.config.descent.build_prior(self.teacher.card)
         images = descend(
             prior,
             prior.start(made, seed=seed),

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from dfkd_core.errors import SynthesisError
 from dfkd_core.micro_batches import joined
-from dfkd_core.priors import ImagePrior, PriorName
+from dfkd_core.models import ModelCard
+from dfkd_core.priors import ImagePrior, PriorName, are_pixel_statistics, build_prior, build_toned_prior
 from dfkd_core.progress import OnProgress, Progress, ignore
-from dfkd_core.sections import NonNegative, NonNegativeInt, Positive, config_section
+from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, config_section
 from dfkd_core.seeding import derive_generator
 
 __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]
@@ -39,6 +40,9 @@ class DescentConfig:
     """Where images start from and what is optimised: `pixels`, `fourier`, or, then moving the pixels, `procedural`
     (shapes), `photos` (crops of two public photographs), `mixed` (both and shapes cut from photographs) or `mosaic`
     (kept for the proxy)."""
+    toned_share: Fraction = 0.0
+    """Share of the starts whose brightness and contrast are changed, so that their pixels have the mean and the
+    standard deviation that the teacher's normalisation holds; none where it holds a convention, such as 0.5."""
     iterations: NonNegativeInt = 30
     """Gradient steps per image; each costs one forward and backward pass of the teacher. 0 keeps the starts."""
     learning_rate: Positive = 0.01
@@ -56,6 +60,16 @@ class DescentConfig:
         """Yield what no single field shows."""
         if self.smoothing_px and self.prior == "fourier":
             yield "smoothing_px must be 0 with prior 'fourier', whose coefficients are no pixels"
+        if self.toned_share and self.prior == "fourier":
+            yield "toned_share must be 0 with prior 'fourier', whose coefficients are no pixels"
+
+    def build_prior(self, teacher: ModelCard) -> ImagePrior:
+        """Return the prior for this teacher's images."""
+        if self.toned_share and are_pixel_statistics(teacher.mean, teacher.std):
+            return build_toned_prior(
+                self.prior, teacher.image_shape, share=self.toned_share, mean=teacher.mean, std=teacher.std
+            )
+        return build_prior(self.prior, teacher.image_shape)
 
 
 def descend(

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.errors import SynthesisError
-from dfkd_core.priors import build_prior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, Positive, config_section
 from dfkd_core.statistics import FeatureStatistics
@@ -138,7 +137,7 @@ class InversionSynthesizer:
             error=SynthesisError,
         )
         targets = self.soft_targets(image_indices)
-        prior = build_prior(self.config.descent.prior, self.teacher.card.image_shape)
+        prior = self.config.descent.build_prior(self.teacher.card)
         images = descend(
             prior,
             prior.start(image_indices, seed=seed),

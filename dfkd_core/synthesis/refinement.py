@@ -19,7 +19,7 @@ from torch.nn.functional import log_softmax
 
 from dfkd_core.devices import autocast_on_gpu
 from dfkd_core.micro_batches import joined
-from dfkd_core.priors import ImagePrior, build_prior
+from dfkd_core.priors import ImagePrior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
@@ -98,7 +98,7 @@ def refine(
     Raises:
         SynthesisError: A loss is not finite; names iteration, term and images.
     """
-    prior = build_prior(config.prior, teacher.card.image_shape)
+    prior = config.build_prior(teacher.card)
     chosen = _is_refined(image_indices, config.refined_share)
     images = torch.empty(len(image_indices), *teacher.card.image_shape)
     if not chosen.all():

@@ -29,7 +29,7 @@ _BALANCING_DRAWS = 32
 
 
 def _settled_refinement() -> RefinementConfig:
-    return RefinementConfig(prior="mixed", learning_rate=0.03, smoothing_px=1.0, refined_share=0.25)
+    return RefinementConfig(prior="mixed", toned_share=0.5, learning_rate=0.03, smoothing_px=1.0, refined_share=0.25)
 
 
 @config_section

@@ -38,8 +38,7 @@ def test_run_without_data__shows_a_proxy_and_no_accuracy(without_data: Any) -> N
     assert metrics["proxy"].keys() == {"agreement", "kl", "num_classes", "largest_class"}
     assert metrics["num_images"] == 300
     assert "accuracy" not in metrics["teacher"].keys() | metrics["student"].keys()
-    words_of_a_proxy = ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "evaluated on", "classes given")
-    for words in (*words_of_a_proxy, "first champion"):
+    for words in ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "classes given", "first champion"):
         assert words in output
     assert "accuracy" not in output
     assert "Registered dfkd-student-proxy-" in output

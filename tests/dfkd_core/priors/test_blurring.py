@@ -1,6 +1,6 @@
 import torch
 
-from dfkd_core.priors.toning import blur_maps
+from dfkd_core.priors.blurring import blur_maps
 
 
 def test_blur_spreads_a_point_over_its_neighbours_and_leaves_unweighted_images_alone():
