@@ -28,10 +28,11 @@ Domain = tuple[Any, ...] | LogRange
 # `{steps}` is where the method's gradient steps are set; what a method does not have is left out.
 _SPACE: dict[str, Domain] = {
     "{steps}.prior": ("mixed", "procedural", "photos"),
+    "{steps}.toned_share": (0.0, 0.5, 1.0),
     "{steps}.refined_share": (0.0, 0.1, 0.25, 0.5, 1.0),
     "{steps}.iterations": (5, 15, 30, 60),
     "{steps}.learning_rate": LogRange(0.005, 0.1),
-    "distillation.temperature": LogRange(1.0, 20.0),
+    "distillation.temperature": LogRange(0.5, 20.0),
     "distillation.learning_rate": LogRange(0.001, 0.03),
     "distillation.feature_weight": (0.0, 0.5, 1.0, 2.0, 4.0),
     "distillation.augmentation.shift": (0.0, 0.03125, 0.0625, 0.09375),
@@ -52,6 +53,9 @@ def search_space(params: Params) -> dict[str, Domain]:
     paths = {template.format(steps=steps): domain for template, domain in _SPACE.items()}
     found = {path: _holding(present[path], domain) for path, domain in paths.items() if path in present}
     _check_held_out(present, found)
+    if present.get(f"{steps}.prior") == "fourier":
+        # Its coefficients have no tone.
+        del found[f"{steps}.toned_share"]
     if params.distillation.confidence:
         # The temperature then follows from it.
         del found["distillation.temperature"]

@@ -153,16 +153,20 @@ def test_interrupted_before_further_seeds__says_so(open_it: Callable[..., Search
 
 def test_space__holds_what_there_is_and_what_the_method_has() -> None:
     soft_target = search_space(Params())
-    assert len(soft_target) == 9
+    assert len(soft_target) == 10
     unusual = apply_overrides(Params(), ["distillation.temperature=50", "distillation.augmentation.shift=0.2"])
-    assert search_space(unusual)["distillation.temperature"] == LogRange(1.0, 50.0)
+    assert search_space(unusual)["distillation.temperature"] == LogRange(0.5, 50.0)
     assert 0.2 in search_space(unusual)["distillation.augmentation.shift"]
     boundary = search_space(apply_overrides(Params(), ["synthesis.method=boundary"]))
     assert "synthesis.methods.boundary.descent.prior" in boundary
-    assert len(boundary) == 8
+    assert len(boundary) == 9
     assert len(search_space(apply_overrides(Params(), ["synthesis.method=noise"]))) == 5
     confident = search_space(apply_overrides(Params(), ["distillation.confidence=0.6"]))
     assert "distillation.temperature" not in confident
+    steps = "synthesis.methods.soft_target.refinement"
+    coefficients = ["prior=fourier", "toned_share=0", "smoothing_px=0"]
+    fourier = search_space(apply_overrides(Params(), [f"{steps}.{change}" for change in coefficients]))
+    assert f"{steps}.toned_share" not in fourier
 
 
 def test_space__does_not_hold_the_held_out_prior() -> None:
