@@ -53,10 +53,10 @@ NUM_SOME_REAL = 12_000
 STARTS = ("pruned", "random")
 PRESETS = ("fast", "default", "best")
 PRIOR_STEPS: dict[str, dict[str, Any]] = {
-    "pixels": {"learning_rate": 0.1, "smoothing_px": 0.0},
-    "fourier": {"learning_rate": 0.1, "smoothing_px": 0.0},
-    "procedural": {"learning_rate": 0.04, "smoothing_px": 1.0},
-    "mixed": {"learning_rate": 0.04, "smoothing_px": 1.0},
+    "pixels": {"learning_rate": 0.1, "smoothing_px": 0.0, "toned_share": 0.0},
+    "fourier": {"learning_rate": 0.1, "smoothing_px": 0.0, "toned_share": 0.0},
+    "procedural": {"learning_rate": 0.04, "smoothing_px": 1.0, "toned_share": 0.5},
+    "mixed": {"learning_rate": 0.04, "smoothing_px": 1.0, "toned_share": 0.5},
 }
 AS_DRAWN: dict[str, Any] = {"refined_share": 0.0, "num_candidates": 1, "matching": "own"}
 OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.augmentation.shift": 0.0}}
@@ -130,15 +130,18 @@ def method_rows(params: Params) -> list[Row]:
 def part_rows(params: Params) -> list[Row]:
     """Return the default and rows in which one part of it is left out or changed."""
     refinement = partial(REFINEMENT.format, "soft_target")
-    (other,) = set(STARTS) - {params.distillation.start}
+    other = "pruned" if params.distillation.start == "random" else "random"
     parts: dict[str, dict[str, Any]] = {
         "default": {},
         f"{other} start": _start(other),
         "no feature matching": {"distillation.feature_weight": 0.0},
         f"{other} start, no feature matching": {**_start(other), "distillation.feature_weight": 0.0},
+        "temperature 4": {"distillation.temperature": 4.0},
         "no refinement": {refinement("refined_share"): 0.0},
         "all images refined": {refinement("refined_share"): 1.0},
         "no smoothing": {refinement("smoothing_px"): 0.0, refinement("learning_rate"): 0.01},
+        "brightness and contrast as drawn": {refinement("toned_share"): 0.0},
+        "all images toned": {refinement("toned_share"): 1.0},
         "procedural images alone": {refinement("prior"): "procedural"},
         "crops of photographs alone": {refinement("prior"): "photos"},
         "starts assigned to targets (2 per image)": {

@@ -88,7 +88,8 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     yield "transfer set", "", params.synthesis.method
     if params.synthesis.descent:
         _, descent = params.synthesis.descent
-        yield "image prior", "", descent.prior
+        toned_share = descent.toned_share_for(read_card(TEACHER))
+        yield "image prior", "", f"{descent.prior}, {toned_share:.0%} toned" if toned_share else descent.prior
         yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
     if "proxy" in metrics:
         yield "evaluated on", "", "synthetic images"

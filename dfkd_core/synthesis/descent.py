@@ -63,13 +63,16 @@ class DescentConfig:
         if self.toned_share and self.prior == "fourier":
             yield "toned_share must be 0 with prior 'fourier', whose coefficients are no pixels"
 
+    def toned_share_for(self, teacher: ModelCard) -> float:
+        """Return the share of toned starts: none if the teacher's normalisation says nothing of its images."""
+        return self.toned_share if are_pixel_statistics(teacher.mean, teacher.std) else 0.0
+
     def build_prior(self, teacher: ModelCard) -> ImagePrior:
         """Return the prior for this teacher's images."""
-        if self.toned_share and are_pixel_statistics(teacher.mean, teacher.std):
-            return build_toned_prior(
-                self.prior, teacher.image_shape, share=self.toned_share, mean=teacher.mean, std=teacher.std
-            )
-        return build_prior(self.prior, teacher.image_shape)
+        share = self.toned_share_for(teacher)
+        if not share:
+            return build_prior(self.prior, teacher.image_shape)
+        return build_toned_prior(self.prior, teacher.image_shape, share=share, mean=teacher.mean, std=teacher.std)
 
 
 def descend(
