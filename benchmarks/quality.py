@@ -136,7 +136,7 @@ def part_rows(params: Params) -> list[Row]:
         f"{other} start": _start(other),
         "no feature matching": {"distillation.feature_weight": 0.0},
         f"{other} start, no feature matching": {**_start(other), "distillation.feature_weight": 0.0},
-        "temperature 4": {"distillation.temperature": 4.0},
+        "temperature 1": {"distillation.temperature": 1.0},
         "no refinement": {refinement("refined_share"): 0.0},
         "all images refined": {refinement("refined_share"): 1.0},
         "no smoothing": {refinement("smoothing_px"): 0.0, refinement("learning_rate"): 0.01},

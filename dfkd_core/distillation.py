@@ -69,7 +69,7 @@ class DistillationConfig:
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256
     """Images per step; 128 to 512 are the fastest on a CPU."""
-    temperature: Positive = 1.0
+    temperature: Positive = 4.0
     """Temperature T that softens both outputs; the higher, the nearer to matching centred logits."""
     confidence: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Above 0: choose T so that the teacher's mean largest probability on the stored transfer set is this."""
