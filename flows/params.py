@@ -35,7 +35,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def parse_params(content: Any, *, source: str) -> Params:
-    """Turn plain nested mappings into the configuration tree.
+    """Turn plain nested mappings into the configuration tree; what they leave out is as in `Params()`.
 
     Args:
         content: The mappings.
@@ -45,11 +45,27 @@ def parse_params(content: Any, *, source: str) -> Params:
         ConfigError: With every fault: unknown keys, wrong types, values out of range.
     """
     try:
-        return TypeAdapter(Params).validate_python(content)
+        return TypeAdapter(Params).validate_python(_completed(content, Params()))
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors(include_url=False)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError("\n  ".join([f"{count} in {source}:", *faults])) from None
+
+
+def _completed(content: Any, defaults: Any) -> Any:
+    """Return the mapping with what it leaves out of a section.
+
+    A section's default can differ from its class's own: the refinement of `soft_target` has settled values.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    filled = dict(content)
+    for name, default in _fields(defaults).items():
+        if not dataclasses.is_dataclass(default):
+            filled.setdefault(name, default)
+        else:
+            filled[name] = _completed(filled.get(name, {}), default)
+    return filled
 
 
 def flatten(section: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,35 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dfkd_core.config import Params
 from dfkd_core.errors import ConfigError
+from flows.overrides import PRESETS, apply_preset, preset_names
 from flows.params import flatten, load_params, parse_params
 
 
 def test_parse_params__empty_gives_the_defaults() -> None:
     assert parse_params({}, source="test") == Params()
+
+
+def nested(path: str, value: object) -> object:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+def test_parse_params__one_value_alone_leaves_all_others_at_their_defaults() -> None:
+    for path, value in flatten(Params()).items():
+        assert parse_params(nested(path, value), source="test") == Params(), path
+
+
+def test_presets__change_what_they_say_and_nothing_else() -> None:
+    for name in preset_names():
+        said = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) or {}
+        preset, defaults = flatten(apply_preset(name)), flatten(Params())
+        changed = {path: value for path, value in preset.items() if value != defaults[path]}
+        assert changed.items() <= flatten(said).items(), name
 
 
 def test_parse_params__lists_every_fault_by_its_path() -> None:
