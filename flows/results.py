@@ -80,15 +80,16 @@ def render(params: Params) -> str:
 
 def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
     teacher, student, latency = metrics["teacher"], metrics["student"], read_latency()
+    card = read_card(TEACHER)
     joint = metrics.get("proxy", student)
     proxy = " (proxy)" if "proxy" in metrics else ""
     yield heading(params.data.dataset), "teacher", "student"
-    yield "network", read_card(TEACHER).network, read_card(STUDENT).network
+    yield "network", card.network, read_card(STUDENT).network
     yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
     yield "transfer set", "", params.synthesis.method
     if params.synthesis.descent:
         _, descent = params.synthesis.descent
-        toned_share = descent.toned_share_for(read_card(TEACHER))
+        toned_share = descent.toned_share_for(card)
         yield "image prior", "", f"{descent.prior}, {toned_share:.0%} toned" if toned_share else descent.prior
         yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
     if "proxy" in metrics:
@@ -101,7 +102,7 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     yield f"agreement{proxy}", "", f"{joint['agreement']:.2%}"
     yield f"KL to teacher{proxy}", "", f"{joint['kl']:.3f} nats"
     if "proxy" in metrics:
-        yield "classes given", f"{joint['num_classes']} of {read_card(TEACHER).num_classes}", ""
+        yield "classes given", f"{joint['num_classes']} of {card.num_classes}", ""
         yield "most given class", f"{joint['largest_class']:.2%}", ""
     yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
     yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
+import torch
+
 from dfkd_core.priors.base import ImagePrior
 from dfkd_core.priors.fourier import FourierPrior
 from dfkd_core.priors.mixed import MixedPrior
@@ -77,6 +79,5 @@ def _fitted_tone(
     channels, height, width = image_shape
     prior = build_prior(name, (channels, min(height, _LARGEST_FITTED_PX), min(width, _LARGEST_FITTED_PX)))
     parts = (range(first, first + _FITTED_AT_ONCE) for first in range(0, _NUM_FITTED, _FITTED_AT_ONCE))
-    counts = sum(count_levels(prior.start(part, seed=0, stream="tone")) for part in parts)
-    assert not isinstance(counts, int)
-    return fit_tone(counts, mean, std)
+    counts = [count_levels(prior.start(part, seed=0, stream="tone")) for part in parts]
+    return fit_tone(torch.stack(counts).sum(0), mean, std)

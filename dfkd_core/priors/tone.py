@@ -93,7 +93,8 @@ def fit_tone(counts: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ton
         The tone; a channel of one grey level only gets the mean, and no gain is above 16.
     """
     levels = torch.linspace(0, 1, _NUM_LEVELS, dtype=torch.float64)
-    pairs = [_fit_channel(levels, count.double() / count.sum(), *wanted) for count, *wanted in zip(counts, mean, std)]
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    pairs = [_fit_channel(levels, *channel) for channel in zip(shares, mean, std, strict=True)]
     return Tone(gain=tuple(gain for gain, _ in pairs), offset=tuple(offset for _, offset in pairs))
 
 
@@ -111,9 +112,8 @@ def _fit_channel(levels: Tensor, share: Tensor, mean: float, std: float) -> tupl
         image = toned(gain, offset_for(gain))
         return float(share @ (image - mean).square()) - std**2
 
-    gain = _bisect(excess, 0.0, _LARGEST_GAIN)
-    if float(share.max()) == 1:
-        gain = 1.0
+    # One grey level has no contrast to change.
+    gain = 1.0 if float(share.max()) == 1 else _bisect(excess, 0.0, _LARGEST_GAIN)
     return gain, offset_for(gain)
 
 
