@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py
     python benchmarks/speed.py --num-images 4000 --write .dfkd/benchmarks/speed.json
+    python benchmarks/speed.py --network resnet18_quarter --channels 3 --batch-size 64 --only steps
 
 Times vary from run to run where a machine is shared, so every figure comes with its ratio to a baseline that was
 measured in the same run: synthesis in plain memory layout against channels-last, one process against two. Each figure
@@ -18,7 +19,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -68,6 +69,19 @@ def best_seconds(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def best_in_turn(works: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the shortest run of each, run in turn after one run that does not count."""
+    times: list[list[float]] = []
+    for _ in range(1 + 3 * REPEATS):
+        row = []
+        for work in works:
+            start = time.perf_counter()
+            work()
+            row.append(time.perf_counter() - start)
+        times.append(row)
+    return [min(column) for column in zip(*times[1:], strict=True)]
 
 
 def synthesis_config(method: str, prior: str, iterations: int, num_images: int) -> SynthesisConfig:
@@ -128,28 +142,32 @@ def plain_copy(teacher: Teacher) -> Teacher:
     return Teacher(classifier)
 
 
-def measure_steps(teacher: Teacher, batch_size: int = 500) -> list[Figure]:
+def measure_steps(teacher: Teacher, batch_size: int) -> list[Figure]:
     """Time one refinement step (forward, gradient to the image) and the forward pass alone, in batches of `batch_size`.
 
     The teacher's weights get no gradient in either.
     """
     steps = 10
-    variants = (("plain", plain_copy(teacher), torch.contiguous_format), ("ours", teacher, torch.channels_last))
+    variants = (
+        ("plain", plain_copy(teacher), torch.contiguous_format),
+        ("ours", teacher.merged(), torch.channels_last),
+    )
     figures: list[Figure] = []
     for what, needs_gradient in (("refinement step", True), ("teacher forward", False)):
-        for name, model, layout in variants:
+
+        def work(model: Teacher, images: torch.Tensor, wanted: bool = needs_gradient) -> None:
+            for _ in range(steps):
+                x = images.detach().requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    total = model(x).square().sum()
+                if wanted:
+                    torch.autograd.grad(total, x)
+
+        works = []
+        for _, model, layout in variants:
             images = torch.rand(batch_size, *teacher.card.image_shape).contiguous(memory_format=layout)
-
-            def work(model: Teacher = model, images: torch.Tensor = images, wanted: bool = needs_gradient) -> None:
-                for _ in range(steps):
-                    x = images.detach().requires_grad_(wanted)
-                    with torch.set_grad_enabled(wanted):
-                        total = model(x).square().sum()
-                    if wanted:
-                        torch.autograd.grad(total, x)
-
-            work()
-            seconds = best_seconds(work)
+            works.append(partial(work, model, images))
+        for (name, _, _), seconds in zip(variants, best_in_turn(works), strict=True):
             ratio = figures[-1].seconds / seconds if name == "ours" else None
             rate = steps * batch_size / seconds
             figures.append(Figure(what=f"{what}, {name}", seconds=seconds, per_second=rate, unit="images", ratio=ratio))
@@ -221,25 +239,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="lenet5", help="the teacher's network")
     parser.add_argument("--num-images", type=int, default=2000, help="images per measurement")
+    parser.add_argument("--channels", type=int, default=1, help="channels of an image")
+    parser.add_argument("--batch-size", type=int, default=500, help="images per refinement step")
+    parser.add_argument("--only", choices=("steps", "processes", "growth", "methods", "distillation"))
     parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/speed.json"), help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     spec = dataset_spec("fashion_mnist")
     card = ModelCard(
         network=arguments.network,
-        in_channels=spec.in_channels,
+        in_channels=arguments.channels,
         image_size=32,
         num_classes=spec.num_classes,
-        mean=spec.mean,
-        std=spec.std,
+        mean=spec.mean * arguments.channels,
+        std=spec.std * arguments.channels,
         layer=default_layer(arguments.network),
     )
     teacher = Teacher(build_classifier(card, seed=0))
-    figures = measure_steps(teacher)
-    figures += measure_processes(teacher, arguments.num_images)
-    figures += measure_growth(teacher, arguments.num_images)
-    figures += measure_methods(teacher, arguments.num_images)
-    figures += measure_distillation(teacher, arguments.num_images)
+    parts: dict[str, Callable[[], list[Figure]]] = {
+        "steps": lambda: measure_steps(teacher, arguments.batch_size),
+        "processes": lambda: measure_processes(teacher, arguments.num_images),
+        "growth": lambda: measure_growth(teacher, arguments.num_images),
+        "methods": lambda: measure_methods(teacher, arguments.num_images),
+        "distillation": lambda: measure_distillation(teacher, arguments.num_images),
+    }
+    figures = [figure for name, part in parts.items() if arguments.only in (None, name) for figure in part()]
     for figure in figures:
         ratio = f"  {figure.ratio:.2f} times the line above" if figure.ratio else ""
         print(f"{figure.what:50s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")

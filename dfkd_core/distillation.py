@@ -217,6 +217,7 @@ def distill_images(
     if config.feature_weight:
         matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
     trainee = _Trainee(student, matcher, config, start)
+    teacher = teacher.merged(keep=matcher.teacher_paths if matcher else ())
     history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
     for record in run_epochs(

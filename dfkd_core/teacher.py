@@ -5,6 +5,8 @@ n images, c channels, h height, w width, d units of the modelled layer, k classe
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched, weight_of
+from dfkd_core.merging import merge_batch_norm
 from dfkd_core.micro_batches import PassSizes
 from dfkd_core.models import Classifier, ModelCard, load_model, model_digest
 
@@ -80,6 +83,19 @@ class Teacher:
     def classifier(self) -> Classifier:
         """The wrapped classifier, frozen."""
         return self._classifier
+
+    def merged(self, *, keep: Sequence[str] = ()) -> Teacher:
+        """Return this teacher with its BatchNorm merged into the layers before, which takes less time, if any can be.
+
+        It is the same function up to rounding, with the same digest, and the modelled layer and those at the addresses
+        in `keep` give what they did. See `dfkd_core.merging`.
+        """
+        classifier = merge_batch_norm(self._classifier, keep=(self.card.layer, *keep))
+        if classifier is self._classifier:
+            return self
+        other = copy.copy(self)
+        other._classifier = classifier
+        return other
 
     @property
     def num_features(self) -> int:

@@ -62,7 +62,7 @@ class BoundaryConfig:
                 "The boundary method needs a boundary, and the teacher has 1 class; at least 2 are needed. Use another "
                 "teacher or set synthesis.method: soft_target"
             )
-        return BoundarySynthesizer(teacher, self)
+        return BoundarySynthesizer(teacher.merged(), self)
 
 
 def pair_label(image_index: int, num_classes: int) -> int:

@@ -49,7 +49,7 @@ class DirichletConfig:
         """Build the method for `teacher`; the feature statistics are not used."""
         similarity = class_similarity(_last_weights(teacher))
         return TargetedSynthesizer(
-            teacher=teacher, draw_targets=partial(_draw_targets, self, similarity), refinement=self.refinement
+            teacher=teacher.merged(), draw_targets=partial(_draw_targets, self, similarity), refinement=self.refinement
         )
 
 

@@ -50,7 +50,7 @@ class SoftTargetConfig:
         """
         teacher.rest(statistics.mean[None])
         return TargetedSynthesizer(
-            teacher=teacher,
+            teacher=teacher.merged(),
             draw_targets=partial(_draw_targets, teacher, statistics, self),
             refinement=self.refinement,
             feature_weight=self.feature_weight,
