@@ -85,7 +85,7 @@ class DistillationConfig:
     """Optimizer."""
     learning_rate: Positive = 8e-3
     """Highest learning rate, reached after the warm-up; for sgd about 0.05."""
-    batch_norm_rate_factor: Positive = 0.25
+    batch_norm_rate_factor: Positive = 0.5
     """Factor on `learning_rate` for a thinner copy with BatchNorm. Its BatchNorm keeps the teacher's statistics of real
     images, and so holds large steps less in check than one that normalises by each batch, as from a random start."""
     weight_decay: NonNegative = 0.0

@@ -350,7 +350,7 @@ def test_start__random_learns_its_batch_norm_statistics():
 
 @pytest.mark.parametrize(
     ("student", "start", "factor"),
-    [("lenet5_half_bn", "pruned", 0.25), ("lenet5_half_bn", "random", 1.0), ("lenet5_half", "pruned", 1.0)],
+    [("lenet5_half_bn", "pruned", 0.5), ("lenet5_half_bn", "random", 1.0), ("lenet5_half", "pruned", 1.0)],
 )
 def test_batch_norm_rate_factor__counts_for_thinner_copies_with_batch_norm_alone(student, start, factor):
     teacher = make_batch_norm_teacher() if student.endswith("_bn") else make_teacher()
