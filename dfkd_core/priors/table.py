@@ -68,7 +68,8 @@ def build_toned_prior(
         mean: Mean of each channel over the pixels of these images, in (0, 1).
         std: Standard deviation of each channel.
     """
-    return TonedPrior(build_prior(name, image_shape), _fitted_tone(name, image_shape, mean, std), share)
+    tone = _fitted_tone(name, image_shape, mean, std)
+    return TonedPrior(build_prior(name, image_shape), tone, share=share, mean=mean, std=std)
 
 
 @cache
@@ -79,5 +80,5 @@ def _fitted_tone(
     channels, height, width = image_shape
     prior = build_prior(name, (channels, min(height, _LARGEST_FITTED_PX), min(width, _LARGEST_FITTED_PX)))
     parts = (range(first, first + _FITTED_AT_ONCE) for first in range(0, _NUM_FITTED, _FITTED_AT_ONCE))
-    counts = [count_levels(prior.start(part, seed=0, stream="tone")) for part in parts]
+    counts = [count_levels(prior.start(part, seed=0, stream="tone")).sum(0) for part in parts]
     return fit_tone(torch.stack(counts).sum(0), mean, std)

@@ -25,36 +25,51 @@ _NUM_LEVELS = 256
 # such as 0.5 and 0.5, or 0 and 1, lie there or beyond it.
 _LARGEST_SHARE_OF_VARIANCE = 0.95
 _LARGEST_GAIN = 16.0
-_NUM_HALVINGS = 40
+_NUM_GAIN_HALVINGS = 12
+_NUM_OFFSET_HALVINGS = 16
+# Below this deviation, five of 255 grey levels, an image shows nothing.
+_LEAST_CONTRAST = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Tone:
     """x -> 1/2 + gain (x - 1/2) + offset for each channel, cut off at 0 and 1."""
 
-    gain: tuple[float, ...]
-    """Contrast about mid-grey, above 0."""
-    offset: tuple[float, ...]
-    """Brightness added."""
+    gain: Tensor
+    """Contrast about mid-grey, above 0: [c] for all images, [n, c] for each its own."""
+    offset: Tensor
+    """Brightness added, of the same shape."""
 
     def apply(self, images: Tensor) -> Tensor:
         """Return images [n, c, h, w] in [0, 1] with this tone."""
-        gain, offset = (images.new_tensor(values)[:, None, None] for values in (self.gain, self.offset))
+        gain, offset = (values[..., None, None].to(images) for values in (self.gain, self.offset))
         return ((images - 0.5) * gain).add_(0.5 + offset).clamp_(0, 1)
 
 
 class TonedPrior:
     """A prior of pixels in which a share of the drawn images has a tone; refinement starts from them."""
 
-    def __init__(self, prior: ImagePrior, tone: Tone, share: float) -> None:
-        """Give this share of what `prior` draws the tone, image by image."""
-        self._prior, self._tone, self._share = prior, tone, share
+    def __init__(
+        self, prior: ImagePrior, tone: Tone, *, share: float, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        """Give this share of what `prior` draws the tone, image by image.
+
+        Args:
+            prior: Draws the images.
+            tone: What gives all of them together the mean and the standard deviation.
+            share: Of the images, from 0 to 1.
+            mean: Mean of each channel: an image that the tone cuts off to a single level, such as a grey one to black,
+                gets a tone of its own by it.
+            std: Standard deviation of each channel.
+        """
+        self._prior, self._tone, self._share, self._mean, self._std = prior, tone, share, mean, std
 
     def start(self, image_indices: Sequence[int], *, seed: int, stream: str = "prior") -> Tensor:
         """Draw images, see `ImagePrior.start`."""
         images = self._prior.start(image_indices, seed=seed, stream=stream)
         is_toned = uniform_rows(seed, f"{stream}/tone", image_indices, (1,))[:, 0] < self._share
-        images[is_toned] = self._tone.apply(images[is_toned])
+        if is_toned.any():
+            images[is_toned] = self._toned(images[is_toned])
         return images
 
     def decode(self, parameters: Tensor) -> Tensor:
@@ -64,6 +79,14 @@ class TonedPrior:
     def project(self, parameters: Tensor) -> None:
         """Bring parameters back to [0, 1], see `ImagePrior.project`."""
         self._prior.project(parameters)
+
+    def _toned(self, images: Tensor) -> Tensor:
+        toned = self._tone.apply(images)
+        is_empty = toned.flatten(2).std(2, correction=0).amax(1) < _LEAST_CONTRAST
+        if is_empty.any():
+            lost = images[is_empty]
+            toned[is_empty] = fit_tone(count_levels(lost), self._mean, self._std).apply(lost)
+        return toned
 
 
 def are_pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> bool:
@@ -76,53 +99,52 @@ def are_pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> bool:
 
 
 def count_levels(images: Tensor) -> Tensor:
-    """Count the pixels of images [n, c, h, w] in [0, 1] per channel and grey level, int64 [c, 256]."""
-    levels = (images * (_NUM_LEVELS - 1)).round().long().transpose(0, 1).flatten(1)
-    return torch.stack([channel.bincount(minlength=_NUM_LEVELS) for channel in levels])
+    """Count the pixels of images [n, c, h, w] in [0, 1] per image, channel and grey level, float64 [n, c, 256]."""
+    levels = (images * (_NUM_LEVELS - 1)).round().long().flatten(2)
+    counts = torch.zeros(*levels.shape[:2], _NUM_LEVELS, dtype=torch.float64)
+    return counts.scatter_add_(2, levels, torch.ones((), dtype=torch.float64).expand(levels.shape))
 
 
 def fit_tone(counts: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tone:
     """Return the tone that gives pixels this mean and standard deviation in each channel.
 
     Args:
-        counts: Pixels per channel and grey level [c, 256], see `count_levels`.
+        counts: Pixels per channel and grey level, [c, 256] or [n, c, 256], see `count_levels`.
         mean: Wanted mean of each channel, in (0, 1).
         std: Wanted standard deviation of each channel, in (0, sqrt(mean (1 - mean))).
 
     Returns:
-        The tone; a channel of one grey level only gets the mean, and no gain is above 16.
+        The tone, or one for each of n. No gain is above 16, so that pixels of nearly one level stay alike.
     """
+    shares = counts / counts.sum(-1, keepdim=True)
     levels = torch.linspace(0, 1, _NUM_LEVELS, dtype=torch.float64)
-    shares = counts.double() / counts.sum(1, keepdim=True)
-    pairs = [_fit_channel(levels, *channel) for channel in zip(shares, mean, std, strict=True)]
-    return Tone(gain=tuple(gain for gain, _ in pairs), offset=tuple(offset for _, offset in pairs))
+    wanted_mean, wanted_std = (
+        torch.tensor(moment, dtype=torch.float64).expand(shares.shape[:-1]) for moment in (mean, std)
+    )
 
+    def toned(gain: Tensor, offset: Tensor) -> Tensor:
+        return ((levels - 0.5) * gain[..., None] + (0.5 + offset)[..., None]).clamp_(0, 1)
 
-def _fit_channel(levels: Tensor, share: Tensor, mean: float, std: float) -> tuple[float, float]:
-    """Find the gain at which the deviation is right, each with the offset at which the mean is."""
-
-    def toned(gain: float, offset: float) -> Tensor:
-        return ((levels - 0.5) * gain + 0.5 + offset).clamp(0, 1)
-
-    def offset_for(gain: float) -> float:
+    def offset_for(gain: Tensor) -> Tensor:
         reach = 0.5 + gain / 2
-        return _bisect(lambda offset: float(share @ toned(gain, offset)) - mean, -reach, reach)
+        return _bisect(
+            lambda offset: (shares * toned(gain, offset)).sum(-1) - wanted_mean, -reach, reach, _NUM_OFFSET_HALVINGS
+        )
 
-    def excess(gain: float) -> float:
-        image = toned(gain, offset_for(gain))
-        return float(share @ (image - mean).square()) - std**2
+    def excess(gain: Tensor) -> Tensor:
+        deviation = toned(gain, offset_for(gain)) - wanted_mean[..., None]
+        return (shares * deviation.square()).sum(-1) - wanted_std.square()
 
+    none, most = torch.zeros_like(wanted_mean), torch.full_like(wanted_mean, _LARGEST_GAIN)
     # One grey level has no contrast to change.
-    gain = 1.0 if float(share.max()) == 1 else _bisect(excess, 0.0, _LARGEST_GAIN)
-    return gain, offset_for(gain)
+    gain = torch.where(shares.amax(-1) == 1, 1.0, _bisect(excess, none, most, _NUM_GAIN_HALVINGS))
+    return Tone(gain=gain, offset=offset_for(gain))
 
 
-def _bisect(rising: Callable[[float], float], low: float, high: float) -> float:
+def _bisect(rising: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, num_halvings: int) -> Tensor:
     """Return where a function that rises from `low` to `high` passes 0, or the end that is nearer to it."""
-    for _ in range(_NUM_HALVINGS):
+    for _ in range(num_halvings):
         middle = (low + high) / 2
-        if rising(middle) < 0:
-            low = middle
-        else:
-            high = middle
+        is_below = rising(middle) < 0
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     return (low + high) / 2
