@@ -43,7 +43,7 @@ _TRAINING = (
     "dfkd_core/rows.py",
     "dfkd_core/training.py",
 )
-_PASSES = ("dfkd_core/memory.py", "dfkd_core/micro_batches.py", "dfkd_core/teacher.py")
+_PASSES = ("dfkd_core/memory.py", "dfkd_core/merging.py", "dfkd_core/micro_batches.py", "dfkd_core/teacher.py")
 _STATISTICS = (*_MODEL, *_PASSES, "dfkd_core/priors", "dfkd_core/statistics.py")
 
 STAGE_MODULES = {
