@@ -87,7 +87,10 @@ def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
             if _is_weighted(module):
                 handle = module.register_forward_hook(lambda module, args, output: given.append((module, output)))
             elif _has_constants(module):
-                handle = module.register_forward_pre_hook(lambda module, args: read.append((module, args[0])))
+                # An input given by name is not seen, and its layer stays.
+                handle = module.register_forward_pre_hook(
+                    lambda module, args: read.append((module, args[0] if args else None))
+                )
             else:
                 continue
             stack.callback(handle.remove)

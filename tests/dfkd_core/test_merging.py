@@ -125,8 +125,18 @@ class Activated(nn.BatchNorm2d):
         Net(Activated(6)),
         Net(nn.BatchNorm2d(6), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3))),
         Net(nn.GroupNorm(2, 6)),
+        Net(nn.BatchNorm2d(6), use=lambda conv, middle, x: middle(input=conv(x))),
     ],
-    ids=["not next", "read twice", "layer runs twice", "norm runs twice", "subclass", "parametrized", "group norm"],
+    ids=[
+        "not next",
+        "read twice",
+        "layer runs twice",
+        "norm runs twice",
+        "subclass",
+        "parametrized",
+        "group norm",
+        "by name",
+    ],
 )
 def test_what_cannot_be_merged_is_left_alone(network):
     classifier = foreign(network)
