@@ -6,7 +6,7 @@
 
 Times vary from run to run where a machine is shared, so every figure comes with its ratio to a baseline that was
 measured in the same run: synthesis in plain memory layout against channels-last, one process against two. Each figure
-is the best of three. The teacher has random weights: speed does not depend on them.
+is the best of three, of single steps the best of nine. The teacher has random weights: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -63,25 +63,18 @@ class Figure:
 
 def best_seconds(work: Callable[[], object]) -> float:
     """Return the shortest of a few runs."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return best_in_turn([work], rounds=REPEATS)[0]
 
 
-def best_in_turn(works: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the shortest run of each, run in turn after one run that does not count."""
-    times: list[list[float]] = []
-    for _ in range(1 + 3 * REPEATS):
-        row = []
-        for work in works:
+def best_in_turn(works: Sequence[Callable[[], object]], *, rounds: int) -> list[float]:
+    """Return the shortest run of each, run in turn."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for work, own in zip(works, times, strict=True):
             start = time.perf_counter()
             work()
-            row.append(time.perf_counter() - start)
-        times.append(row)
-    return [min(column) for column in zip(*times[1:], strict=True)]
+            own.append(time.perf_counter() - start)
+    return [min(own) for own in times]
 
 
 def synthesis_config(method: str, prior: str, iterations: int, num_images: int) -> SynthesisConfig:
@@ -167,7 +160,7 @@ def measure_steps(teacher: Teacher, batch_size: int) -> list[Figure]:
         for _, model, layout in variants:
             images = torch.rand(batch_size, *teacher.card.image_shape).contiguous(memory_format=layout)
             works.append(partial(work, model, images))
-        for (name, _, _), seconds in zip(variants, best_in_turn(works), strict=True):
+        for (name, _, _), seconds in zip(variants, best_in_turn(works, rounds=3 * REPEATS), strict=True):
             ratio = figures[-1].seconds / seconds if name == "ours" else None
             rate = steps * batch_size / seconds
             figures.append(Figure(what=f"{what}, {name}", seconds=seconds, per_second=rate, unit="images", ratio=ratio))

@@ -31,6 +31,7 @@ from dfkd_core.digests import json_digest
 from dfkd_core.disagreement import DisagreementConfig, seek_disagreement
 from dfkd_core.errors import ConfigError, DistillationError, TeacherError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs
+from dfkd_core.layers import BatchNorm
 from dfkd_core.micro_batches import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.mixing import Mixing, mix
 from dfkd_core.models import Classifier, ModelCard, build_classifier
@@ -50,7 +51,6 @@ Start = Literal["random", "pruned"]
 
 # Copies of the weights that an optimizer keeps: Adam's two moments.
 _MOMENTS = 2
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @config_section
@@ -344,13 +344,13 @@ class _KeepingStatistics(nn.ModuleList):
     def train(self, mode: bool = True) -> _KeepingStatistics:
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BATCH_NORMS):
+            if isinstance(module, BatchNorm):
                 module.eval()
         return self
 
 
 def _has_batch_norm(network: nn.Module) -> bool:
-    return any(isinstance(module, _BATCH_NORMS) for module in network.modules())
+    return any(isinstance(module, BatchNorm) for module in network.modules())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dfkd_core.errors import TeacherError
 
 __all__ = [
     "OUTPUT",
+    "BatchNorm",
     "LayerAddress",
     "LayerCandidate",
     "find_modelled_layer",
@@ -33,6 +34,9 @@ __all__ = [
 
 OUTPUT = ":output"
 """Address of the classifier's logits."""
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+"""Layers that normalise each channel by moments that they remember; subclasses too, with `isinstance`."""
 
 _INPUT = ":input"
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
-from dfkd_core.layers import parse_layer, recorded
+from dfkd_core.layers import BatchNorm, parse_layer, recorded
 from dfkd_core.models import Classifier
 from dfkd_core.seeding import derive_generator
 
@@ -30,9 +30,7 @@ _NUM_PROBES = 4
 # Rounding is 1e-5 on a CPU and 1e-3 with a GPU's TF32; a merge that does not hold changes whole channels.
 _TOLERANCE = 1e-2
 
-
 _Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +96,15 @@ def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
     num_runs = Counter(module for module, _ in given + read)
     # All of these tensors are alive, so that no two of them share an identity.
     source = {id(output): module for module, output in given}
-    found = [
-        (source[id(value)], module)
-        for module, value in read
+    pairs = []
+    for batch_norm, value in read:
+        weighted = source.get(id(value))
+        if weighted is None or num_runs[weighted] > 1 or num_runs[batch_norm] > 1:
+            continue
         # BatchNorm takes the second dimension of a sequence for its channels, a linear layer the last.
-        if id(value) in source and not (isinstance(source[id(value)], nn.Linear) and value.dim() > 2)
-    ]
-    return [_Pair(*(names[module] for module in pair)) for pair in found if all(num_runs[m] == 1 for m in pair)]
+        if not (isinstance(weighted, nn.Linear) and value.dim() > 2):
+            pairs.append(_Pair(names[weighted], names[batch_norm]))
+    return pairs
 
 
 def _values(classifier: Classifier, addresses: Sequence[str], images: Tensor) -> list[Tensor]:
@@ -127,13 +127,13 @@ def _is_weighted(module: nn.Module) -> bool:
 def _has_constants(module: nn.Module) -> bool:
     """Tell whether a module is BatchNorm, and nothing else, that normalises by what it remembers."""
     # A subclass may do more, such as an activation.
-    return type(module) in get_args(_BatchNorm) and module.running_mean is not None and not module.training
+    return type(module) in get_args(BatchNorm) and module.running_mean is not None and not module.training
 
 
 def _merge(network: nn.Module, pair: _Pair) -> None:
     layer, norm = network.get_submodule(pair.weighted), network.get_submodule(pair.batch_norm)
     assert isinstance(layer, _Weighted)
-    assert isinstance(norm, _BatchNorm)
+    assert isinstance(norm, BatchNorm)
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from dfkd_core.channel_choice import Regression, choose_channels, with_ridge
 from dfkd_core.errors import DistillationError
+from dfkd_core.layers import BatchNorm
 from dfkd_core.micro_batches import LABELLING_SHARE
 from dfkd_core.rows import Rows
 from dfkd_core.seeding import derive_generator
@@ -38,7 +39,6 @@ _MAPS_AT_ONCE = 5
 _MAX_ROWS = 20_000
 
 _Layer = nn.Conv2d | nn.Linear
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 # Modules that treat all channels alike; of these the student's are the teacher's.
 _PER_CHANNEL = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid),
@@ -158,7 +158,7 @@ def _trace(network: nn.Module) -> fx.Graph:
     for node in graph.nodes:
         is_known = node.op in ("placeholder", "output")
         if node.op == "call_module":
-            is_known = isinstance(network.get_submodule(node.target), (_Layer, _BatchNorm, *_PER_CHANNEL))
+            is_known = isinstance(network.get_submodule(node.target), (_Layer, BatchNorm, *_PER_CHANNEL))
         elif node.op in ("call_function", "call_method"):
             is_known = _is_sum(node) or _keeps_channels(node)
         if not is_known:
@@ -294,8 +294,8 @@ class _Filler(fx.Interpreter):
         if isinstance(module, _Layer):
             assert isinstance(small, _Layer)
             _fill_layer(str(n.target), module, small, narrow, output, self._spaces[n.all_input_nodes[0]], kept)
-        elif isinstance(module, _BatchNorm):
-            assert isinstance(small, _BatchNorm)
+        elif isinstance(module, BatchNorm):
+            assert isinstance(small, BatchNorm)
             _fill_batch_norm(module, small, wide, narrow, kept)
         return output, small(narrow)
 
@@ -325,7 +325,7 @@ def _fill_layer(
         small.bias.copy_(bias)
 
 
-def _fill_batch_norm(module: _BatchNorm, small: _BatchNorm, wide: Tensor, narrow: Tensor, kept: Tensor) -> None:
+def _fill_batch_norm(module: BatchNorm, small: BatchNorm, wide: Tensor, narrow: Tensor, kept: Tensor) -> None:
     """Copy what the teacher's remembers of real images; its means move with those of the student's inputs.
 
     A layer without a bias cannot make up for the mean of the channels left out; the BatchNorm after it can.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.layers import OUTPUT, parse_layer, recorded, replaced, watched, weight_of
+from dfkd_core.layers import OUTPUT, BatchNorm, parse_layer, recorded, replaced, watched, weight_of
 from dfkd_core.merging import merge_batch_norm
 from dfkd_core.micro_batches import PassSizes
 from dfkd_core.models import Classifier, ModelCard, load_model, model_digest
@@ -25,8 +25,6 @@ __all__ = ["Side", "Teacher", "load_teacher"]
 
 Side = Literal["incoming", "outgoing"]
 """Which weights of the modelled layer's units are meant: those that feed them or those that read them."""
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +187,9 @@ class Teacher:
             TeacherError: No BatchNorm with d channels stands there.
         """
         following = self._trace.after[0] if self._trace.after else None
-        if isinstance(following, _BATCH_NORMS) and following.num_features == self.num_features:
+        if isinstance(following, BatchNorm) and following.num_features == self.num_features:
             return _buffer(following.running_mean), _buffer(following.running_var).sqrt()
-        preceding = next((m for m in reversed(self._trace.before) if isinstance(m, _BATCH_NORMS)), None)
+        preceding = next((m for m in reversed(self._trace.before) if isinstance(m, BatchNorm)), None)
         if preceding is None or preceding.num_features != self.num_features or preceding.weight is None:
             raise TeacherError(
                 f"No BatchNorm with {self.num_features} channels stands at layer {self.card.layer!r}. "

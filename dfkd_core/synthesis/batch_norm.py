@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd_core.errors import TeacherError
+from dfkd_core.layers import BatchNorm
 from dfkd_core.teacher import Teacher
 
 __all__ = ["batch_norm_distance", "batch_norm_layers", "normalising_by_batch", "recording_distances"]
 
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 _Hook = Callable[[Any, Any, Any], Tensor | None]
 
 
