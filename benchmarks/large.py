@@ -33,7 +33,8 @@ from torch import nn
 from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.data import LabelledImages
 from dfkd_core.digests import write_json
-from dfkd_core.distillation import DistillationConfig, distill, distill_images
+from dfkd_core.distillation import distill, distill_images
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.evaluation import evaluate
 from dfkd_core.memory import GIB
 from dfkd_core.models import Classifier, ModelCard, build_classifier

@@ -35,7 +35,8 @@ from torch import nn
 from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.data import dataset_spec
 from dfkd_core.digests import write_json
-from dfkd_core.distillation import DistillationConfig, distill_images
+from dfkd_core.distillation import distill_images
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.models import ModelCard, build_classifier, save_model
 from dfkd_core.networks import default_layer
 from dfkd_core.priors import prior_names
@@ -227,6 +228,15 @@ def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
     return figures
 
 
+PARTS: dict[str, Callable[[Teacher, argparse.Namespace], list[Figure]]] = {
+    "steps": lambda teacher, given: measure_steps(teacher, given.batch_size),
+    "processes": lambda teacher, given: measure_processes(teacher, given.num_images),
+    "growth": lambda teacher, given: measure_growth(teacher, given.num_images),
+    "methods": lambda teacher, given: measure_methods(teacher, given.num_images),
+    "distillation": lambda teacher, given: measure_distillation(teacher, given.num_images),
+}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +244,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=2000, help="images per measurement")
     parser.add_argument("--channels", type=int, default=1, help="channels of an image")
     parser.add_argument("--batch-size", type=int, default=500, help="images per refinement step")
-    parser.add_argument("--only", choices=("steps", "processes", "growth", "methods", "distillation"))
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/speed.json"), help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -249,14 +259,9 @@ def main() -> None:
         layer=default_layer(arguments.network),
     )
     teacher = Teacher(build_classifier(card, seed=0))
-    parts: dict[str, Callable[[], list[Figure]]] = {
-        "steps": lambda: measure_steps(teacher, arguments.batch_size),
-        "processes": lambda: measure_processes(teacher, arguments.num_images),
-        "growth": lambda: measure_growth(teacher, arguments.num_images),
-        "methods": lambda: measure_methods(teacher, arguments.num_images),
-        "distillation": lambda: measure_distillation(teacher, arguments.num_images),
-    }
-    figures = [figure for name, part in parts.items() if arguments.only in (None, name) for figure in part()]
+    figures = [
+        figure for name, part in PARTS.items() if arguments.only in (None, name) for figure in part(teacher, arguments)
+    ]
     for figure in figures:
         ratio = f"  {figure.ratio:.2f} times the line above" if figure.ratio else ""
         print(f"{figure.what:50s} {figure.seconds:7.2f} s {figure.per_second:10,.0f} {figure.unit}/s{ratio}")

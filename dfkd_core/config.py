@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge
 
 from dfkd_core.data import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
-from dfkd_core.distillation import DistillationConfig
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation import EvaluationConfig
 from dfkd_core.networks import build_network

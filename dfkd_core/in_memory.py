@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import torch
 
-from dfkd_core.distillation import DistillationConfig, distill_images
+from dfkd_core.distillation import distill_images
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.models import Classifier
 from dfkd_core.statistics import FeatureStatistics
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer

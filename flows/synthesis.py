@@ -14,9 +14,9 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from dfkd_core.config import ExecutionConfig, Params
-from dfkd_core.distillation import check_student
 from dfkd_core.models import read_card
 from dfkd_core.progress import Progress
+from dfkd_core.students import check_student
 from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
 from dfkd_core.transfer_set import read_manifest

@@ -8,9 +8,9 @@ from prefect import flow
 
 from dfkd_core.config import Params
 from dfkd_core.data import DataConfig
-from dfkd_core.distillation import check_student
 from dfkd_core.evaluation_data import load_evaluation_data
 from dfkd_core.models import read_card
+from dfkd_core.students import check_student
 from flows.display import say
 from flows.running import FLOW_OPTIONS, run_cached
 from tasks.teacher import NOTES_FILE, make_teacher, take_teacher

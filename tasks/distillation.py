@@ -7,7 +7,8 @@ from pathlib import Path
 from prefect import task
 
 from dfkd_core.devices import resolve_device
-from dfkd_core.distillation import DistillationConfig, distill
+from dfkd_core.distillation import distill
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.models import save_model
 from dfkd_core.teacher import load_teacher
 from dfkd_core.transfer_set import TransferSet, verify_transfer_set

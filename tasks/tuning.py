@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.devices import resolve_device
-from dfkd_core.distillation import DistillationConfig
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.in_memory import make_student
 from dfkd_core.proxy import proxy_score
 from dfkd_core.statistics import load_statistics

@@ -2,7 +2,7 @@ import pytest
 
 from dfkd_core.config import Params
 from dfkd_core.data import DataConfig
-from dfkd_core.distillation import DistillationConfig
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.errors import ConfigError
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig
 from dfkd_core.synthesis.refinement import RefinementConfig

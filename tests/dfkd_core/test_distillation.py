@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from dfkd_core import checkpoints
 from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.disagreement import DisagreementConfig
-from dfkd_core.distillation import DistillationConfig, _step_cost, distill, distill_images
+from dfkd_core.distillation import distill, distill_images
+from dfkd_core.distillation_config import DistillationConfig
+from dfkd_core.distillation_steps import step_cost
 from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
 from dfkd_core.micro_batches import PassSizes
@@ -408,5 +410,5 @@ def test_batches_that_wait_count():
     teacher = make_teacher()
     options = {"seed": 0, "device": torch.device("cpu")}
     config = DistillationConfig(feature_weight=0.0, augmentation=MOVED)
-    costs = [_step_cost(teacher, make_images(), torch.zeros(24, 3), config, prefetch=n, **options) for n in (0, 2)]
+    costs = [step_cost(teacher, make_images(), torch.zeros(24, 3), config, prefetch=n, **options) for n in (0, 2)]
     assert costs[1].per_image - costs[0].per_image == 2 * 4 * (32 * 32 + 3)

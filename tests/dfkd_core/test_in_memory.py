@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dfkd_core.distillation import DistillationConfig, distill_images
+from dfkd_core.distillation import distill_images
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.in_memory import make_student
 from dfkd_core.models import ModelCard, build_classifier, model_digest
 from dfkd_core.statistics import StatisticsConfig, estimate_statistics

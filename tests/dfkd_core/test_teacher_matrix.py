@@ -23,7 +23,8 @@ from dfkd_core.architectures import build_architecture
 from dfkd_core.augmentation import AugmentationConfig
 from dfkd_core.bringing import bring_module, bring_teacher
 from dfkd_core.data import DataConfig, LabelledImages, load_dataset
-from dfkd_core.distillation import DistillationConfig, check_student, distill_images
+from dfkd_core.distillation import distill_images
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.evaluation import evaluate
 from dfkd_core.export import export_model, probe_images
 from dfkd_core.in_memory import make_student
@@ -32,6 +33,7 @@ from dfkd_core.layers import OUTPUT
 from dfkd_core.models import Classifier, load_model, model_digest, save_model
 from dfkd_core.source import SourceConfig
 from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.students import check_student
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.shards import synthesize_shard

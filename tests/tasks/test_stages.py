@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfkd_core.data import DataConfig
-from dfkd_core.distillation import DistillationConfig
+from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.errors import TransferSetError
 from dfkd_core.evaluation import EvaluationConfig
 from dfkd_core.models import ModelCard, build_classifier, load_model, save_model
