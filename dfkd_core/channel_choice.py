@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Regression", "choose_channels", "with_ridge"]
+from dfkd_core.least_squares import with_ridge
 
-# Share of the inputs' mean variance; more trusts the teacher's weights and less the images.
-_RIDGE = 0.03
+__all__ = ["Regression", "choose_channels"]
+
 # Wide layers choose several channels at a time, so that time grows with the square of the width and not the cube.
 _MAX_STEPS = 32
 _MAX_EXCHANGES = 32
@@ -92,9 +92,3 @@ def choose_channels(problems: list[Regression], count: int) -> Tensor:
         if old == new:
             break
     return is_in.nonzero()[:, 0]
-
-
-def with_ridge(gram: Tensor) -> Tensor:
-    """Add, in place, a share of the mean variance to the diagonal of a covariance [p, p], and return it."""
-    gram.diagonal().add_(max(_RIDGE * gram.diagonal().mean().item(), 1e-30))
-    return gram

@@ -138,6 +138,8 @@ def distill_images(
     matcher = None
     if config.feature_weight:
         matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
+        if start == "pruned" and found is None:
+            matcher.fit_map(teacher, student, images)
     trainee = _Trainee(student, matcher, config, start)
     teacher = teacher.merged(keep=matcher.teacher_paths if matcher else ())
     history = trainee.resume(found) if found else []

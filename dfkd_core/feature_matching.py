@@ -18,14 +18,19 @@ from torch.nn import functional
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.layers import parse_layer, recorded
+from dfkd_core.least_squares import fit_linear
+from dfkd_core.micro_batches import joined
 from dfkd_core.models import Classifier
+from dfkd_core.rows import Rows
 from dfkd_core.seeding import derive_seed
 from dfkd_core.teacher import Teacher
+from dfkd_core.training import load_batch
 
 __all__ = ["FeatureMatcher", "forward_with_outputs", "normalised_mse"]
 
 # Below this share of the mean square a spread is rounding of outputs that are the same for all images.
 _CONSTANT = 1e-12
+_MAX_FITTED_IMAGES = 1000
 
 
 class FeatureMatcher(nn.Module):
@@ -60,6 +65,37 @@ class FeatureMatcher(nn.Module):
         self._by_unit = wide != narrow
         self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
         """Learned map from the student's units of the modelled layer to the teacher's; None where they are as many."""
+
+    @torch.no_grad()
+    def fit_map(self, teacher: Teacher, student: Classifier, images: Rows) -> None:
+        """Set the learned map, where there is one, to what least squares give on images, in float64 on the CPU.
+
+        For a student that knows what its teacher knows from the start, a thinner copy: a drawn map would teach it
+        nonsense until it is learned. From drawn weights units are so small that the fitted map would be huge.
+
+        Args:
+            teacher: The network whose outputs are the target.
+            student: The student before its first step, on its device; its mode stays.
+            images: uint8 images [n, c, h, w], of which the first 1,000 count.
+        """
+        if self.projection is None:
+            return
+        batch = load_batch(images, torch.arange(min(_MAX_FITTED_IMAGES, len(images))), teacher.device)
+        is_training = student.training
+        student.eval()
+        units: list[list[Tensor]] = [[], []]
+        for part in teacher.passes.split(batch):
+            for found, network, paths in (
+                (units[0], student, self.student_paths),
+                (units[1], teacher.classifier, self.teacher_paths),
+            ):
+                _, outputs = forward_with_outputs(network, paths[:1], part.to(network.mean.device))
+                found.append(_unit_means(outputs[0]).cpu().double())
+        student.train(is_training)
+        narrow, wide = (joined(parts) for parts in units)
+        weights, bias = fit_linear(narrow, wide, narrow.new_zeros(wide.shape[1], narrow.shape[1]))
+        self.projection.weight.copy_(weights)
+        self.projection.bias.copy_(bias)
 
     def forward(self, student_outputs: Sequence[Tensor], teacher_outputs: Sequence[Tensor]) -> Tensor:
         """Return the mean over the layers of `normalised_mse`.

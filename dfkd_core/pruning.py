@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from dfkd_core.channel_choice import Regression, choose_channels, with_ridge
+from dfkd_core.channel_choice import Regression, choose_channels
 from dfkd_core.errors import DistillationError
 from dfkd_core.layers import BatchNorm
+from dfkd_core.least_squares import fit_linear
 from dfkd_core.micro_batches import LABELLING_SHARE
 from dfkd_core.rows import Rows
 from dfkd_core.seeding import derive_generator
@@ -319,7 +320,7 @@ def _fill_layer(
     inputs = _patches(small, narrow, rows, len(source.kept)).flatten(1).cpu().double()
     wanted = output.movedim(1, -1).flatten(0, -2)[rows][:, kept].cpu().double()
     prior = _by_channel(layer, source)[kept][:, source.kept].flatten(1).cpu().double()
-    weights, bias = _solve(inputs, wanted, prior)
+    weights, bias = fit_linear(inputs, wanted, prior)
     small.weight.copy_(weights.view_as(small.weight))
     if small.bias is not None:
         small.bias.copy_(bias)
@@ -340,16 +341,6 @@ def _fill_batch_norm(module: BatchNorm, small: BatchNorm, wide: Tensor, narrow: 
 def _by_channel(layer: _Layer, source: _Space) -> Tensor:
     """Return a layer's weights as [o, c, t]."""
     return layer.weight.reshape(len(layer.weight), source.width, -1)
-
-
-def _solve(inputs: Tensor, wanted: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights [o, p] and biases [o] that map inputs [m, p] to wanted [m, o], held to the weights `prior`."""
-    input_mean, wanted_mean = inputs.mean(0), wanted.mean(0)
-    inputs, wanted = inputs - input_mean, wanted - wanted_mean
-    gram = with_ridge(inputs.T @ inputs)
-    missing = wanted - inputs @ prior.T
-    weights = prior + torch.cholesky_solve(inputs.T @ missing, torch.linalg.cholesky(gram)).T
-    return weights, wanted_mean - weights @ input_mean
 
 
 def _sample_rows(path: str, output: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ STAGE_MODULES = {
         "dfkd_core/distillation_config.py",
         "dfkd_core/distillation_steps.py",
         "dfkd_core/feature_matching.py",
+        "dfkd_core/least_squares.py",
         "dfkd_core/mixing.py",
         "dfkd_core/pruning.py",
         "dfkd_core/soft_labels.py",

@@ -268,6 +268,13 @@ def test_feature_weight__the_map_between_widths_is_trained_kept_in_checkpoints_a
     assert {f"network.{name}" for name in result.student.network.state_dict()} <= stored.keys()
 
 
+def test_feature_weight__a_thinner_copys_map_between_widths_starts_fitted():
+    images = make_images(64) * torch.linspace(0, 1, 64).view(-1, 1, 1, 1)
+    settings = {"epochs": 1, "feature_weight": 1.0, "layer": "conv2", "learning_rate": 1e-9}
+    pruned, drawn = (run(images=images.byte(), start=start, **settings).history[0] for start in ("pruned", "random"))
+    assert pruned.terms["features"] < 0.1 < drawn.terms["features"]
+
+
 def test_feature_weight__counts_with_stored_logits_and_with_moved_images():
     for augmentation in (AugmentationConfig(), MOVED):
         with_it, without = (run(epochs=1, feature_weight=w, augmentation=augmentation) for w in (1.0, 0.0))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dfkd_core.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
+from dfkd_core.least_squares import fit_linear
 from dfkd_core.models import ModelCard, build_classifier
 from dfkd_core.networks import default_layer
 from dfkd_core.teacher import Teacher
@@ -111,6 +112,26 @@ def test_matcher__looking_for_layers_changes_neither_network_nor_the_global_gene
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks for module in student.modules())
+
+
+def test_fit_map__is_the_least_squares_map_of_the_units_in_eval_mode():
+    matcher, teacher, student = match("lenet5_bn", "lenet5_half_bn", layer="conv2", layers="modelled")
+    images = torch.randint(0, 256, (1200, 1, 32, 32), dtype=torch.uint8)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.train()
+    matcher.fit_map(teacher, student, images)
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    own, hints = (found[0].mean((2, 3)) for found in outputs(matcher, teacher, student, images[:1000] / 255))
+    weights, bias = fit_linear(own.double(), hints.double(), torch.zeros(16, 8, dtype=torch.float64))
+    torch.testing.assert_close(matcher.projection.weight.double(), weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(matcher.projection.bias.double(), bias, rtol=1e-3, atol=1e-4)
+
+
+def test_fit_map__leaves_a_matcher_without_a_map_as_it_is():
+    matcher, teacher, student = match("lenet5", "lenet5_half")
+    matcher.fit_map(teacher, student, torch.zeros(4, 1, 32, 32, dtype=torch.uint8))
+    assert not list(matcher.parameters())
 
 
 def test_forward_with_outputs__gives_the_logits_and_what_the_layers_put_out():

@@ -7,7 +7,7 @@ from torch import nn
 from dfkd_core.errors import DistillationError
 from dfkd_core.memory import GIB
 from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.pruning import _normalised_pixels, _solve, _trace, prune_into
+from dfkd_core.pruning import _normalised_pixels, _trace, prune_into
 from dfkd_core.seeding import derive_generator
 from dfkd_core.teacher import Teacher
 
@@ -124,14 +124,6 @@ def test_steps_that_cannot_be_traced_are_named():
     teacher.classifier.network = Chooses()
     with pytest.raises(DistillationError, match="cannot be told apart"):
         prune_into(teacher, Chooses(), make_images(5))
-
-
-def test_solve__recovers_a_linear_map_and_leaves_a_right_prior_alone():
-    inputs = torch.randn(200, 4, generator=generator(), dtype=torch.float64) + 3
-    weights = torch.randn(2, 4, generator=generator(), dtype=torch.float64)
-    bias = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    found = _solve(inputs, inputs @ weights.T + bias, weights)
-    torch.testing.assert_close(found, (weights, bias))
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(GIB * 8, 200), (0, 163)])
