@@ -39,8 +39,8 @@ class DistillationConfig:
     """Above 0: choose T so that the teacher's mean largest probability on the stored transfer set is this."""
     mse_weight: NonNegative = 0.0
     """Weight of the squared difference of the logits; 0 leaves the KL divergence alone."""
-    feature_weight: NonNegative = 2.0
-    """Weight of the squared difference of inner outputs over the teacher's variance; about 1. Above 0 the teacher runs
+    feature_weight: NonNegative = 8.0
+    """Weight of the squared difference of inner outputs over the teacher's variance. Above 0 the teacher runs
     on every batch, since its inner outputs are not stored."""
     feature_layers: Literal["shared", "modelled"] = "shared"
     """Where `feature_weight` compares: at all layers that both networks have in the same shape and the modelled one, or

@@ -34,7 +34,7 @@ _SPACE: dict[str, Domain] = {
     "{steps}.learning_rate": LogRange(0.005, 0.1),
     "distillation.temperature": LogRange(0.5, 20.0),
     "distillation.learning_rate": LogRange(0.001, 0.03),
-    "distillation.feature_weight": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "distillation.feature_weight": (0.0, 2.0, 4.0, 8.0, 16.0, 32.0),
     "distillation.augmentation.shift": (0.0, 0.03125, 0.0625, 0.09375),
     "distillation.mixing": ("none", "mixup", "cutmix"),
 }
