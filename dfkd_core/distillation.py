@@ -23,7 +23,7 @@ from dfkd_core.checkpoints import (
 )
 from dfkd_core.digests import json_digest
 from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.distillation_steps import batch_loader, check_memory, step_terms
+from dfkd_core.distillation_steps import batch_loader, check_memory, step_cost, step_terms
 from dfkd_core.errors import DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher
 from dfkd_core.layers import BatchNorm
@@ -128,7 +128,9 @@ def distill_images(
             temperature gives the confidence, the loss is not finite, or the checkpoint cannot be written.
     """
     _check_inputs(teacher, images, teacher_logits)
-    check_memory(teacher, images, teacher_logits, config, seed=seed, device=torch.device(device), prefetch=prefetch)
+    device = torch.device(device)
+    cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
+    check_memory(cost, config, num_images=len(images), memory=teacher.passes.memory)
     wanted = config.confidence
     temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
@@ -147,7 +149,7 @@ def distill_images(
     for record in run_epochs(
         trainee.trained,
         trainee.optimizer,
-        batch_loader(teacher, images, teacher_logits, matcher, config, torch.device(device)),
+        batch_loader(teacher, images, teacher_logits, matcher, config, device),
         step_terms(teacher, student, matcher, temperature, config),
         num_images=len(images),
         batch_size=config.batch_size,

@@ -135,23 +135,19 @@ def step_terms(
     return terms
 
 
-def check_memory(
-    teacher: Teacher,
-    images: Rows,
-    teacher_logits: Rows,
-    config: DistillationConfig,
-    *,
-    seed: int,
-    device: torch.device,
-    prefetch: int,
-) -> None:
+def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int, memory: int) -> None:
     """Check that a batch fits, which cannot be split: BatchNorm and the loss are about all of it.
+
+    Args:
+        cost: What a step takes, from `step_cost`.
+        config: How to train.
+        num_images: Images of the transfer set.
+        memory: Bytes at hand.
 
     Raises:
         DistillationError: It does not; names the largest batch that does.
     """
-    cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
-    count, memory = min(config.batch_size, len(images)), teacher.passes.memory
+    count = min(config.batch_size, num_images)
     if cost.of(count) <= WHOLE_SHARE * memory:
         return
     fitting = cost.most_images(WHOLE_SHARE * memory)

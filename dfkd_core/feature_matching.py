@@ -83,16 +83,10 @@ class FeatureMatcher(nn.Module):
         batch = load_batch(images, torch.arange(min(_MAX_FITTED_IMAGES, len(images))), teacher.device)
         is_training = student.training
         student.eval()
-        units: list[list[Tensor]] = [[], []]
-        for part in teacher.passes.split(batch):
-            for found, network, paths in (
-                (units[0], student, self.student_paths),
-                (units[1], teacher.classifier, self.teacher_paths),
-            ):
-                _, outputs = forward_with_outputs(network, paths[:1], part.to(network.mean.device))
-                found.append(_unit_means(outputs[0]).cpu().double())
+        parts = teacher.passes.split(batch)
+        narrow = _units(student, self.student_paths[0], parts)
+        wide = _units(teacher.classifier, self.teacher_paths[0], parts)
         student.train(is_training)
-        narrow, wide = (joined(parts) for parts in units)
         weights, bias = fit_linear(narrow, wide, narrow.new_zeros(wide.shape[1], narrow.shape[1]))
         self.projection.weight.copy_(weights)
         self.projection.bias.copy_(bias)
@@ -170,6 +164,12 @@ def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init", "projection"))
         return nn.Linear(num_inputs, num_outputs)
+
+
+def _units(classifier: Classifier, path: str, parts: Sequence[Tensor]) -> Tensor:
+    """Return the units [n, d] of a layer on images in parts, float64 on the CPU."""
+    passes = [forward_with_outputs(classifier, [path], part.to(classifier.mean.device)) for part in parts]
+    return joined([_unit_means(output).cpu().double() for _, (output,) in passes])
 
 
 def _unit_means(outputs: Tensor) -> Tensor:
