@@ -8,6 +8,7 @@ n images, d units of a layer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -148,8 +149,14 @@ def recorded(classifier: nn.Module, addresses: Sequence[str]) -> Iterator[dict[s
 
 @contextmanager
 def _hooked(module: nn.Module, hook: Callable[..., Any], *, is_input: bool, address: str) -> Iterator[None]:
+    owner = threading.get_ident()
+
+    def own(*arguments: Any) -> Any:
+        # Another thread may run the same network meanwhile, such as the one that labels batches ahead.
+        return hook(*arguments) if threading.get_ident() == owner else None
+
     try:
-        handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
+        handle = module.register_forward_pre_hook(own) if is_input else module.register_forward_hook(own)
     except RuntimeError:
         # A compiled program's modules take no hooks.
         raise TeacherError(

@@ -282,7 +282,13 @@ def test_feature_weight__counts_with_stored_logits_and_with_moved_images():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"augmentation": MOVED, "mixing": "mixup"}, {"feature_weight": 1.0, "student": "lenet5_half_bn"}]
+    "changes",
+    [
+        {},
+        {"augmentation": MOVED, "mixing": "mixup"},
+        {"feature_weight": 1.0, "student": "lenet5_half_bn"},
+        {"feature_weight": 1.0, "disagreement": DISPUTED},
+    ],
 )
 def test_prefetch__does_not_change_a_bit(changes):
     alone, ahead = run(epochs=2, **changes), run(epochs=2, prefetch=2, **changes)

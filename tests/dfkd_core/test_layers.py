@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,17 @@ def test_candidates_come_in_the_order_in_which_they_run_with_shape_and_kind():
         ("head", "Linear", (3,), True),
         (OUTPUT, "logits", (3,), True),
     ]
+
+
+def test_another_threads_pass_through_the_network_is_not_seen():
+    network, others = classifier(TwoHeads()), torch.zeros(5, 1, 8, 8)
+    expected = network(others)
+    with ThreadPoolExecutor(1) as pool, recorded(network, ["hidden", "head:input"]) as found:
+        with replaced(network, "conv", torch.zeros(5, 4, 6, 6)):
+            torch.testing.assert_close(pool.submit(network, others).result(), expected)
+        network(IMAGES)
+        pool.submit(network, others).result()
+    assert [len(value) for value in found.values()] == [2, 2]
 
 
 def test_what_a_layer_reads_and_gives_is_recorded_and_can_be_replaced():
