@@ -11,14 +11,17 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import mlflow.pyfunc
 import mlflow.pytorch
 import torch
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import infer_signature
+from mlflow.models import Model, infer_signature
+from mlflow.models.model import MLMODEL_FILE_NAME, MODEL_CONFIG
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -34,6 +37,7 @@ __all__ = [
     "find_publication",
     "log_figures",
     "log_run",
+    "log_student",
     "open_store",
     "register_student",
     "set_alias",
@@ -95,7 +99,7 @@ def log_run(
     with mlflow.start_run(experiment_id=experiment_id, tags=dict(tags)) as run:
         log_figures(run.info.run_id, [*_epochs(), *_metrics(metrics)], params)
         _log_files()
-        model_uri = _log_student(load_model(STUDENT))
+        model_uri = log_student(load_model(STUDENT))
     return run.info.run_id, model_uri
 
 
@@ -171,7 +175,8 @@ def _log_files() -> None:
     mlflow.log_artifacts(str(STUDENT), "student")
 
 
-def _log_student(student: Classifier) -> str:
+def log_student(student: Classifier) -> str:
+    """Log a student as a model of the run at hand and return the model's address."""
     # At least two images, so that the exported program takes batches of any size.
     example = torch.full((2, *student.card.image_shape), 0.5)
     with torch.no_grad():
@@ -179,12 +184,27 @@ def _log_student(student: Classifier) -> str:
     with warnings.catch_warnings():
         # torch.export speaks of weights that are not on the CPU; these are.
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        made = mlflow.pytorch.log_model(
-            student,
+        made = Model.log(
+            artifact_path=None,
             name="student",
+            flavor=_PYTORCH_ON_CPU,
+            pytorch_model=student,
             serialization_format="pt2",
             signature=signature,
             input_example=example.numpy(),
             pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
         )
     return str(made.model_uri)
+
+
+def _save_for_cpu(path: str, mlflow_model: Model, **options: Any) -> None:
+    """Save a model as MLflow does, to be computed on the CPU also where there is a GPU.
+
+    MLflow loads a model onto a GPU that it finds, and refuses to load an exported program that was made elsewhere.
+    """
+    mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
+    mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][MODEL_CONFIG] = {"device": "cpu"}
+    mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
+
+
+_PYTORCH_ON_CPU = SimpleNamespace(__name__=mlflow.pytorch.__name__, save_model=_save_for_cpu)
