@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run params test test-slow check clean
+.PHONY: help setup run params test test-slow test-gpu check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(READY) ## Run the tests
 
 test-slow: $(READY) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY) ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 check: $(READY) ## Lint, formats, types and layers
 	$(BIN)/ruff check .

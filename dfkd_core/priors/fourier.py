@@ -60,7 +60,9 @@ class FourierPrior:
 
     def decode(self, parameters: torch.Tensor) -> torch.Tensor:
         """Turn coefficients into images in (0, 1)."""
-        spectrum = torch.view_as_complex(parameters) * self._falloff.to(parameters.device)
+        # Kept where it is needed: a recording on a GPU may copy nothing to it.
+        self._falloff = self._falloff.to(parameters.device)
+        spectrum = torch.view_as_complex(parameters) * self._falloff
         images: torch.Tensor = torch.fft.irfft2(spectrum, s=(self._height, self._width)).sigmoid()
         return images
 

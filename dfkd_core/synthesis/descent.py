@@ -6,6 +6,7 @@ n images, m of them still active, c channels, h height, w width.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
@@ -20,12 +21,13 @@ from dfkd_core.priors import ImagePrior, PriorName, are_pixel_statistics, build_
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, config_section
 from dfkd_core.seeding import derive_generator
+from dfkd_core.synthesis.cuda_graphs import recorded_on_gpu
 
 __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]
 
 Objective = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 """Maps images [m, c, h, w] in [0, 1], channels last, and their positions in the batch, int64 [m], to the named terms of
-their losses, each [m]."""
+their losses, each [m]. On a GPU it is recorded, so that what differs from step to step must be in tensors."""
 
 _REPORT_EVERY = 10
 _LOOK_EVERY = 5
@@ -148,60 +150,139 @@ def _optimise(
     on_progress: OnProgress,
 ) -> Tensor:
     finished = starts.clone()
-    rows = torch.arange(len(starts), device=starts.device)
-    with torch.no_grad():
-        homes = prior.decode(starts).clone() if descent.start_weight else None
-    parameters = starts.requires_grad_(True)
-    adam = _adam(parameters, descent)
-    shifts = derive_generator(seed, "refinement shift")
+    moving = _Moving(prior, starts, objective, seed, descent)
+    # Where images are taken out, a recording would be of a batch that is no more.
+    step = moving.step if descent.stop_loss else recorded_on_gpu(moving.step, starts.device)
     for iteration in range(1, descent.iterations + 1):
-        images = prior.decode(parameters)
-        seen = _shifted(images, descent.shift_px, shifts).contiguous(memory_format=torch.channels_last)
-        terms = dict(objective(seen, rows))
-        losses = torch.stack(tuple(terms.values())).sum(0)
-        if homes is not None:
-            terms["start"] = descent.start_weight * (images - homes[rows]).square().flatten(1).mean(1)
-        total = torch.stack([term.sum() for term in terms.values()]).sum()
-        mean_loss = total.item() / len(rows)
-        if not torch.isfinite(total):
-            indices = [image_indices[row] for row in rows.tolist()]
-            raise SynthesisError(_non_finite_message(terms, indices, iteration, descent))
-        (gradient,) = torch.autograd.grad(total, parameters)
-        _step(parameters, gradient, adam, prior, descent.smoothing_px)
-        if iteration % _REPORT_EVERY == 0 or iteration == descent.iterations:
+        moving.choose_shift(iteration)
+        step()
+        is_last = iteration == descent.iterations
+        # Each look makes a GPU wait.
+        if starts.is_cuda and not is_last and iteration % _LOOK_EVERY:
+            continue
+        total = moving.total.item()
+        mean_loss = total / len(moving.rows)
+        if not math.isfinite(total):
+            indices = [image_indices[row] for row in moving.rows.tolist()]
+            raise SynthesisError(_non_finite_message(moving.terms, indices, iteration, descent))
+        if iteration % _REPORT_EVERY == 0 or is_last:
             on_progress(_report(len(starts), iteration, descent, mean_loss))
         if descent.stop_loss and iteration % _LOOK_EVERY == 0:
-            is_active = losses.detach() >= descent.stop_loss
+            is_active = moving.losses >= descent.stop_loss
             if not is_active.all():
-                finished[rows] = parameters.detach()
-                rows = rows[is_active]
-                if not len(rows):
+                finished[moving.rows] = moving.parameters.detach()
+                if not is_active.any():
                     on_progress(_report(len(starts), descent.iterations, descent, mean_loss))
                     return finished
-                parameters, adam = _keep(parameters, adam, is_active, descent)
-    finished[rows] = parameters.detach()
+                moving.keep(is_active)
+    finished[moving.rows] = moving.parameters.detach()
     return finished
 
 
-def _adam(parameters: Tensor, descent: DescentConfig) -> torch.optim.Adam:
-    return torch.optim.Adam([parameters], lr=descent.learning_rate, fused=True)
+class _Moving:
+    """Images on their way; a step reads and writes tensors alone, so that a GPU can record it."""
+
+    def __init__(
+        self, prior: ImagePrior, starts: Tensor, objective: Objective, seed: int, descent: DescentConfig
+    ) -> None:
+        self._prior, self._objective, self._descent = prior, objective, descent
+        self.rows = torch.arange(len(starts), device=starts.device)
+        """Positions in the batch of the images that are still moved."""
+        with torch.no_grad():
+            images = prior.decode(starts)
+        self._homes = images.clone() if descent.start_weight else None
+        self._blur = (
+            [blur_matrix(size, descent.smoothing_px).to(images) for size in images.shape[-2:]]
+            if descent.smoothing_px
+            else None
+        )
+        self._shifts = _Shifts(images, seed, descent) if descent.shift_px else None
+        self.parameters = starts.requires_grad_(True)
+        self._adam = self._build_adam(self.parameters)
+        self.terms: dict[str, Tensor] = {}
+        """Terms of the loss of the last step, each [m]."""
+        self.losses = self.total = torch.empty(0)
+
+    def choose_shift(self, iteration: int) -> None:
+        """Draw how the next step moves the batch; iterations count from 1."""
+        if self._shifts is not None:
+            self._shifts.choose(iteration)
+
+    def step(self) -> None:
+        """Take one step of Adam; note the losses before it."""
+        images = self._prior.decode(self.parameters)
+        seen = images if self._shifts is None else self._shifts.of(images)
+        terms = dict(self._objective(seen.contiguous(memory_format=torch.channels_last), self.rows))
+        losses = torch.stack(tuple(terms.values())).sum(0)
+        if self._homes is not None:
+            distances = (images - self._homes[self.rows]).square().flatten(1).mean(1)
+            terms["start"] = self._descent.start_weight * distances
+        total = torch.stack([term.sum() for term in terms.values()]).sum()
+        (gradient,) = torch.autograd.grad(total, self.parameters)
+        self._move(gradient)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        self.losses, self.total = losses.detach(), total.detach()
+
+    def keep(self, is_active: Tensor) -> None:
+        """Go on with these of the images, bool [m], and with Adam's moments of them."""
+        self.rows = self.rows[is_active]
+        kept = self.parameters.detach()[is_active].requires_grad_(True)
+        state = self._adam.state[self.parameters]
+        self._adam = self._build_adam(kept)
+        moments = {name: state[name][is_active] for name in _ADAM_MOMENTS}
+        self._adam.state[kept] = {"step": state["step"], **moments}
+        self.parameters = kept
+
+    @torch.no_grad()
+    def _move(self, gradient: Tensor) -> None:
+        """Take Adam's step; with smoothing, Adam works on what is blurred to become the image's change."""
+        parameters = self.parameters
+        # The fused kernel walks parameter and gradient side by side, so both need the same memory layout.
+        parameters.grad = torch.empty_like(parameters)
+        if self._blur is None:
+            parameters.grad.copy_(gradient)
+            self._adam.step()
+        else:
+            rows, columns = self._blur
+            parameters.grad.copy_(rows.T @ gradient @ columns)
+            before = parameters.clone()
+            self._adam.step()
+            parameters.copy_(before + rows @ (parameters - before) @ columns.T)
+        self._prior.project(parameters)
+
+    def _build_adam(self, parameters: Tensor) -> torch.optim.Adam:
+        return torch.optim.Adam([parameters], lr=self._descent.learning_rate, fused=True, capturable=parameters.is_cuda)
 
 
-@torch.no_grad()
-def _step(parameters: Tensor, gradient: Tensor, adam: torch.optim.Adam, prior: ImagePrior, smoothing_px: float) -> None:
-    """Take one step of Adam in place; with smoothing, Adam works on what is blurred to become the image's change."""
-    # The fused kernel walks parameter and gradient side by side, so both need the same memory layout.
-    parameters.grad = torch.empty_like(parameters)
-    if not smoothing_px:
-        parameters.grad.copy_(gradient)
-        adam.step()
-    else:
-        rows, columns = (blur_matrix(size, smoothing_px).to(gradient.device) for size in gradient.shape[-2:])
-        parameters.grad.copy_(rows.T @ gradient @ columns)
-        before = parameters.clone()
-        adam.step()
-        parameters.copy_(before + rows @ (parameters - before) @ columns.T)
-    prior.project(parameters)
+class _Shifts:
+    """Moves a batch by whole pixels, each step by one draw; the border repeats.
+
+    As products with matrices of zeros and ones, whose gradient a GPU adds up in the same order each time.
+    """
+
+    def __init__(self, images: Tensor, seed: int, descent: DescentConfig) -> None:
+        reach = descent.shift_px
+        generator = derive_generator(seed, "refinement shift")
+        self._draws = torch.randint(2 * reach + 1, (descent.iterations, 2), generator=generator).to(images.device)
+        self._chosen = torch.zeros_like(self._draws[0])
+        self._down, self._across = (_shift_matrices(side, reach).to(images) for side in images.shape[-2:])
+
+    def choose(self, iteration: int) -> None:
+        """Take the draw of this iteration, from 1."""
+        self._chosen.copy_(self._draws[iteration - 1])
+
+    def of(self, images: Tensor) -> Tensor:
+        """Return the images [n, c, h, w] as the draw moves them."""
+        down, across = self._chosen[:1], self._chosen[1:]
+        moved: Tensor = self._down.index_select(0, down)[0] @ images @ self._across.index_select(0, across)[0].T
+        return moved
+
+
+def _shift_matrices(size: int, reach: int) -> Tensor:
+    """Return matrices [2 reach + 1, size, size]; number s makes pixel i of a column its pixel i + s - reach."""
+    offsets = torch.arange(-reach, reach + 1)[:, None]
+    sources = (torch.arange(size) + offsets).clamp(0, size - 1)
+    return functional.one_hot(sources, size).float()
 
 
 @cache
@@ -219,27 +300,6 @@ def blur_matrix(size: int, std_px: float) -> Tensor:
     for row in range(size):
         matrix[row].index_add_(0, (row + offsets).clamp(0, size - 1), weights / weights.sum())
     return matrix
-
-
-def _shifted(images: Tensor, shift_px: int, generator: torch.Generator) -> Tensor:
-    """Move the whole batch by one draw of whole pixels; the border repeats."""
-    if not shift_px:
-        return images
-    top, left = torch.randint(2 * shift_px + 1, (2,), generator=generator).tolist()
-    height, width = images.shape[-2:]
-    padded = functional.pad(images, (shift_px,) * 4, mode="replicate")
-    return padded[..., top : top + height, left : left + width]
-
-
-def _keep(
-    parameters: Tensor, adam: torch.optim.Adam, is_active: Tensor, descent: DescentConfig
-) -> tuple[Tensor, torch.optim.Adam]:
-    """Return the active rows of the parameters, and an Adam that goes on with their moments."""
-    kept = parameters.detach()[is_active].requires_grad_(True)
-    state = adam.state[parameters]
-    smaller = _adam(kept, descent)
-    smaller.state[kept] = {"step": state["step"], **{name: state[name][is_active] for name in _ADAM_MOMENTS}}
-    return kept, smaller
 
 
 def _report(num_images: int, iteration: int, descent: DescentConfig, loss: float) -> Progress:

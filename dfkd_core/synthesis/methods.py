@@ -16,6 +16,7 @@ from dfkd_core.synthesis.dirichlet import DirichletConfig
 from dfkd_core.synthesis.inversion import InversionConfig
 from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
+from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 from dfkd_core.teacher import Teacher
 
@@ -67,7 +68,7 @@ class SynthesisConfig:
     """Images in one file, the unit that is resumed and run in parallel; the last shard may hold fewer."""
     batch_size: PositiveInt = 500
     """Images refined together, in parts where memory is short; changes images by rounding alone, but for the methods
-    that say otherwise."""
+    that say otherwise. A GPU refines a whole shard together where they do not."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
     def faults(self) -> Iterator[str]:
@@ -80,6 +81,13 @@ class SynthesisConfig:
         """The settings of the chosen method."""
         config: MethodConfig = getattr(self.methods, self.method)
         return config
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether an image depends on the others of its batch, so that `batch_size` decides more than rounding."""
+        _, steps = self.descent or ("", None)
+        is_assigned = isinstance(steps, RefinementConfig) and steps.matching == "assignment"
+        return is_assigned or getattr(self.method_config, "couples_images", False)
 
     @property
     def descent(self) -> tuple[str, DescentConfig] | None:

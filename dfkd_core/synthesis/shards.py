@@ -5,6 +5,7 @@ n images, k classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -19,6 +20,9 @@ from dfkd_core.teacher import Teacher
 from dfkd_core.transfer_set import Shard, quantise
 
 __all__ = ["num_shards", "shard_indices", "synthesize_shard"]
+
+# Grey levels that a GPU's batch holds at most: its images are drawn on the CPU, where they take four bytes each.
+_MOST_VALUES_AT_ONCE = 2**26
 
 
 def num_shards(config: SynthesisConfig) -> int:
@@ -64,7 +68,7 @@ def synthesize_shard(
     # Filled batch by batch, as a list of batches would be held twice when it is joined.
     images = torch.empty(len(indices), *teacher.card.image_shape, dtype=torch.uint8)
     soft_targets, logits = [], []
-    for batch in _batches(indices, config.batch_size):
+    for batch in _batches(indices, _images_at_once(config, teacher, len(indices))):
         report = _BatchProgress(on_progress, batch, indices)
         try:
             made = synthesizer.synthesize(batch, seed=seed, on_progress=report)
@@ -85,6 +89,14 @@ def synthesize_shard(
     )
     check_shard(shard, shard_index=shard_index, config=config)
     return shard
+
+
+def _images_at_once(config: SynthesisConfig, teacher: Teacher, num_images: int) -> int:
+    """Return the size of a batch; a GPU is busy only with many images, and takes as long for a few of them."""
+    if teacher.device.type != "cuda" or config.couples_images:
+        return config.batch_size
+    most = _MOST_VALUES_AT_ONCE // math.prod(teacher.card.image_shape)
+    return min(num_images, max(config.batch_size, most))
 
 
 def _batches(indices: range, batch_size: int) -> Iterator[range]:
