@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
-__all__ = ["processor_name"]
+import torch
+
+__all__ = ["machine", "processor_name"]
+
+
+def machine(device: torch.device) -> str:
+    """Return what computes on a device: the GPU with what feeds it, or the cores alone."""
+    cores = f"{os.cpu_count()} cores of {processor_name()}"
+    return f"an {torch.cuda.get_device_name(device)} with {cores}" if device.type == "cuda" else cores
 
 
 def processor_name() -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shlex
 import statistics as stats
 import sys
@@ -30,12 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import processor_name
+from hardware import machine
 
 from dfkd_core.config import ExecutionConfig, Params
 from dfkd_core.data import LabelledImages, load_dataset
+from dfkd_core.devices import resolve_device
 from dfkd_core.digests import json_digest, write_json
 from dfkd_core.distillation import distill_images
+from dfkd_core.evaluation import evaluate
 from dfkd_core.models import Classifier, save_model
 from dfkd_core.seeding import derive_generator
 from dfkd_core.statistics import estimate_statistics
@@ -208,7 +209,8 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
             distillation=dataclasses.replace(own.distillation, student=network),
         )
     params = apply_overrides(params, [f"seed={seed}", *(f"{key}={value}" for key, value in row.changes.items())])
-    teacher = _with_layer(load_teacher(teacher_folder), params.teacher.layer)
+    device = resolve_device(params.execution.device)
+    teacher = _with_layer(load_teacher(teacher_folder, device=device), params.teacher.layer)
     train, test = load_dataset(params.data, "train"), load_dataset(params.data, "test")
     start = time.perf_counter()
     if row.real:
@@ -219,16 +221,16 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         synthesis_seconds = time.perf_counter() - start
         images, logits = (torch.cat([getattr(s, name) for s in shards]) for name in ("images", "teacher_logits"))
         student = distill_images(
-            teacher, images, logits, params.distillation, seed=seed, prefetch=BATCHES_AHEAD
+            teacher, images, logits, params.distillation, seed=seed, device=device, prefetch=BATCHES_AHEAD
         ).student
     seconds = time.perf_counter() - start
-    with torch.no_grad():
-        answers = student.eval()(test.images / 255).argmax(1)
-        expected = teacher(test.images / 255).argmax(1)
+    report = evaluate(student, teacher, data=test)
+    assert report.student.scores is not None
+    assert report.teacher.scores is not None
     return {
-        "accuracy": (answers == test.labels).double().mean().item(),
-        "agreement": (answers == expected).double().mean().item(),
-        "teacher_accuracy": (expected == test.labels).double().mean().item(),
+        "accuracy": report.student.scores.accuracy,
+        "agreement": report.agreement,
+        "teacher_accuracy": report.teacher.scores.accuracy,
         "synthesis_seconds": synthesis_seconds,
         "distillation_seconds": seconds - synthesis_seconds,
     }
@@ -238,7 +240,7 @@ def _with_layer(teacher: Teacher, layer: str) -> Teacher:
     if not layer or layer == teacher.card.layer:
         return teacher
     card = dataclasses.replace(teacher.card, layer=layer)
-    return Teacher(Classifier(teacher.classifier.network, card))
+    return Teacher(Classifier(teacher.classifier.network, card), device=teacher.device)
 
 
 def _synthesize(params: Params, teacher_folder: Path) -> list[Shard]:
@@ -251,7 +253,8 @@ def _synthesize(params: Params, teacher_folder: Path) -> list[Shard]:
 def _synthesize_one(job: tuple[Params, Path, int]) -> Shard:
     params, teacher_folder, index = job
     torch.set_num_threads(1)
-    teacher = _with_layer(load_teacher(teacher_folder), params.teacher.layer)
+    device = resolve_device(params.execution.device)
+    teacher = _with_layer(load_teacher(teacher_folder, device=device), params.teacher.layer)
     statistics = estimate_statistics(teacher, params.statistics, seed=params.seed)
     synthesizer = build_synthesizer(params.synthesis, teacher, statistics)
     return synthesize_shard(synthesizer, teacher, shard_index=index, config=params.synthesis, seed=params.seed)
@@ -266,9 +269,10 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
     epochs = max(1, round(distillation.epochs * params.synthesis.num_images / len(train.images)))
     if row.real == "kd":
         with torch.no_grad():
-            logits = torch.cat([teacher(batch / 255) for batch in train.images.split(1000)])
+            logits = torch.cat([teacher(batch.to(teacher.device) / 255).cpu() for batch in train.images.split(1000)])
         config = dataclasses.replace(distillation, epochs=epochs)
-        return distill_images(teacher, train.images, logits, config, seed=params.seed, prefetch=BATCHES_AHEAD).student
+        options: dict[str, Any] = {"seed": params.seed, "device": teacher.device, "prefetch": BATCHES_AHEAD}
+        return distill_images(teacher, train.images, logits, config, **options).student
     config = dataclasses.replace(
         params.teacher,
         network=distillation.student,
@@ -277,7 +281,7 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
         batch_size=distillation.batch_size,
         learning_rate=distillation.learning_rate,
     )
-    return train_teacher(config, train, seed=params.seed).classifier
+    return train_teacher(config, train, seed=params.seed, device=teacher.device).classifier
 
 
 def prepare_teacher(params: Params) -> Path:
@@ -285,7 +289,8 @@ def prepare_teacher(params: Params) -> Path:
     key = json_digest([params.data, dataclasses.replace(params.teacher, layer="")])[:12]
     folder = CACHE / "teachers" / f"{params.data.dataset}-{key}"
     if not (folder / "config.json").is_file():
-        result = train_teacher(params.teacher, load_dataset(params.data, "train"), seed=0)
+        device = resolve_device(params.execution.device)
+        result = train_teacher(params.teacher, load_dataset(params.data, "train"), seed=0, device=device)
         save_model(folder, result.classifier)
     return folder
 
@@ -299,8 +304,9 @@ def measured(
     for row in rows:
         results = []
         for seed in seeds:
-            # How many processes made the images decides none of them.
-            decisive = dataclasses.replace(params, execution=ExecutionConfig())
+            # How many processes made the images decides none of them; a GPU computes in another precision.
+            is_gpu = resolve_device(params.execution.device).type == "cuda"
+            decisive = dataclasses.replace(params, execution=ExecutionConfig(device="cuda" if is_gpu else "auto"))
             address = [decisive, row, seed, digest, torch.__version__]
             path = CACHE / "results" / f"{json_digest(address)}.json"
             if not path.is_file():
@@ -321,7 +327,7 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
         "",
         f"{settings.num_images:,} images, {params.distillation.epochs} epochs, {len(found[0][1])} seeds, "
         f"{params.execution.num_workers} processes for synthesis, then one thread and one that labels ahead, on "
-        f"{os.cpu_count()} cores of {processor_name()}; torch {torch.__version__}; last epoch.",
+        f"{machine(resolve_device(params.execution.device))}; torch {torch.__version__}; last epoch.",
         "",
         "| transfer set | student, % | spread | agreement, % | synthesis, s | distillation, s |",
         "|---|---|---|---|---|---|",

@@ -1,0 +1,201 @@
+"""How fast a GPU refines and distils, and how busy it is.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --networks lenet5 --num-images 1250 5000 --write .dfkd/benchmarks/gpu.json
+
+Refinement is timed with each kernel launched from Python and with the step recorded once and replayed, in float32 with
+PyTorch's own layers and in bf16 with the project's. Variants run in turn, each figure is the best of five. The share in
+kernels is the sum of what the profiler says of each over the time of the same run on the clock. The teachers have
+random weights: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from hardware import machine
+from speed import best_in_turn, plain_copy
+from torch.profiler import ProfilerActivity, profile
+
+from dfkd_core.devices import autocast_on_gpu, resolve_device
+from dfkd_core.digests import write_json
+from dfkd_core.distillation import distill_images
+from dfkd_core.distillation_config import DistillationConfig
+from dfkd_core.in_memory import make_transfer_set
+from dfkd_core.models import ModelCard, build_classifier
+from dfkd_core.networks import default_layer
+from dfkd_core.priors import build_prior
+from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.synthesis import descent
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.synthesis.refinement import target_losses
+from dfkd_core.teacher import Teacher
+
+ROUNDS = 5
+TEMPERATURE = 20.0
+STUDENTS = {"lenet5": "lenet5_half", "lenet5_bn": "lenet5_half_bn", "resnet18": "resnet18_half"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured time."""
+
+    what: str
+    seconds: float
+    images: int
+    ratio: float | None = None
+    """How many times faster than the first variant of the same run."""
+    kernels_share: float | None = None
+    """Share of the time in which a kernel runs."""
+
+    def __str__(self) -> str:
+        ratio = f"  {self.ratio:6.2f} times plain" if self.ratio else ""
+        share = f"  {100 * self.kernels_share:3.0f} % in kernels" if self.kernels_share else ""
+        return (
+            f"{self.what:62s} {1000 * self.seconds:9.1f} ms {self.images / self.seconds:11,.0f} images/s{ratio}{share}"
+        )
+
+
+def make_teacher(network: str) -> Teacher:
+    """Return an untrained teacher on the CPU."""
+    channels = 3 if network.startswith("resnet") else 1
+    card = ModelCard(
+        network=network,
+        in_channels=channels,
+        image_size=32,
+        num_classes=10,
+        mean=(0.29,) * channels,
+        std=(0.35,) * channels,
+        layer=default_layer(network),
+    )
+    return Teacher(build_classifier(card, seed=0))
+
+
+def kernels_share(work: Callable[[], object]) -> float:
+    """Return the share of a run in which a kernel runs, by the profiler's times of each."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / seconds
+
+
+@contextlib.contextmanager
+def launched_one_by_one() -> Iterator[None]:
+    """Turn recording off."""
+    with patch.object(descent, "recorded_on_gpu", lambda work, device: work):
+        yield
+
+
+def refine(teacher: Teacher, starts: torch.Tensor, config: descent.DescentConfig, *, is_bf16: bool) -> None:
+    """Move images towards soft targets; the targets are arbitrary."""
+    targets = torch.full((len(starts), teacher.card.num_classes), 1 / teacher.card.num_classes, device=teacher.device)
+
+    def objective(images: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        with autocast_on_gpu(teacher.device) if is_bf16 else contextlib.nullcontext():
+            logits = teacher(images)
+        return {"kl": target_losses(logits, targets, temperature=TEMPERATURE, loss="kl")}
+
+    descent.descend(
+        build_prior("pixels", teacher.card.image_shape),
+        starts,
+        objective,
+        image_indices=range(len(starts)),
+        seed=0,
+        descent=config,
+        device=teacher.device,
+    )
+
+
+def measure_refinement(teacher: Teacher, device: torch.device, num_images: int) -> Iterator[Figure]:
+    """Time the refinement of `num_images` images at once, as the default refines them."""
+    config = descent.DescentConfig(prior="pixels", iterations=30, learning_rate=0.03, smoothing_px=1.0)
+    starts = torch.rand(num_images, *teacher.card.image_shape, generator=torch.Generator().manual_seed(0))
+    own = Teacher(teacher.merged().classifier, device=device)
+    plain = Teacher(plain_copy(teacher).classifier, device=device)
+
+    def run(model: Teacher, *, is_bf16: bool, is_recorded: bool) -> None:
+        with contextlib.nullcontext() if is_recorded else launched_one_by_one():
+            refine(model, starts, config, is_bf16=is_bf16)
+
+    variants = {
+        "plain, float32": partial(run, plain, is_bf16=False, is_recorded=False),
+        "ours, bf16, launched one by one": partial(run, own, is_bf16=True, is_recorded=False),
+        "ours, bf16, recorded": partial(run, own, is_bf16=True, is_recorded=True),
+    }
+    for work in variants.values():
+        work()
+    times = best_in_turn(list(variants.values()), rounds=ROUNDS)
+    for (name, work), seconds in zip(variants.items(), times, strict=True):
+        yield Figure(
+            what=f"{teacher.card.network}, {num_images:,} images, 30 steps, {name}",
+            seconds=seconds,
+            images=num_images,
+            ratio=times[0] / seconds if name != next(iter(variants)) else None,
+            kernels_share=kernels_share(work),
+        )
+
+
+def measure_whole(teacher: Teacher, device: torch.device, num_images: int) -> Iterator[Figure]:
+    """Time a synthesis and an epoch of distillation with the defaults, in this process."""
+    on_gpu = Teacher(teacher.classifier, device=device)
+    statistics = estimate_statistics(on_gpu, StatisticsConfig(), seed=0)
+    config = SynthesisConfig(num_images=num_images)
+    # An untrained teacher says one class of everything, which the guard would refuse.
+    with patch("dfkd_core.synthesis.shards.check_shard"):
+        start = time.perf_counter()
+        made = make_transfer_set(on_gpu, statistics, config, seed=0)
+        seconds = time.perf_counter() - start
+    network = teacher.card.network
+    yield Figure(what=f"{network}, synthesis of the default, one process", seconds=seconds, images=num_images)
+    student = DistillationConfig(student=STUDENTS[network], start="random", epochs=1)
+
+    def distil() -> None:
+        distill_images(on_gpu, made.images, made.teacher_logits, student, seed=0, device=device, prefetch=2)
+
+    distil()
+    seconds = best_in_turn([distil], rounds=2)[0]
+    share = kernels_share(distil)
+    what = f"{network}, epoch of the default's distillation"
+    yield Figure(what=what, seconds=seconds, images=num_images, kernels_share=share)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=STUDENTS, default=["lenet5", "resnet18"])
+    parser.add_argument("--num-images", type=int, nargs="+", default=[125, 1250, 5000], help="images refined at once")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/gpu.json"), help="JSON file to write")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    # One thread, as in a run.
+    torch.set_num_threads(1)
+    print(f"{machine(device)}; torch {torch.__version__}", flush=True)
+    figures = []
+    for network in arguments.networks:
+        teacher = make_teacher(network)
+        for num_images in arguments.num_images:
+            for figure in measure_refinement(teacher, device, num_images):
+                figures.append(figure)
+                print(figure, flush=True)
+        for figure in measure_whole(teacher, device, 10_000):
+            figures.append(figure)
+            print(figure, flush=True)
+    named = {"machine": machine(device), "torch": torch.__version__}
+    write_json(arguments.write, {"machine": named, "figures": [dataclasses.asdict(figure) for figure in figures]})
+    print(f"Written to {arguments.write}")
+
+
+if __name__ == "__main__":
+    main()
