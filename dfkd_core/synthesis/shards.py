@@ -19,7 +19,7 @@ from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teacher import Teacher
 from dfkd_core.transfer_set import Shard, quantise
 
-__all__ = ["num_shards", "shard_indices", "synthesize_shard"]
+__all__ = ["images_at_once", "num_shards", "shard_indices", "synthesize_shard"]
 
 # Grey levels that a GPU's batch holds at most: its images are drawn on the CPU, where they take four bytes each.
 _MOST_VALUES_AT_ONCE = 2**26
@@ -68,7 +68,8 @@ def synthesize_shard(
     # Filled batch by batch, as a list of batches would be held twice when it is joined.
     images = torch.empty(len(indices), *teacher.card.image_shape, dtype=torch.uint8)
     soft_targets, logits = [], []
-    for batch in _batches(indices, _images_at_once(config, teacher, len(indices))):
+    size = images_at_once(config, num_images=len(indices), image_shape=teacher.card.image_shape, device=teacher.device)
+    for batch in _batches(indices, size):
         report = _BatchProgress(on_progress, batch, indices)
         try:
             made = synthesizer.synthesize(batch, seed=seed, on_progress=report)
@@ -91,11 +92,20 @@ def synthesize_shard(
     return shard
 
 
-def _images_at_once(config: SynthesisConfig, teacher: Teacher, num_images: int) -> int:
-    """Return the size of a batch; a GPU is busy only with many images, and takes as long for a few of them."""
-    if teacher.device.type != "cuda" or config.couples_images:
+def images_at_once(
+    config: SynthesisConfig, *, num_images: int, image_shape: tuple[int, int, int], device: torch.device
+) -> int:
+    """Return the size of a batch: `config.batch_size`, and on a GPU, which is busy only with many images, the shard's.
+
+    Args:
+        config: How the set is made; where images of a batch depend on each other, its `batch_size` holds on a GPU too.
+        num_images: Images of the shard.
+        image_shape: Shape (c, h, w) of one image.
+        device: Where they are refined.
+    """
+    if device.type != "cuda" or config.couples_images:
         return config.batch_size
-    most = _MOST_VALUES_AT_ONCE // math.prod(teacher.card.image_shape)
+    most = _MOST_VALUES_AT_ONCE // math.prod(image_shape)
     return min(num_images, max(config.batch_size, most))
 
 

@@ -11,6 +11,10 @@ from dfkd_core.synthesis import (
     shard_indices,
     synthesize_shard,
 )
+from dfkd_core.synthesis.methods import MethodSettings
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.shards import images_at_once
+from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
 
 class Constant:
@@ -35,6 +39,28 @@ def test_shards_cover_the_set_once():
     config = SynthesisConfig(num_images=25, images_per_shard=10)
     assert num_shards(config) == 3
     assert [i for shard in range(3) for i in shard_indices(config, shard)] == list(range(25))
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "image_shape", "expected"),
+    [
+        ("cpu", {}, (1, 32, 32), 500),
+        ("cuda", {}, (1, 32, 32), 5000),
+        ("cuda", {"batch_size": 100}, (3, 224, 224), 445),
+        ("cuda", {"batch_size": 600}, (3, 224, 224), 600),
+        ("cuda", {"method": "inversion"}, (1, 32, 32), 500),
+    ],
+)
+def test_a_gpu_takes_a_shard_at_once_where_images_do_not_depend_on_each_other(device, changes, image_shape, expected):
+    config = SynthesisConfig(**changes)
+    size = images_at_once(config, num_images=5000, image_shape=image_shape, device=torch.device(device))
+    assert size == expected
+
+
+def test_starts_that_are_assigned_depend_on_the_batch():
+    settings = MethodSettings(soft_target=SoftTargetConfig(refinement=RefinementConfig(matching="assignment")))
+    assert SynthesisConfig(methods=settings).couples_images
+    assert not SynthesisConfig().couples_images
 
 
 def test_a_whole_number_of_shards_has_no_empty_one():
