@@ -320,13 +320,14 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
     """Return the table as Markdown."""
     settings = params.synthesis
     teacher = found[0][1][0]["teacher_accuracy"]
+    workers = params.execution.num_workers
     lines = [
         f"### {params.data.dataset}: {params.teacher.network} ({100 * teacher:.2f} %) → {params.distillation.student}",
         "",
         f"`{command}`",
         "",
         f"{settings.num_images:,} images, {params.distillation.epochs} epochs, {len(found[0][1])} seeds, "
-        f"{params.execution.num_workers} processes for synthesis, then one thread and one that labels ahead, on "
+        f"{workers} process{'es' if workers > 1 else ''} for synthesis, then one thread and one that labels ahead, on "
         f"{machine(resolve_device(params.execution.device))}; torch {torch.__version__}; last epoch.",
         "",
         "| transfer set | student, % | spread | agreement, % | synthesis, s | distillation, s |",
