@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 from hardware import machine
-from speed import best_in_turn, plain_copy
+from speed import best_in_turn, plain_copy, untrained_teacher
 from torch.profiler import ProfilerActivity, profile
 
 from dfkd_core.devices import autocast_on_gpu, resolve_device
@@ -30,8 +30,6 @@ from dfkd_core.digests import write_json
 from dfkd_core.distillation import distill_images
 from dfkd_core.distillation_config import DistillationConfig
 from dfkd_core.in_memory import make_transfer_set
-from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.networks import default_layer
 from dfkd_core.priors import build_prior
 from dfkd_core.statistics import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis import descent
@@ -62,21 +60,6 @@ class Figure:
         return (
             f"{self.what:62s} {1000 * self.seconds:9.1f} ms {self.images / self.seconds:11,.0f} images/s{ratio}{share}"
         )
-
-
-def make_teacher(network: str) -> Teacher:
-    """Return an untrained teacher on the CPU."""
-    channels = 3 if network.startswith("resnet") else 1
-    card = ModelCard(
-        network=network,
-        in_channels=channels,
-        image_size=32,
-        num_classes=10,
-        mean=(0.29,) * channels,
-        std=(0.35,) * channels,
-        layer=default_layer(network),
-    )
-    return Teacher(build_classifier(card, seed=0))
 
 
 def kernels_share(work: Callable[[], object]) -> float:
@@ -184,7 +167,7 @@ def main() -> None:
     print(f"{machine(device)}; torch {torch.__version__}", flush=True)
     figures = []
     for network in arguments.networks:
-        teacher = make_teacher(network)
+        teacher = untrained_teacher(network, channels=3 if network.startswith("resnet") else 1)
         for num_images in arguments.num_images:
             for figure in measure_refinement(teacher, device, num_images):
                 figures.append(figure)

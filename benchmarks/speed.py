@@ -125,6 +125,21 @@ def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
     return figures
 
 
+def untrained_teacher(network: str, *, channels: int) -> Teacher:
+    """Return a built-in network with random weights as a teacher of images of Fashion-MNIST's shape."""
+    spec = dataset_spec("fashion_mnist")
+    card = ModelCard(
+        network=network,
+        in_channels=channels,
+        image_size=32,
+        num_classes=spec.num_classes,
+        mean=spec.mean * channels,
+        std=spec.std * channels,
+        layer=default_layer(network),
+    )
+    return Teacher(build_classifier(card, seed=0))
+
+
 def plain_copy(teacher: Teacher) -> Teacher:
     """Return the teacher with PyTorch's own layers and memory layout in the place of the project's."""
     classifier = copy.deepcopy(teacher.classifier)
@@ -248,17 +263,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/speed.json"), help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    spec = dataset_spec("fashion_mnist")
-    card = ModelCard(
-        network=arguments.network,
-        in_channels=arguments.channels,
-        image_size=32,
-        num_classes=spec.num_classes,
-        mean=spec.mean * arguments.channels,
-        std=spec.std * arguments.channels,
-        layer=default_layer(arguments.network),
-    )
-    teacher = Teacher(build_classifier(card, seed=0))
+    teacher = untrained_teacher(arguments.network, channels=arguments.channels)
     figures = [
         figure for name, part in PARTS.items() if arguments.only in (None, name) for figure in part(teacher, arguments)
     ]

@@ -23,7 +23,7 @@ from dfkd_core.checkpoints import (
 )
 from dfkd_core.digests import json_digest
 from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.distillation_steps import batch_loader, check_memory, step_cost, step_terms
+from dfkd_core.distillation_steps import batch_loader, build_matcher, check_memory, step_cost, step_terms
 from dfkd_core.errors import DistillationError, TransferSetError
 from dfkd_core.feature_matching import FeatureMatcher
 from dfkd_core.layers import BatchNorm
@@ -137,11 +137,9 @@ def distill_images(
     found = read_checkpoint(checkpoint, key) if checkpoint else None
     student, start = build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
     student.to(device)
-    matcher = None
-    if config.feature_weight:
-        matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
-        if start == "pruned" and found is None:
-            matcher.fit_map(teacher, student, images)
+    matcher = build_matcher(teacher, student, config, seed=seed, device=device)
+    if matcher and start == "pruned" and found is None:
+        matcher.fit_map(teacher, student, images)
     trainee = _Trainee(student, matcher, config, start)
     teacher = teacher.merged(keep=matcher.teacher_paths if matcher else ())
     history = trainee.resume(found) if found else []

@@ -28,7 +28,7 @@ from dfkd_core.students import student_card
 from dfkd_core.teacher import Teacher
 from dfkd_core.training import load_batch, move_batch
 
-__all__ = ["LabelledBatch", "batch_loader", "check_memory", "step_cost", "step_terms"]
+__all__ = ["LabelledBatch", "batch_loader", "build_matcher", "check_memory", "step_cost", "step_terms"]
 
 # Copies of the weights that an optimizer keeps: Adam's two moments.
 _MOMENTS = 2
@@ -44,6 +44,15 @@ class LabelledBatch:
     """float32 [n, k]."""
     outputs: list[Tensor]
     """The teacher's outputs at the matched layers, each [n, ...]; empty where none is matched."""
+
+
+def build_matcher(
+    teacher: Teacher, student: Classifier, config: DistillationConfig, *, seed: int, device: torch.device
+) -> FeatureMatcher | None:
+    """Return what compares inner outputs, its learned map drawn from `seed`; None where they do not count."""
+    if not config.feature_weight:
+        return None
+    return FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
 
 
 def batch_loader(
@@ -173,9 +182,7 @@ def step_cost(
     # What is moved to where the networks disagree goes through in parts.
     config = dataclasses.replace(config, disagreement=dataclasses.replace(config.disagreement, share=0.0))
     student = build_classifier(student_card(teacher.card, config), seed=seed).to(device).train()
-    matcher = None
-    if config.feature_weight:
-        matcher = FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
+    matcher = build_matcher(teacher, student, config, seed=seed, device=device)
     load = batch_loader(teacher, images, teacher_logits, matcher, config, device)
     # The same image several times: there may be fewer.
     batches = {n: load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
