@@ -40,9 +40,11 @@ from dfkd_core.export_report import (
     describe_preprocessing,
     find_versions,
     place_export,
+    processor_features,
     read_digests,
 )
 from dfkd_core.exported_forms import (
+    ONNX_SETTINGS,
     capture,
     graph_of,
     is_installed,
@@ -165,12 +167,16 @@ def export_model(
         student_logits = predict_all(student, images)
         forms = []
         for form in _write_forms(student, folder, formats, bake_preprocessing, calibration):
-            predict = _READERS[form.format](folder / form.file)
             prepare = None if form.normalises else student.normalise
-            fidelity = measure_fidelity(predict_all(predict, images, prepare=prepare, name=form.file), student_logits)
-            _check(form, fidelity, min_agreement)
+            fidelities = {}
+            for setting, predict in _readers(form, folder):
+                name = form.file if setting == "default" else f"{form.file} ({setting})"
+                logits = predict_all(predict, images, prepare=prepare, name=name)
+                fidelities[setting] = measure_fidelity(logits, student_logits)
+                _check(form, name, fidelities[setting], min_agreement)
+            predict = _READERS[form.format](folder / form.file)
             scored = labelled if form.precision == "int8" else None
-            forms.append(_describe(form, folder, fidelity, _accuracy(predict, scored, prepare)))
+            forms.append(_describe(form, folder, fidelities, _accuracy(predict, scored, prepare)))
         digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         write_json(folder / PREPROCESSING_FILE, describe_preprocessing(student.card, forms, digests))
         report = ExportReport(
@@ -183,6 +189,7 @@ def export_model(
             min_agreement=min_agreement,
             num_labelled_images=0 if labelled is None else len(labelled),
             student_accuracy=_accuracy(student, labelled, None),
+            processor=processor_features(),
             versions=find_versions(forms),
             sha256={**digests, PREPROCESSING_FILE: file_sha256(folder / PREPROCESSING_FILE)},
         )
@@ -230,21 +237,31 @@ def _calibration_batches(student: Classifier, images: Tensor, bake: bool) -> Ite
         yield batch if bake else student.normalise(batch)
 
 
-def _check(form: _Form, fidelity: Fidelity, min_agreement: float) -> None:
+def _readers(form: _Form, folder: Path) -> Iterator[tuple[str, Predict]]:
+    """Yield each setting of the runtime under which a form is checked, and the form as it loads it."""
+    path = folder / form.file
+    yield "default", _READERS[form.format](path)
+    if form.format == "onnx" and form.precision == "int8":
+        for setting in ONNX_SETTINGS[1:]:
+            yield setting, read_onnx(path, setting)
+
+
+def _check(form: _Form, name: str, fidelity: Fidelity, min_agreement: float) -> None:
     if form.precision == "int8":
-        check_fidelity(fidelity, name=form.file, min_agreement=min_agreement)
+        check_fidelity(fidelity, name=name, min_agreement=min_agreement)
     else:
-        check_fidelity(fidelity, name=form.file, max_relative_difference=TOLERANCE)
+        check_fidelity(fidelity, name=name, max_relative_difference=TOLERANCE)
 
 
-def _describe(form: _Form, folder: Path, fidelity: Fidelity, accuracy: float | None) -> ExportedForm:
+def _describe(form: _Form, folder: Path, fidelities: dict[str, Fidelity], accuracy: float | None) -> ExportedForm:
     return ExportedForm(
         file=form.file,
         format=form.format,
         precision=form.precision,
         input="unit_range" if form.normalises else "normalised",
         size_bytes=(folder / form.file).stat().st_size,
-        fidelity=fidelity,
+        fidelity=fidelities.pop("default"),
+        other_settings=fidelities,
         accuracy=accuracy,
     )
 

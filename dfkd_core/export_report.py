@@ -30,6 +30,7 @@ __all__ = [
     "describe_preprocessing",
     "find_versions",
     "place_export",
+    "processor_features",
     "read_digests",
 ]
 
@@ -56,14 +57,16 @@ class ExportedForm:
     size_bytes: int
     """Size of the file."""
     fidelity: Fidelity
-    """How far it is from the student on the checked images."""
+    """How far it is from the student on the checked images, with the runtime's default settings."""
+    other_settings: Mapping[str, Fidelity]
+    """The same by further settings of the runtime, see `ONNX_SETTINGS`; empty but for int8 ONNX files."""
     accuracy: float | None
     """Share of right answers on the labelled images; None for float32 and where there are no such images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What `export.json` says; a pure function of the student, the options and the versions."""
+    """What `export.json` says; a pure function of the student, the options, the versions and the kind of processor."""
 
     made_by: str
     """Marks the folder as an export."""
@@ -83,6 +86,8 @@ class ExportReport:
     """Images on which accuracy was measured."""
     student_accuracy: float | None
     """The float student's share of right answers on them."""
+    processor: str
+    """Vector instructions of the processor on which the forms were checked, which choose the integer kernels."""
     versions: Mapping[str, str]
     """Versions of the packages that made and checked the forms."""
     sha256: Mapping[str, str]
@@ -121,6 +126,12 @@ def find_versions(forms: Sequence[ExportedForm]) -> dict[str, str]:
     names = [*(packages("onnx") if any(form.format == "onnx" for form in forms) else ())]
     names += packages("int8") if any(form.precision == "int8" for form in forms) else ()
     return {"torch": torch.__version__, **{name: importlib.metadata.version(name) for name in names}}
+
+
+def processor_features() -> str:
+    """Return the vector instructions that decide which kernels this processor runs, for example `AVX2, no VNNI`."""
+    has_vnni = torch.cpu._is_vnni_supported()
+    return f"{torch.backends.cpu.get_cpu_capability()}, {'VNNI' if has_vnni else 'no VNNI'}"
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:

@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -24,6 +26,8 @@ from dfkd_core.models import Classifier, load_model
 from dfkd_core.programs import trace_program
 
 __all__ = [
+    "ONNX_SETTINGS",
+    "OnnxSetting",
     "capture",
     "graph_of",
     "is_installed",
@@ -38,6 +42,10 @@ __all__ = [
 
 # The packages behind each extra of pyproject.toml.
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
+OnnxSetting = Literal["default", "session.x64quantprecision=1", "optimisation off"]
+ONNX_SETTINGS: tuple[OnnxSetting, ...] = ("default", "session.x64quantprecision=1", "optimisation off")
+"""How ONNX Runtime may be set up by whoever runs an int8 file; the second and the third use other integer kernels."""
+
 # What the tracer notes for debugging; it holds paths of this machine.
 _NOTES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 
@@ -144,6 +152,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
             )
             assert made is not None
             _drop_notes(made.model)
+            _shift_to_unsigned(made.model)
             made.save(path)
         except Exception as error:  # the converter raises classes of its own, protobuf a ValueError beyond 2 GB
             raise ExportError(
@@ -164,12 +173,22 @@ def read_pt2(path: Path) -> Predict:
     return loaded
 
 
-def read_onnx(path: Path) -> Predict:
-    """Load an ONNX file with ONNX Runtime on the CPU."""
-    with needing("onnx"):
-        from onnxruntime import InferenceSession
+def read_onnx(path: Path, setting: OnnxSetting = "default") -> Predict:
+    """Load an ONNX file with ONNX Runtime on the CPU.
 
-        session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    Args:
+        path: The file.
+        setting: How the session is set up, one of `ONNX_SETTINGS`.
+    """
+    with needing("onnx"):
+        from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+        options = SessionOptions()
+        if setting == "session.x64quantprecision=1":
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        elif setting == "optimisation off":
+            options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def predict(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
@@ -204,3 +223,23 @@ def _drop_notes(model: object) -> None:
     """Delete the converter's notes from an ONNX model."""
     for holder in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.outputs):  # type: ignore[attr-defined]
         holder.metadata_props.clear()
+
+
+def _shift_to_unsigned(model: Any) -> None:
+    """Store every int8 weight of an ONNX model as uint8 with 128 added to it and to its zero point.
+
+    The numbers that are meant stay the same. On processors with AVX2 and without VNNI, ONNX Runtime multiplies uint8
+    activations by int8 weights with an instruction that adds pairs in 16 bits and saturates; uint8 weights it widens.
+    """
+    import onnx_ir
+
+    for node in model.graph:
+        if node.op_type != "DequantizeLinear":
+            continue
+        for value in node.inputs:
+            # Zero points can be shared between nodes: a tensor that was shifted is no longer int8.
+            constant = None if value is None else value.const_value
+            if constant is not None and constant.dtype == onnx_ir.DataType.INT8:
+                shifted = (constant.numpy().astype(np.int16) + 128).astype(np.uint8)
+                value.const_value = onnx_ir.Tensor(shifted, name=value.name)
+                value.dtype = onnx_ir.DataType.UINT8

@@ -2,8 +2,10 @@ import dataclasses
 import json
 import sys
 
+import onnx as onnx_package
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 from torch import nn
 
 from dfkd_core import export
@@ -11,7 +13,7 @@ from dfkd_core.data import LabelledImages
 from dfkd_core.digests import file_sha256
 from dfkd_core.errors import ConfigError, ExportError
 from dfkd_core.export import choose_images, default_formats, export_model, probe_images
-from dfkd_core.exported_forms import capture, graph_of, read_onnx, read_pt2, write_pt2
+from dfkd_core.exported_forms import ONNX_SETTINGS, capture, graph_of, read_onnx, read_pt2, write_pt2
 from dfkd_core.fidelity import check_fidelity, measure_fidelity, predict_all
 from dfkd_core.models import Classifier, ModelCard, build_classifier, describe, load_model, model_digest
 from tasks.code import ROOT
@@ -194,6 +196,35 @@ def test_int8__is_smaller_near_the_student_and_scored(tmp_path):
         assert form.accuracy == (form.fidelity.agreement if int8 else None)
         assert (form.fidelity.relative_difference > export.TOLERANCE) == int8
         assert form.fidelity.agreement >= 0.9
+        settings = [*ONNX_SETTINGS[1:]] if form.file == "model_int8.onnx" else []
+        assert list(form.other_settings) == settings
+        assert all(fidelity.agreement >= 0.9 for fidelity in form.other_settings.values())
+    # The same integers: whatever kernel a processor has for them, the classes are those of the pt2 twin.
+    int8 = {form.file: form.fidelity for form in report.forms if form.precision == "int8"}
+    twin, onnx = int8["model_int8.pt2"], int8["model_int8.onnx"]
+    assert abs(onnx.agreement - twin.agreement) <= 1 / len(checked)
+    assert onnx.relative_difference == pytest.approx(twin.relative_difference, rel=1e-3)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["processor"] == report.processor
+
+
+def test_int8_onnx__weights_are_the_int8_ones_with_128_added(tmp_path):
+    student = balance(make_student())
+    checked, calibration = choose_images(probe_images((1, 32, 32)))
+    export_model(student, tmp_path / "out", formats=("pt2", "onnx"), images=checked, calibration=calibration)
+    tensors = torch.export.load(tmp_path / "out" / "model_int8.pt2").state_dict.values()
+    model = onnx_package.load(tmp_path / "out" / "model_int8.onnx")
+    stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in model.graph.initializer}
+    weights = {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            weight, _, zero_point = (stored[name] for name in node.input)
+            assert weight.dtype == zero_point.dtype == torch.uint8
+            assert zero_point.unique().tolist() == [128]
+            weights[tuple(weight.shape)] = weight.short() - 128
+    int8 = [tensor for tensor in tensors if tensor.dtype == torch.int8]
+    assert len(int8) == len(weights) == 5
+    for tensor in int8:
+        assert torch.equal(weights[tuple(tensor.shape)], tensor.short())
 
 
 def test_int8__calibrated_on_something_else_is_refused(tmp_path):
