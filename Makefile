@@ -17,14 +17,14 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(BIN)/python -m flows.prepare
+	$(BIN)/python -m flows.session.prepare
 	@touch $@
 
 run: $(READY) ## Run everything that has changed and show the table
 	@$(BIN)/dfkd run
 
 params: $(READY) ## Write params.yaml anew from the defaults and their documentation
-	$(BIN)/python -m flows.params_file
+	$(BIN)/python -m flows.settings.file_text
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest

@@ -10,11 +10,12 @@ import argparse
 import torch
 from torch import Tensor
 
-from dfkd_core.class_order import find_class_order
-from dfkd_core.data import DataConfig, LabelledImages, load_dataset
-from dfkd_core.models import Classifier, ModelCard, build_classifier
-from dfkd_core.seeding import derive_generator
-from dfkd_core.training import TeacherConfig, load_batch, pixel_statistics, train_teacher
+from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.seeding import derive_generator
+from dfkd_core.data.datasets import DataConfig, LabelledImages, load_dataset
+from dfkd_core.evaluation.class_order import find_class_order
+from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
+from dfkd_core.teachers.training import TeacherConfig, pixel_statistics, train_teacher
 
 NUM_TEST_IMAGES = 2000
 NUM_UNTRAINED = 60

@@ -21,10 +21,10 @@ import torch
 from hardware import processor_name
 from onnxruntime import InferenceSession, SessionOptions
 
-from dfkd_core.export import choose_images, export_model, probe_images
-from dfkd_core.exported_forms import read_pt2
-from dfkd_core.models import Classifier, ModelCard, build_classifier
-from dfkd_core.networks import default_layer
+from dfkd_core.export.forms import read_pt2
+from dfkd_core.export.run import choose_images, export_model, probe_images
+from dfkd_core.models.built_in import default_layer
+from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
 
 NUM_PASSES = 30
 BATCH_SIZES = (1, 64)

@@ -25,17 +25,17 @@ from hardware import machine
 from speed import best_in_turn, plain_copy, untrained_teacher
 from torch.profiler import ProfilerActivity, profile
 
-from dfkd_core.devices import autocast_on_gpu, resolve_device
-from dfkd_core.digests import write_json
-from dfkd_core.distillation import distill_images
-from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.in_memory import make_transfer_set
-from dfkd_core.priors import build_prior
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.common.devices import autocast_on_gpu, resolve_device
+from dfkd_core.common.digests import write_json
+from dfkd_core.compression import make_transfer_set
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill_images
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.priors.table import build_prior
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis import descent
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.synthesis.refinement import target_losses
-from dfkd_core.teacher import Teacher
 
 ROUNDS = 5
 TEMPERATURE = 20.0

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dfkd_core.data import DataConfig, load_dataset
+from dfkd_core.common.vision import make_grid
+from dfkd_core.data.datasets import DataConfig, load_dataset
 from dfkd_core.errors import TeacherError
-from dfkd_core.priors import PriorName, build_prior, prior_names
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.models.teacher import Teacher, load_teacher
+from dfkd_core.priors.table import PriorName, build_prior, prior_names
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer, method_names
-from dfkd_core.teacher import Teacher, load_teacher
-from dfkd_core.training import TeacherConfig, train_teacher
-from dfkd_core.vision import make_grid
+from dfkd_core.teachers.training import TeacherConfig, train_teacher
 
 ROWS, COLUMNS = 4, 5
 SIZE_PX = 32

@@ -30,21 +30,23 @@ import torch
 from hardware import processor_name
 from torch import nn
 
-from dfkd_core.augmentation import AugmentationConfig
-from dfkd_core.data import LabelledImages
-from dfkd_core.digests import write_json
-from dfkd_core.distillation import distill, distill_images
-from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.evaluation import evaluate
-from dfkd_core.memory import GIB
-from dfkd_core.models import Classifier, ModelCard, build_classifier
-from dfkd_core.priors import build_prior
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.common.digests import write_json
+from dfkd_core.common.memory import GIB
+from dfkd_core.common.vision import models
+from dfkd_core.data.datasets import LabelledImages
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill, distill_images
+from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.priors.table import build_prior
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
-from dfkd_core.teacher import Teacher
-from dfkd_core.transfer_set import Shard, ShardRecord, TransferSet, shard_name, write_manifest, write_shard
-from dfkd_core.vision import models
+from dfkd_core.training.augmentation import AugmentationConfig
+from dfkd_core.transfer_set.manifest import write_manifest
+from dfkd_core.transfer_set.reader import TransferSet
+from dfkd_core.transfer_set.shards import Shard, ShardRecord, shard_name, write_shard
 
 STUDENT = "torchvision:resnet18"
 REPEATS = 5

@@ -27,18 +27,19 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from dfkd_core.config import Params
-from dfkd_core.data import DataConfig, LabelledImages, load_dataset
-from dfkd_core.digests import json_digest, write_atomically, write_json
-from dfkd_core.evaluation import mean_kl
-from dfkd_core.in_memory import make_student
-from dfkd_core.models import Classifier, load_model, save_model
-from dfkd_core.proxy import held_out_logits, proxy_score, weighted_agreement
-from dfkd_core.seeding import derive_generator
-from dfkd_core.statistics import estimate_statistics
-from dfkd_core.teacher import Teacher, load_teacher
-from dfkd_core.training import train_teacher
-from flows.overrides import apply_overrides, apply_preset
+from dfkd_core.common.digests import json_digest, write_atomically, write_json
+from dfkd_core.common.seeding import derive_generator
+from dfkd_core.compression import make_student
+from dfkd_core.data.datasets import DataConfig, LabelledImages, load_dataset
+from dfkd_core.evaluation.metrics import mean_kl
+from dfkd_core.evaluation.proxy import held_out_logits, proxy_score, weighted_agreement
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.storage import load_model, save_model
+from dfkd_core.models.teacher import Teacher, load_teacher
+from dfkd_core.statistics.estimation import estimate_statistics
+from dfkd_core.teachers.training import train_teacher
+from flows.settings.overrides import apply_overrides, apply_preset
+from flows.settings.params import Params
 
 CACHE = Path(".dfkd/benchmarks/proxy")
 PICTURE = Path("docs/images/proxy.png")

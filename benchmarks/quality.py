@@ -31,21 +31,22 @@ from typing import Any
 import torch
 from hardware import machine
 
-from dfkd_core.config import ExecutionConfig, Params
-from dfkd_core.data import LabelledImages, load_dataset
-from dfkd_core.devices import resolve_device
-from dfkd_core.digests import json_digest, write_json
-from dfkd_core.distillation import distill_images
-from dfkd_core.evaluation import evaluate
-from dfkd_core.models import Classifier, save_model
-from dfkd_core.seeding import derive_generator
-from dfkd_core.statistics import estimate_statistics
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.digests import json_digest, write_json
+from dfkd_core.common.seeding import derive_generator
+from dfkd_core.data.datasets import LabelledImages, load_dataset
+from dfkd_core.distillation.run import distill_images
+from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.storage import save_model
+from dfkd_core.models.teacher import Teacher, load_teacher
+from dfkd_core.statistics.estimation import estimate_statistics
 from dfkd_core.synthesis.methods import build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
-from dfkd_core.teacher import Teacher, load_teacher
-from dfkd_core.training import train_teacher
-from dfkd_core.transfer_set import Shard
-from flows.overrides import apply_overrides, apply_preset
+from dfkd_core.teachers.training import train_teacher
+from dfkd_core.transfer_set.shards import Shard
+from flows.settings.overrides import apply_overrides, apply_preset
+from flows.settings.params import ExecutionConfig, Params
 
 CACHE = Path(".dfkd/benchmarks")
 REFINEMENT = "synthesis.methods.{}.refinement.{}"

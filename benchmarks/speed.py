@@ -32,20 +32,21 @@ import torch
 from hardware import processor_name
 from torch import nn
 
-from dfkd_core.augmentation import AugmentationConfig
-from dfkd_core.data import dataset_spec
-from dfkd_core.digests import write_json
-from dfkd_core.distillation import distill_images
-from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.models import ModelCard, build_classifier, save_model
-from dfkd_core.networks import default_layer
-from dfkd_core.priors import prior_names
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.common.digests import write_json
+from dfkd_core.data.datasets import dataset_spec
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill_images
+from dfkd_core.models.built_in import default_layer
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.storage import save_model
+from dfkd_core.models.teacher import Teacher, load_teacher
+from dfkd_core.priors.table import prior_names
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
-from dfkd_core.teacher import Teacher, load_teacher
+from dfkd_core.training.augmentation import AugmentationConfig
 
 REPEATS = 3
 

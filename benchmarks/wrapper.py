@@ -20,8 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.teacher import Teacher
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.teacher import Teacher
 
 CASES = (("lenet5", 1, 500), ("lenet5", 3, 500), ("resnet18_quarter", 3, 128), ("torchvision:resnet18", 3, 64))
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from dfkd_core.errors import DfkdError
-from dfkd_core.statistics import FeatureStatistics, StatisticsConfig, estimate_statistics
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
-from dfkd_core.teacher import Teacher
 
 __all__ = ["Fit", "Inspection", "inspect_teacher"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dfkd_core.config import Params
+    from flows.settings.params import Params
 
 __all__ = ["app", "main"]
 
@@ -90,11 +90,11 @@ def run(
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle
     with _told(debug, "Finished shards and checkpoints are kept. Go on with: dfkd run"):
-        from flows.ahead import look_ahead
+        from flows.run.ahead import look_ahead
 
         outlook = None if preset or assignments or named else look_ahead()
-        from flows.source import source_assignments
-        from flows.whole_run import run_all
+        from flows.run.command import run_all
+        from flows.settings.teacher_source import source_assignments
 
         changes = source_assignments(
             here=here, teacher=teacher, weights=weights, student=student, trust_pickle=trust_pickle
@@ -121,7 +121,7 @@ def tune(
     images that nothing was trained on. A search that was stopped goes on where it was when it is started again.
     """
     with _told(debug, "Finished trials are kept. Go on with the same command."):
-        from flows.whole_tuning import tune_all
+        from flows.tune.command import tune_all
 
         tune_all(preset, assignments or [], minutes=minutes, trials=trials, apply=apply)
 
@@ -133,8 +133,8 @@ def stage(
 ) -> None:
     """Run one stage with params.yaml as it is, whether something has changed or not. DVC calls this."""
     with _told(debug, "Finished shards and checkpoints are kept. Go on with the same command."):
-        from flows.params import load_params
-        from flows.stages import run_stage
+        from flows.settings.parsing import load_params
+        from flows.stages.command import run_stage
 
         run_stage(name, load_params())
 
@@ -155,16 +155,16 @@ def synthesize(
     """Make a transfer set for any stored teacher, outside of DVC."""
     here = Path.cwd()
     with _told(debug, "Finished shards are kept. Go on with the same command."):
-        from dfkd_core.teacher import load_teacher
-        from flows.overrides import apply_overrides
-        from flows.params import load_params
-        from flows.stages import run_flow
+        from dfkd_core.models.teacher import load_teacher
+        from flows.settings.overrides import apply_overrides
+        from flows.settings.parsing import load_params
+        from flows.stages.command import run_flow
 
         params = apply_overrides(load_params(), assignments or [])
         teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
         _check_target(out)
         load_teacher(teacher)
-        run_flow("synthesize", "flows.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
+        run_flow("synthesize", "flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
 
 
@@ -177,10 +177,10 @@ def verify(
     """Hash every shard of a transfer set again and compare with its manifest."""
     here = Path.cwd()
     with _told(debug):
+        from dfkd_core.models.teacher import load_teacher
         from dfkd_core.synthesis.guards import balance_note
-        from dfkd_core.teacher import load_teacher
-        from dfkd_core.transfer_set import verify_transfer_set
-        from tasks.workspace import TEACHER, TRANSFER_SET
+        from dfkd_core.transfer_set.manifest import verify_transfer_set
+        from tasks.caching.workspace import TEACHER, TRANSFER_SET
 
         path = here / folder if folder else TRANSFER_SET
         owner = here / teacher if teacher else None if folder else TEACHER
@@ -205,7 +205,7 @@ def layers(
     """List the layers of a teacher whose features can be modelled, with the one that would be taken."""
     here = Path.cwd()
     with _told(debug):
-        from flows.inspecting import list_layers
+        from flows.commands.inspecting import list_layers
 
         typer.echo(list_layers(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
 
@@ -225,7 +225,7 @@ def inspect(
     with _told(debug):
         import torch
 
-        from flows.inspecting import describe_teacher
+        from flows.commands.inspecting import describe_teacher
 
         torch.set_num_threads(1)
         typer.echo(describe_teacher(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
@@ -240,7 +240,8 @@ def export(
     student: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with model.safetensors and config.json; artifacts/student if not given.", metavar="DIR"
+            help="Folder with model.safetensors and config.json; artifacts/students/default if not given.",
+            metavar="DIR",
         ),
     ] = None,
     formats: Annotated[
@@ -270,7 +271,7 @@ def export(
     """Write a student as safetensors, torch.export and ONNX, each compared with it before it is kept."""
     here = Path.cwd()
     with _told(debug):
-        from flows.exporting import export_student
+        from flows.commands.exporting import export_student
 
         export_student(
             student and here / student,
@@ -287,8 +288,8 @@ def export(
 def show(debug: Debug = False) -> None:
     """Show the table of the last run and the commands to look further."""
     with _told(debug):
-        from flows.params import load_params
-        from flows.results import render
+        from flows.run.table import render
+        from flows.settings.parsing import load_params
 
         typer.echo(render(load_params()))
 
@@ -308,9 +309,9 @@ def _with_teacher(
     here: Path, teacher: str | None, weights: str | None, trust_pickle: bool, assignments: list[str] | None
 ) -> Params:
     """Return the project's parameters with a teacher and changes that are not written."""
-    from flows.overrides import apply_overrides
-    from flows.params import load_params
-    from flows.source import source_assignments
+    from flows.settings.overrides import apply_overrides
+    from flows.settings.parsing import load_params
+    from flows.settings.teacher_source import source_assignments
 
     changes = source_assignments(here=here, teacher=teacher, weights=weights, student=None, trust_pickle=trust_pickle)
     return apply_overrides(load_params(), [*changes, *(assignments or [])])
@@ -320,7 +321,7 @@ def _with_teacher(
 def _told(debug: bool, when_interrupted: str = "") -> Iterator[None]:
     """Enter the project; turn what goes wrong into one message and an exit code."""
     from dfkd_core.errors import ConfigError, DfkdError
-    from flows.environment import DEBUG, enter_project, prepare_environment
+    from flows.session.environment import DEBUG, enter_project, prepare_environment
 
     debug = debug or DEBUG in os.environ
     interrupts: list[int] = []
@@ -354,7 +355,7 @@ def _fail(message: str, code: int) -> None:
 
 def _check_target(out: Path) -> None:
     from dfkd_core.errors import ConfigError
-    from dfkd_core.transfer_set import MANIFEST_NAME
+    from dfkd_core.transfer_set.manifest import MANIFEST_NAME
 
     if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
         raise ConfigError(f"--out {out} exists and is no transfer set. Give a new or an empty folder")

@@ -7,14 +7,14 @@ from importlib import import_module
 
 from prefect import flow
 
-from dfkd_core.data import ensure_dataset
-from flows.environment import check_writable, enter_project, prepare_environment
-from flows.overrides import settle_params
-from flows.params import load_params
-from flows.running import FLOW_OPTIONS
-from flows.source import note_source
-from tasks.versioning import pull as dvc_pull
-from tasks.versioning import push, reproduce
+from dfkd_core.data.datasets import ensure_dataset
+from flows.session.environment import check_writable, enter_project, prepare_environment
+from flows.settings.overrides import settle_params
+from flows.settings.parsing import load_params
+from flows.settings.teacher_source import note_source
+from flows.stages.caching import FLOW_OPTIONS
+from tasks.dvc_project.versioning import pull as dvc_pull
+from tasks.dvc_project.versioning import push, reproduce
 
 __all__ = ["pipeline"]
 
@@ -36,12 +36,12 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     if params.training_data:
         ensure_dataset(params.training_data, "train")
     # MLflow takes seconds to import, which pass beside the stages.
-    threading.Thread(target=import_module, args=["tasks.publishing"], daemon=True).start()
+    threading.Thread(target=import_module, args=["tasks.mlflow_store.publishing"], daemon=True).start()
     if pull:
         dvc_pull()
     reproduce()
     kept = push.submit()
-    from flows.publishing import publish
+    from flows.run.publishing import publish
 
     made = publish(params)
     kept.result()

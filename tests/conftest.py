@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.environment import prepare_environment
+from flows.session.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_SECONDS = 400

@@ -20,13 +20,13 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from dfkd_core.architectures import build_architecture
-from dfkd_core.bringing import bring_teacher
-from dfkd_core.data import DataConfig, load_dataset
-from dfkd_core.models import save_model
-from dfkd_core.source import SourceConfig
+from dfkd_core.data.datasets import DataConfig, load_dataset
+from dfkd_core.models.architectures import build_architecture
+from dfkd_core.models.storage import save_model
+from dfkd_core.teachers.loading import bring_teacher
+from dfkd_core.teachers.source import SourceConfig
 from flows.cli import app
-from tasks.code import ROOT
+from tasks.caching.code import ROOT
 
 DOCUMENT = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dfkd_core.seeding import normal_rows, uniform_rows
+from dfkd_core.common.seeding import normal_rows, uniform_rows
 
 __all__ = ["FourierPrior", "radial_frequencies"]
 

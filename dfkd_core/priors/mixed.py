@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
 from dfkd_core.priors.procedural import ProceduralPrior, num_painting_draws, paint_scenes
-from dfkd_core.seeding import uniform_rows
 
 __all__ = ["MixedPrior"]
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
-from dfkd_core.seeding import uniform_rows
 
 __all__ = ["MosaicPrior"]
 

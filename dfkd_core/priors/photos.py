@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.errors import DataError
 from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
-from dfkd_core.seeding import uniform_rows
 
 __all__ = ["PhotoPrior", "cut_crops", "num_crop_draws"]
 

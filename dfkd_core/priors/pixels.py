@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dfkd_core.seeding import uniform_rows
+from dfkd_core.common.seeding import uniform_rows
 
 __all__ = ["PixelPrior", "paint_in_chunks"]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.fills import fill_maps, rough_fields
@@ -27,7 +28,6 @@ from dfkd_core.priors.scene import (
     plan_scenes,
 )
 from dfkd_core.priors.shapes import OUTLINES
-from dfkd_core.seeding import uniform_rows
 
 __all__ = ["ProceduralPrior", "num_painting_draws", "paint_scenes"]
 

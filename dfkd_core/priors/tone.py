@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.base import ImagePrior
-from dfkd_core.seeding import uniform_rows
 
 __all__ = ["Tone", "TonedPrior", "are_pixel_statistics", "count_levels", "fit_tone"]
 

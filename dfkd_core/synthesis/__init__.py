@@ -1,32 +1,5 @@
-"""Synthesis of transfer images from a teacher alone."""
+"""Synthesis of transfer images from a teacher alone.
 
-from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
-from dfkd_core.synthesis.boundary import BoundaryConfig
-from dfkd_core.synthesis.dirichlet import DirichletConfig
-from dfkd_core.synthesis.inversion import InversionConfig
-from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer, method_names
-from dfkd_core.synthesis.noise import NoiseConfig
-from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
-from dfkd_core.synthesis.refinement import RefinementConfig, refine
-from dfkd_core.synthesis.shards import num_shards, shard_indices, synthesize_shard
-from dfkd_core.synthesis.soft_target import SoftTargetConfig
-
-__all__ = [
-    "BoundaryConfig",
-    "DirichletConfig",
-    "InversionConfig",
-    "MethodSettings",
-    "NoiseConfig",
-    "NoiseEngineeredConfig",
-    "RefinementConfig",
-    "SoftTargetConfig",
-    "SynthesisConfig",
-    "SynthesizedBatch",
-    "Synthesizer",
-    "build_synthesizer",
-    "method_names",
-    "num_shards",
-    "refine",
-    "shard_indices",
-    "synthesize_shard",
-]
+Imports: common, models, priors, statistics, transfer_set. Begin with `base` (what a method offers) and `methods`, the
+one table of methods; one file per method. `descent` moves images by gradient steps, `shards` makes one file of a set.
+"""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.layers import BatchNorm
-from dfkd_core.teacher import Teacher
+from dfkd_core.models.layers import BatchNorm
+from dfkd_core.models.teacher import Teacher
 
 __all__ = ["batch_norm_distance", "batch_norm_layers", "normalising_by_batch", "recording_distances"]
 

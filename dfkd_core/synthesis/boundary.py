@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.common.devices import autocast_on_gpu
+from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, config_section
-from dfkd_core.seeding import normal_rows
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
 from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, total_variation
-from dfkd_core.teacher import Teacher
 
 __all__ = ["BoundaryConfig", "BoundarySynthesizer", "pair_label", "whole_pairs"]
 

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import SynthesisError
-from dfkd_core.micro_batches import joined
-from dfkd_core.models import ModelCard
-from dfkd_core.priors import ImagePrior, PriorName, are_pixel_statistics, build_prior, build_toned_prior
+from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.passes import joined
+from dfkd_core.priors.base import ImagePrior
+from dfkd_core.priors.table import PriorName, build_prior, build_toned_prior
+from dfkd_core.priors.tone import are_pixel_statistics
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, config_section
-from dfkd_core.seeding import derive_generator
 from dfkd_core.synthesis.cuda_graphs import recorded_on_gpu
 
 __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]

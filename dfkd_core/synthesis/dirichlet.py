@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from dfkd_core.common.seeding import derive_seed
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.sections import Positive, config_section
-from dfkd_core.seeding import derive_seed
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
-from dfkd_core.teacher import Teacher
 
 __all__ = ["DirichletConfig", "class_similarity"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfkd_core.errors import SynthesisError
 from dfkd_core.synthesis.methods import SynthesisConfig
-from dfkd_core.transfer_set import Shard
+from dfkd_core.transfer_set.shards import Shard
 
 __all__ = ["balance_note", "check_finite", "check_set", "check_shard"]
 

@@ -22,17 +22,17 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from dfkd_core.devices import autocast_on_gpu
+from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.errors import SynthesisError
-from dfkd_core.layers import BatchNorm
+from dfkd_core.models.layers import BatchNorm
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, Positive, config_section
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.batch_norm import batch_norm_layers, recording_distances
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
 from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, squared_norms, total_variation
-from dfkd_core.teacher import Teacher
 
 __all__ = ["InversionConfig", "InversionSynthesizer"]
 

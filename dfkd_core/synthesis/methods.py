@@ -7,8 +7,9 @@ from dataclasses import field, fields
 from typing import Protocol
 
 from dfkd_core.errors import ConfigError
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.sections import PositiveInt, config_section
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.boundary import BoundaryConfig
 from dfkd_core.synthesis.descent import DescentConfig
@@ -18,7 +19,6 @@ from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
-from dfkd_core.teacher import Teacher
 
 __all__ = ["MethodConfig", "MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names"]
 

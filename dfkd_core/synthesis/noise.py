@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dfkd_core.micro_batches import joined
+from dfkd_core.common.seeding import normal_rows
+from dfkd_core.models.passes import joined
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
-from dfkd_core.seeding import normal_rows
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
-from dfkd_core.teacher import Teacher
 
 __all__ = ["NoiseConfig", "NoiseSynthesizer"]
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import SynthesisError
-from dfkd_core.layers import BatchNorm
+from dfkd_core.models.layers import BatchNorm
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
-from dfkd_core.seeding import normal_rows
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.batch_norm import batch_norm_layers, normalising_by_batch
-from dfkd_core.teacher import Teacher
 
 __all__ = ["NoiseEngineeredConfig", "NoiseEngineeredSynthesizer"]
 

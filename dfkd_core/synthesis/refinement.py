@@ -17,13 +17,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from dfkd_core.devices import autocast_on_gpu
-from dfkd_core.micro_batches import joined
-from dfkd_core.priors import ImagePrior
+from dfkd_core.common.devices import autocast_on_gpu
+from dfkd_core.models.passes import joined
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.priors.base import ImagePrior
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
-from dfkd_core.teacher import Teacher
 
 __all__ = ["DescentConfig", "Objective", "RefinementConfig", "descend", "refine", "target_losses"]
 

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from dfkd_core.common.pixels import quantise
 from dfkd_core.errors import SynthesisError
-from dfkd_core.micro_batches import joined
+from dfkd_core.models.passes import joined
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.synthesis.base import Labelling, Synthesizer
 from dfkd_core.synthesis.guards import check_finite, check_shard
 from dfkd_core.synthesis.methods import SynthesisConfig
-from dfkd_core.teacher import Teacher
-from dfkd_core.transfer_set import Shard, quantise
+from dfkd_core.transfer_set.shards import Shard
 
 __all__ = ["images_at_once", "num_shards", "shard_indices", "synthesize_shard"]
 

@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dfkd_core.common.seeding import normal_rows
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.sections import NonNegative, config_section
-from dfkd_core.seeding import normal_rows
-from dfkd_core.statistics import FeatureStatistics
+from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
-from dfkd_core.teacher import Teacher
 
 __all__ = ["SoftTargetConfig"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
-from dfkd_core.teacher import Teacher
 
 __all__ = ["DrawTargets", "SoftTargets", "TargetedSynthesizer"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from dfkd_core.errors import ConfigError, DfkdError
 from flows.doctor import machine, project, services, versions
 from flows.doctor.findings import Finding, Verdict, fault, render
-from flows.environment import enter_project, prepare_environment
+from flows.session.environment import enter_project, prepare_environment
 
 __all__ = ["Finding", "Verdict", "examine", "render"]
 

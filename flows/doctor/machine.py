@@ -35,7 +35,7 @@ def num_cores(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
         proc: Where Linux tells of this process.
         cgroups: Where it tells of control groups, of version 1 or 2.
     """
-    from dfkd_core.memory import group_folders
+    from dfkd_core.common.memory import group_folders
 
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([float(bound), *(_quotas(group_folders("cpu", proc=proc, cgroups=cgroups)))])
@@ -79,7 +79,7 @@ def _cpu_model() -> str:
 def _memory() -> Finding:
     import psutil
 
-    from dfkd_core.memory import GIB, memory_at_hand
+    from dfkd_core.common.memory import GIB, memory_at_hand
 
     found = psutil.virtual_memory()
     at_hand = memory_at_hand() / GIB
@@ -109,7 +109,7 @@ def _gpus() -> Iterator[Finding]:
 def _gpu(index: int) -> Finding:
     import torch
 
-    from dfkd_core.memory import GIB
+    from dfkd_core.common.memory import GIB
 
     name = f"cuda:{index} {torch.cuda.get_device_name(index)}"
     try:
@@ -123,7 +123,7 @@ def _gpu(index: int) -> Finding:
 
 def device_findings(device: str) -> Iterator[Finding]:
     """Yield whether the device of the parameters is there."""
-    from dfkd_core.devices import resolve_device
+    from dfkd_core.common.devices import resolve_device
 
     change = "dfkd run --set execution.device=auto"
     try:

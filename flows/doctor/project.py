@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from dfkd_core.errors import ConfigError, DataError, DfkdError
 from flows.doctor.findings import Finding, fault, note, ok
 from flows.doctor.machine import device_findings, num_cores, parallelism_findings
-from flows.environment import check_writable
+from flows.session.environment import check_writable
 
 if TYPE_CHECKING:
-    from dfkd_core.config import Params
-    from dfkd_core.data import DataConfig
+    from dfkd_core.data.datasets import DataConfig
+    from flows.settings.params import Params
 
 __all__ = [
     "disk_finding",
@@ -35,7 +35,7 @@ _MEBIBYTE = 2**20
 
 def read_params(project: Path) -> tuple[Params | None, Finding]:
     """Return the parameters of the project that was entered, None where they are at fault, and what is to be said."""
-    from flows.params import PARAMS_FILE, load_params
+    from flows.settings.parsing import PARAMS_FILE, load_params
 
     try:
         return load_params(), ok("project", f"{project}, {PARAMS_FILE} is valid")
@@ -82,9 +82,9 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
 
 
 def _image_bytes(params: Params) -> int | None:
-    from dfkd_core.data import dataset_spec, is_built_in
-    from dfkd_core.models import CONFIG_FILE, read_card
-    from tasks.workspace import TEACHER
+    from dfkd_core.data.datasets import dataset_spec, is_built_in
+    from dfkd_core.models.storage import CONFIG_FILE, read_card
+    from tasks.caching.workspace import TEACHER
 
     training, source = params.training_data, params.teacher.source
     if training:
@@ -106,9 +106,9 @@ def look_at_data(params: Params) -> Iterator[Finding]:
 
 
 def _data(config: DataConfig) -> Finding:
-    from dfkd_core.data import NO_DATA, is_built_in
-    from dfkd_core.dataset_files import find_files
-    from dfkd_core.image_sources import open_folder
+    from dfkd_core.data.datasets import NO_DATA, is_built_in
+    from dfkd_core.data.published_files import find_files
+    from dfkd_core.data.user_images import open_folder
 
     name, root = config.dataset, Path(config.root)
     kind, _, place = name.partition(":")
@@ -153,10 +153,10 @@ def look_at_networks(params: Params) -> Iterator[Finding]:
 
 
 def _network(area: str, name: str, change: str) -> Finding:
-    from dfkd_core.architectures import TIMM, TORCHVISION, architecture_fault, factory
-    from dfkd_core.models import CONFIG_FILE
-    from dfkd_core.networks import is_built_in
-    from tasks.model_registry import SCHEMES
+    from dfkd_core.models.architectures import TIMM, TORCHVISION, architecture_fault, factory
+    from dfkd_core.models.built_in import is_built_in
+    from dfkd_core.models.storage import CONFIG_FILE
+    from tasks.mlflow_store.registry import SCHEMES
 
     path = Path(name)
     if area == "teacher" and name.startswith(SCHEMES):
@@ -176,7 +176,7 @@ def _network(area: str, name: str, change: str) -> Finding:
 
 
 def _registered(name: str) -> Finding:
-    from tasks.workspace import STORE
+    from tasks.caching.workspace import STORE
 
     if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
         return ok("teacher", f"{name}, read from MLflow by the next run")
@@ -197,7 +197,7 @@ def _file(path: Path, change: str) -> Finding:
 
 
 def _weights(model: str, weights: str) -> Iterator[Finding]:
-    from dfkd_core.architectures import TIMM, TORCHVISION
+    from dfkd_core.models.architectures import TIMM, TORCHVISION
 
     if Path(weights).is_file():
         return

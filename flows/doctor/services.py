@@ -11,15 +11,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.doctor.findings import Finding, fault, note, ok
-from flows.environment import TELEMETRY_OFF
-from flows.server import API_URL, answers
-from tasks.code import STAGE_MODULES
-from tasks.status import LOCK, dvc_command, git_commit, last_error
+from flows.session.environment import TELEMETRY_OFF
+from flows.session.server import API_URL, answers
+from tasks.caching.code import ENTRY_MODULES
+from tasks.dvc_project.status import LOCK, dvc_command, git_commit, last_error
 
 __all__ = ["look_at_dvc", "look_at_git", "look_at_mlflow", "look_at_prefect", "look_at_telemetry", "without_secrets"]
 
 _TRACKING_URI = "MLFLOW_TRACKING_URI"
 _SECONDS = 20
+_NO_STAGE = ("tune",)
 # Remotes of DVC that come with a package of their own.
 _PLUGINS = ("azure", "gdrive", "gs", "hdfs", "oss", "s3", "ssh", "webdav", "webhdfs")
 
@@ -52,7 +53,7 @@ def look_at_dvc() -> Iterator[Finding]:
     if "not inside of a DVC repository" in said:
         yield fault("dvc", "the project is not DVC's: .dvc is missing", "git checkout .dvc (or: dvc init)")
         return
-    missing = [name for name in STAGE_MODULES if name not in listed.stdout.split()]
+    missing = [name for name in ENTRY_MODULES if name not in (*_NO_STAGE, *listed.stdout.split())]
     if listed.returncode:
         yield fault("dvc", said, "git diff dvc.yaml .dvc/config")
     elif missing:
@@ -121,7 +122,7 @@ def look_at_prefect() -> Iterator[Finding]:
 def look_at_mlflow() -> Iterator[Finding]:
     """Yield whether results can be logged and whether the tracking server, if one is named, answers."""
     # Imported here, as it imports torch.
-    from tasks.workspace import STORE
+    from tasks.caching.workspace import STORE
 
     yield _store(STORE)
     uri = os.environ.get(_TRACKING_URI)

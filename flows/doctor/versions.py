@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.doctor.findings import Finding, fault, note, ok
-from tasks.code import ROOT
+from tasks.caching.code import ROOT
 
 __all__ = [
     "Declared",
@@ -117,7 +117,7 @@ def find_extra_faults(declared: Declared, found: Mapping[str, str | None]) -> It
 
 
 def torchvision_findings(torch: str, torchvision: str, pin: SpecifierSet, *, loads: bool) -> Iterator[Finding]:
-    """Yield what is to be said of torchvision beside torch, see `dfkd_core.vision`.
+    """Yield what is to be said of torchvision beside torch, see `dfkd_core.common.vision`.
 
     Args:
         torch: Version of torch.

@@ -2,7 +2,7 @@
 
 import sys
 
-from tasks.code import ROOT
+from tasks.caching.code import ROOT
 
 
 def test_flows__hide_no_module_of_the_standard_library() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from dfkd_core.config import Params
-from flows.overrides import apply_preset, preset_names
-from flows.params import flatten, load_params
-from tasks.code import ROOT
+from flows.settings.overrides import apply_preset, preset_names
+from flows.settings.params import Params
+from flows.settings.parsing import flatten, load_params
+from tasks.caching.code import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dfkd_core.export import choose_images, export_model, probe_images
-from dfkd_core.models import ModelCard, build_classifier
-from dfkd_core.networks import build_network
+from dfkd_core.export.run import choose_images, export_model, probe_images
+from dfkd_core.models.built_in import build_network
+from dfkd_core.models.classifier import ModelCard, build_classifier
 from flows.cli import app
-from tasks.code import ROOT
+from tasks.caching.code import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -2,8 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from dfkd_core.micro_batches import PassSizes
-from dfkd_core.teacher import Teacher
+from dfkd_core.models.passes import PassSizes
+from dfkd_core.models.teacher import Teacher
 
 
 class FixedSizes(PassSizes):

@@ -7,24 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd_core.augmentation import AugmentationConfig
-from dfkd_core.data import DataConfig, load_dataset
-from dfkd_core.devices import resolve_device
-from dfkd_core.disagreement import DisagreementConfig
-from dfkd_core.distillation import distill_images
-from dfkd_core.distillation_config import DistillationConfig
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.compression import make_transfer_set
+from dfkd_core.data.datasets import DataConfig, load_dataset
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.disagreement import DisagreementConfig
+from dfkd_core.distillation.run import distill_images
 from dfkd_core.errors import SynthesisError
-from dfkd_core.evaluation import evaluate, measure_latency
-from dfkd_core.in_memory import make_transfer_set
-from dfkd_core.models import Classifier
-from dfkd_core.proxy import proxy_score
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
+from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.evaluation.latency import measure_latency
+from dfkd_core.evaluation.proxy import proxy_score
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis import descent
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
 from dfkd_core.synthesis.shards import synthesize_shard
-from dfkd_core.teacher import Teacher
-from dfkd_core.training import TeacherConfig, train_teacher
+from dfkd_core.teachers.training import TeacherConfig, train_teacher
+from dfkd_core.training.augmentation import AugmentationConfig
 
 pytestmark = pytest.mark.gpu
 

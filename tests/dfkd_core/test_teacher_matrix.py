@@ -19,28 +19,29 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
 
-from dfkd_core.architectures import build_architecture
-from dfkd_core.augmentation import AugmentationConfig
-from dfkd_core.bringing import bring_module, bring_teacher
-from dfkd_core.data import DataConfig, LabelledImages, load_dataset
-from dfkd_core.distillation import distill_images
-from dfkd_core.distillation_config import DistillationConfig
-from dfkd_core.evaluation import evaluate
-from dfkd_core.export import export_model, probe_images
-from dfkd_core.in_memory import make_student
+from dfkd_core.compression import make_student
+from dfkd_core.data.datasets import DataConfig, LabelledImages, load_dataset
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill_images
+from dfkd_core.distillation.students import check_student
+from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.export.run import export_model, probe_images
 from dfkd_core.inspection import inspect_teacher
-from dfkd_core.layers import OUTPUT
-from dfkd_core.models import Classifier, load_model, model_digest, save_model
-from dfkd_core.source import SourceConfig
-from dfkd_core.statistics import StatisticsConfig, estimate_statistics
-from dfkd_core.students import check_student
+from dfkd_core.models.architectures import build_architecture
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.layers import OUTPUT
+from dfkd_core.models.storage import load_model, model_digest, save_model
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.shards import synthesize_shard
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
-from dfkd_core.teacher import Teacher
-from dfkd_core.training import TeacherConfig, train_teacher
-from dfkd_core.transfer_set import Shard
+from dfkd_core.teachers.loading import bring_module, bring_teacher
+from dfkd_core.teachers.source import SourceConfig
+from dfkd_core.teachers.training import TeacherConfig, train_teacher
+from dfkd_core.training.augmentation import AugmentationConfig
+from dfkd_core.transfer_set.shards import Shard
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 ITERATIONS = 3

@@ -45,7 +45,7 @@ def test_help__ends_in_an_example(command: str) -> None:
         (["export", "--out", "new", "--min-agreement", "2"], 2, "--min-agreement must be from 0 to 1, got 2"),
         (["export", "--out", "presets"], 2, "presets exists and is no earlier export. Give a new or an empty folder"),
         (["export", "--out", "new", "--student", "new"], 2, "is the student's own folder"),
-        (["export", "--out", "new"], 1, "No model in artifacts/student: config.json is missing"),
+        (["export", "--out", "new"], 1, "No model in artifacts/students/default: config.json is missing"),
     ],
 )
 def test_bad_input__one_message_and_no_traceback(project: Path, arguments: list[str], code: int, message: str) -> None:

@@ -32,9 +32,9 @@ from flows.doctor.services import (
     without_secrets,
 )
 from flows.doctor.versions import Declared, find_extra_faults, find_faults, read_declared, torchvision_findings
-from flows.overrides import apply_overrides
-from flows.params import load_params, parse_params
-from tasks.code import ROOT
+from flows.settings.overrides import apply_overrides
+from flows.settings.parsing import load_params, parse_params
+from tasks.caching.code import ROOT
 
 
 def only(findings: Iterator[Finding]) -> Finding:

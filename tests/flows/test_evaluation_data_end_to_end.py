@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfkd_core.data import DataConfig, load_dataset
+from dfkd_core.data.datasets import DataConfig, load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_core.models import load_model
+from dfkd_core.models.storage import load_model
 
 SECONDS_TO_SEE_A_SHARD = 200
 

@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_core.data import DataConfig
-from dfkd_core.distillation_config import DistillationConfig
+from dfkd_core.data.datasets import DataConfig
+from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.errors import TransferSetError
-from dfkd_core.evaluation import EvaluationConfig
-from dfkd_core.models import ModelCard, build_classifier, load_model, save_model
-from dfkd_core.statistics import StatisticsConfig, load_statistics
+from dfkd_core.evaluation.comparison import EvaluationConfig
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.storage import load_model, save_model
+from dfkd_core.models.teacher import load_teacher
+from dfkd_core.statistics.estimation import StatisticsConfig
+from dfkd_core.statistics.features import load_statistics
 from dfkd_core.synthesis.methods import SynthesisConfig
-from dfkd_core.teacher import load_teacher
-from dfkd_core.training import TeacherConfig
-from dfkd_core.transfer_set import verify_transfer_set
-from tasks.distillation import make_student
-from tasks.estimation import make_statistics
-from tasks.evaluation import make_evaluation, measure_models
-from tasks.synthesis import assemble_transfer_set, make_shard
-from tasks.tables import write_confusion_picture
-from tasks.teacher import make_teacher
-from tasks.workspace import Artifact, is_intact, reference
+from dfkd_core.teachers.training import TeacherConfig
+from dfkd_core.transfer_set.manifest import verify_transfer_set
+from tasks.caching.workspace import Artifact, is_intact, reference
+from tasks.records.tables import write_confusion_picture
+from tasks.stages.distillation import make_student
+from tasks.stages.evaluation import make_evaluation, measure_models
+from tasks.stages.statistics import make_statistics
+from tasks.stages.synthesis import assemble_transfer_set, make_shard
+from tasks.stages.teacher import make_teacher
 
 CARD = ModelCard(
     network="lenet5",

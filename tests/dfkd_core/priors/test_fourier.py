@@ -1,7 +1,6 @@
 import torch
 
-from dfkd_core.priors import FourierPrior
-from dfkd_core.priors.fourier import radial_frequencies
+from dfkd_core.priors.fourier import FourierPrior, radial_frequencies
 
 
 def test_radial_frequencies_count_cycles_per_side_and_are_at_least_one():

@@ -1,9 +1,10 @@
 import torch
 
-from dfkd_core.priors import MixedPrior, PhotoPrior, ProceduralPrior
-from dfkd_core.priors.procedural import num_painting_draws, paint_scenes
+from dfkd_core.common.seeding import uniform_rows
+from dfkd_core.priors.mixed import MixedPrior
+from dfkd_core.priors.photos import PhotoPrior
+from dfkd_core.priors.procedural import ProceduralPrior, num_painting_draws, paint_scenes
 from dfkd_core.priors.scene import num_scene_draws, plan_scenes
-from dfkd_core.seeding import uniform_rows
 
 SHAPE = (1, 16, 16)
 

@@ -2,10 +2,9 @@ import math
 
 import torch
 
-from dfkd_core.priors import MosaicPrior
+from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.draws import Cursor
-from dfkd_core.priors.mosaic import _NUM_CELLS, _bands, _cells, _field, _lump, _num_draws, _pixel_centres
-from dfkd_core.seeding import uniform_rows
+from dfkd_core.priors.mosaic import _NUM_CELLS, MosaicPrior, _bands, _cells, _field, _lump, _num_draws, _pixel_centres
 
 SIZE = (24, 24)
 

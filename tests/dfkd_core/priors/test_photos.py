@@ -4,9 +4,8 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
 from dfkd_core.errors import DataError
-from dfkd_core.priors import PhotoPrior
 from dfkd_core.priors.draws import Cursor
-from dfkd_core.priors.photos import _fold, _load_atlas, _load_photo, _mix_channels, _sample, _tone
+from dfkd_core.priors.photos import PhotoPrior, _fold, _load_atlas, _load_photo, _mix_channels, _sample, _tone
 
 # The first photograph, its largest square about the middle, upright, not stretched, not mirrored.
 MIDDLE = torch.tensor([[0.0, 1.0, 0.5, 0.5, 0.5, 0.9, 0.5, 0.9]])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dfkd_core.priors import build_prior, photos, prior_names, shows_photographs
+from dfkd_core.priors import photos
+from dfkd_core.priors.table import build_prior, prior_names, shows_photographs
 
 SHAPES = [(1, 32, 32), (3, 16, 16), (2, 9, 14)]
 

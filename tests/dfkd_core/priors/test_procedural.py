@@ -1,8 +1,8 @@
 import torch
 
-from dfkd_core.priors import ProceduralPrior
+from dfkd_core.common.seeding import uniform_rows
+from dfkd_core.priors.procedural import ProceduralPrior
 from dfkd_core.priors.scene import MAX_SHAPES, num_scene_draws, num_shape_draws, place_shapes, plan_scenes
-from dfkd_core.seeding import uniform_rows
 
 
 def scenes(n, channels):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dfkd_core.errors import ConfigError
-from dfkd_core.models import ModelCard
-from dfkd_core.priors import are_pixel_statistics, build_prior, build_toned_prior
-from dfkd_core.priors.tone import Tone, count_levels, fit_tone
+from dfkd_core.models.classifier import ModelCard
+from dfkd_core.priors.table import build_prior, build_toned_prior
+from dfkd_core.priors.tone import Tone, are_pixel_statistics, count_levels, fit_tone
 from dfkd_core.synthesis.refinement import RefinementConfig
 
 SHAPE = (1, 16, 16)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd_core.models import Classifier, ModelCard
-from dfkd_core.statistics import FeatureStatistics, StatisticsConfig, estimate_statistics
-from dfkd_core.teacher import Teacher
+from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
+from dfkd_core.statistics.features import FeatureStatistics
 
 
 class TinyNetwork(nn.Module):

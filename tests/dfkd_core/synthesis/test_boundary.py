@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.models import Classifier, ModelCard
+from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.teacher import Teacher
 from dfkd_core.synthesis.boundary import BoundaryConfig, pair_label, whole_pairs
 from dfkd_core.synthesis.descent import DescentConfig
 from dfkd_core.synthesis.image_losses import total_variation
-from dfkd_core.teacher import Teacher
 
 
 def config(iterations=40, stop_loss=0.0, **changes):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd_core.errors import ConfigError, SynthesisError
-from dfkd_core.priors import build_prior
+from dfkd_core.priors.table import build_prior
 from dfkd_core.synthesis.descent import DescentConfig, blur_matrix, descend
 
 SHAPE = (1, 8, 8)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from dfkd_core.errors import SynthesisError
-from dfkd_core.synthesis import SynthesisConfig
 from dfkd_core.synthesis.guards import balance_note, check_set, check_shard
-from dfkd_core.transfer_set import Shard
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.transfer_set.shards import Shard
 
 N, K = 40, 4
 NOISE = {"methods": {"noise": {"std": 0.3}}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd_core.errors import ConfigError, SynthesisError, TeacherError
-from dfkd_core.micro_batches import PassSizes
+from dfkd_core.models.passes import PassSizes
 from dfkd_core.synthesis.batch_norm import recording_distances
 from dfkd_core.synthesis.descent import DescentConfig
 from dfkd_core.synthesis.image_losses import squared_norms, total_variation

@@ -1,7 +1,7 @@
 import pytest
 
 from dfkd_core.errors import ConfigError
-from dfkd_core.synthesis import SynthesisConfig, method_names
+from dfkd_core.synthesis.methods import SynthesisConfig, method_names
 
 
 def test_method_names_are_the_fields_of_the_table():

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from dfkd_core.digests import canonical_json
+from dfkd_core.common.digests import canonical_json
 from dfkd_core.errors import ConfigError
-from dfkd_core.synthesis import SynthesisConfig, build_synthesizer, method_names, synthesize_shard
 from dfkd_core.synthesis.base import Labelling
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
+from dfkd_core.synthesis.shards import synthesize_shard
 
 pytestmark = pytest.mark.parametrize("method", method_names())
 

@@ -1,6 +1,6 @@
 import torch
 
-from dfkd_core.synthesis import NoiseConfig
+from dfkd_core.synthesis.noise import NoiseConfig
 
 
 def test_noise_lies_around_mid_grey_and_targets_are_the_teachers(teacher, statistics):

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from dfkd_core.errors import SynthesisError, TeacherError
-from dfkd_core.micro_batches import PassSizes
-from dfkd_core.synthesis import NoiseConfig, SynthesisConfig, synthesize_shard
+from dfkd_core.models.passes import PassSizes
+from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
+from dfkd_core.synthesis.shards import synthesize_shard
 
 
 def test_images__are_those_of_the_noise_method(bn_teacher, statistics):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfkd_core.errors import ConfigError, SynthesisError
-from dfkd_core.priors import build_prior, prior_names
+from dfkd_core.priors.table import build_prior, prior_names
 from dfkd_core.synthesis.refinement import RefinementConfig, refine, target_losses
 
 TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])

@@ -3,17 +3,10 @@ import torch
 
 from dfkd_core.errors import SynthesisError
 from dfkd_core.progress import ignore
-from dfkd_core.synthesis import (
-    SynthesisConfig,
-    SynthesizedBatch,
-    build_synthesizer,
-    num_shards,
-    shard_indices,
-    synthesize_shard,
-)
-from dfkd_core.synthesis.methods import MethodSettings
+from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
-from dfkd_core.synthesis.shards import images_at_once
+from dfkd_core.synthesis.shards import images_at_once, num_shards, shard_indices, synthesize_shard
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
 

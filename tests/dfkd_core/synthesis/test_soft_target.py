@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import TeacherError
-from dfkd_core.models import Classifier
-from dfkd_core.seeding import normal_rows
-from dfkd_core.synthesis import RefinementConfig, SoftTargetConfig
-from dfkd_core.synthesis.soft_target import choose_draws
-from dfkd_core.teacher import Teacher
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.soft_target import SoftTargetConfig, choose_draws
 
 
 def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statistics):

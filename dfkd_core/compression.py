@@ -1,0 +1,74 @@
+"""A transfer set and a student made from it in one go, without a file: for notebooks, trials and measurements."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill_images
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.features import FeatureStatistics
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.shards import num_shards, synthesize_shard
+from dfkd_core.transfer_set.shards import Shard
+
+__all__ = ["make_student", "make_transfer_set"]
+
+
+def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: SynthesisConfig, *, seed: int) -> Shard:
+    """Synthesize a whole transfer set in this process: the images that the stages would make, as one shard.
+
+    Args:
+        teacher: Labels the images; they are computed on its device.
+        statistics: Its feature statistics.
+        config: How the transfer set is made, which has to fit into memory.
+        seed: Addresses every random draw.
+
+    Raises:
+        SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
+    """
+    synthesizer = build_synthesizer(config, teacher, statistics)
+    shards = [
+        synthesize_shard(synthesizer, teacher, shard_index=index, config=config, seed=seed)
+        for index in range(num_shards(config))
+    ]
+    return Shard(**{field.name: torch.cat([getattr(shard, field.name) for shard in shards]) for field in fields(Shard)})
+
+
+def make_student(
+    teacher: Teacher,
+    statistics: FeatureStatistics,
+    synthesis: SynthesisConfig,
+    distillation: DistillationConfig,
+    *,
+    seed: int,
+    prefetch: int = 0,
+) -> Classifier:
+    """Synthesize and distil in this process; the student is the one that the stages would make.
+
+    Args:
+        teacher: Gives the labels; the student is computed on its device.
+        statistics: Its feature statistics.
+        synthesis: How the transfer set is made, which has to fit into memory.
+        distillation: How the student is trained.
+        seed: Addresses every random draw.
+        prefetch: Batches that a second thread labels ahead, about 2; does not change the result.
+
+    Raises:
+        ConfigError: The student's network rejects the image size.
+        SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
+        DistillationError: The loss is not finite, or no temperature gives the confidence.
+    """
+    made = make_transfer_set(teacher, statistics, synthesis, seed=seed)
+    return distill_images(
+        teacher,
+        made.images,
+        made.teacher_logits,
+        distillation,
+        seed=seed,
+        device=teacher.device,
+        prefetch=prefetch,
+    ).student

@@ -1,0 +1,176 @@
+"""Matching a student's inner outputs with its teacher's, without a label.
+
+Hints as in FitNets (Romero et al., 2015, arXiv 1412.6550, equation 3): the squared distance of two layers' outputs,
+with a learned map between them where their widths differ. Here it is divided by the spread of the teacher's outputs, so
+that layers count alike whatever their scale.
+
+n images, c channels, h height, w width, d units of a layer, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfkd_core.common.least_squares import fit_linear
+from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.rows import Rows
+from dfkd_core.common.seeding import derive_seed
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.layers import parse_layer, recorded
+from dfkd_core.models.passes import joined
+from dfkd_core.models.teacher import Teacher
+
+__all__ = ["FeatureMatcher", "forward_with_outputs", "normalised_mse"]
+
+# Below this share of the mean square a spread is rounding of outputs that are the same for all images.
+_CONSTANT = 1e-12
+_MAX_FITTED_IMAGES = 1000
+
+
+class FeatureMatcher(nn.Module):
+    """Compares outputs of a student's layers with outputs of its teacher's; holds the learned map between widths.
+
+    The modelled layer is always compared. Where the student lacks the teacher's, its own default one takes its place; a
+    layer with positions gives its mean over them unless both have the same positions. `shared` adds every step of the
+    teacher that the student has under the same path with the same output shape: layers with weights and stages of
+    residual blocks, the layer of the logits left out. For LeNet-5 and its half these are `conv3` and `fc1`.
+    """
+
+    def __init__(
+        self, teacher: Teacher, student: Classifier, *, layers: Literal["shared", "modelled"], seed: int
+    ) -> None:
+        """Find the layers with one probe image each.
+
+        Args:
+            teacher: The network whose outputs are the target.
+            student: The network in training, any widths.
+            layers: Which layers are compared.
+            seed: Seed of the first weights of the learned map.
+        """
+        super().__init__()
+        modelled = teacher.card.layer
+        own = modelled if _has_layer(student, modelled) else student.card.layer
+        shared = _shared_paths(teacher.classifier, student, without=modelled) if layers == "shared" else []
+        self.teacher_paths: tuple[str, ...] = (modelled, *shared)
+        """Addresses of the teacher's layers, the modelled one first."""
+        self.student_paths: tuple[str, ...] = (own, *shared)
+        """Addresses of the student's layers in the same order."""
+        wide, narrow = _shape(teacher.classifier, modelled), _shape(student, own)
+        self._by_unit = wide != narrow
+        self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
+        """Learned map from the student's units of the modelled layer to the teacher's; None where they are as many."""
+
+    @torch.no_grad()
+    def fit_map(self, teacher: Teacher, student: Classifier, images: Rows) -> None:
+        """Set the learned map, where there is one, to what least squares give on images, in float64 on the CPU.
+
+        For a student that knows what its teacher knows from the start, a thinner copy: a drawn map would teach it
+        nonsense until it is learned. From drawn weights units are so small that the fitted map would be huge.
+
+        Args:
+            teacher: The network whose outputs are the target.
+            student: The student before its first step, on its device; its mode stays.
+            images: uint8 images [n, c, h, w], of which the first 1,000 count.
+        """
+        if self.projection is None:
+            return
+        batch = load_batch(images, torch.arange(min(_MAX_FITTED_IMAGES, len(images))), teacher.device)
+        is_training = student.training
+        student.eval()
+        parts = teacher.passes.split(batch)
+        narrow = _units(student, self.student_paths[0], parts)
+        wide = _units(teacher.classifier, self.teacher_paths[0], parts)
+        student.train(is_training)
+        weights, bias = fit_linear(narrow, wide, narrow.new_zeros(wide.shape[1], narrow.shape[1]))
+        self.projection.weight.copy_(weights)
+        self.projection.bias.copy_(bias)
+
+    def forward(self, student_outputs: Sequence[Tensor], teacher_outputs: Sequence[Tensor]) -> Tensor:
+        """Return the mean over the layers of `normalised_mse`.
+
+        Args:
+            student_outputs: Outputs of the layers at `student_paths`, [n, d, ...] each.
+            teacher_outputs: Outputs of the layers at `teacher_paths`.
+        """
+        student, teacher = [o.float() for o in student_outputs], [o.float() for o in teacher_outputs]
+        if self._by_unit:
+            student[0], teacher[0] = _unit_means(student[0]), _unit_means(teacher[0])
+        if self.projection is not None:
+            student[0] = self.projection(student[0])
+        return torch.stack([normalised_mse(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference over the teacher's mean variance: mean (s - t)^2 / mean (t - mean_n t)^2.
+
+    1 is what the best constant reaches. Outputs that are the same for all images count 0, a single image among them.
+
+    Args:
+        student: Outputs [n, ...].
+        teacher: Outputs [n, ...] of the same shape.
+    """
+    spread = (teacher - teacher.mean(0)).square().mean()
+    is_constant = spread <= _CONSTANT * teacher.square().mean()
+    ratio = functional.mse_loss(student, teacher) / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    return torch.where(is_constant, 0.0, ratio)
+
+
+def forward_with_outputs(classifier: Classifier, paths: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and what is at these addresses of layers, in one pass."""
+    with recorded(classifier, paths) as found:
+        logits = classifier(images)
+    return logits, [found[path] for path in paths]
+
+
+def _has_layer(classifier: Classifier, address: str) -> bool:
+    path = parse_layer(address).path
+    return not path or path in dict(classifier.network.named_modules())
+
+
+def _shared_paths(teacher: Classifier, student: Classifier, *, without: str) -> list[str]:
+    in_both = [path for path in _weighted_steps(teacher) if path in _weighted_steps(student) and path != without]
+    shapes = {path: (_shape(teacher, path), _shape(student, path)) for path in in_both}
+    return [path for path, (wide, narrow) in shapes.items() if wide and wide == narrow]
+
+
+def _weighted_steps(classifier: Classifier) -> list[str]:
+    """Return the network's steps with a kernel or a weight matrix, without the last, which gives the logits."""
+    steps = classifier.network.named_children()
+    return [name for name, step in steps if any(weight.ndim > 1 for weight in step.parameters())][:-1]
+
+
+@torch.no_grad()
+def _shape(classifier: Classifier, path: str) -> tuple[int, ...]:
+    """Return the shape of what is at `path` for one image; empty where it cannot be looked at or is no tensor."""
+    is_training = classifier.training
+    images = torch.full((2, *classifier.card.image_shape), 0.5, device=classifier.mean.device)
+    # In training mode the probe would change the running statistics of a BatchNorm.
+    try:
+        _, (output,) = forward_with_outputs(classifier.eval(), [path], images)
+    except TeacherError:
+        return ()
+    finally:
+        classifier.train(is_training)
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+
+def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init", "projection"))
+        return nn.Linear(num_inputs, num_outputs)
+
+
+def _units(classifier: Classifier, path: str, parts: Sequence[Tensor]) -> Tensor:
+    """Return the units [n, d] of a layer on images in parts, float64 on the CPU."""
+    passes = [forward_with_outputs(classifier, [path], part.to(classifier.mean.device)) for part in parts]
+    return joined([_unit_means(output).cpu().double() for _, (output,) in passes])
+
+
+def _unit_means(outputs: Tensor) -> Tensor:
+    return outputs.flatten(2).mean(2) if outputs.dim() > 2 else outputs

@@ -1,0 +1,256 @@
+"""Training a student on what the teacher says of a transfer set, without a label.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_core.common.digests import json_digest
+from dfkd_core.common.rows import Rows
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.feature_matching import FeatureMatcher
+from dfkd_core.distillation.soft_labels import temperature_of_confidence
+from dfkd_core.distillation.steps import batch_loader, build_matcher, check_memory, step_cost, step_terms
+from dfkd_core.distillation.students import Start, build_student
+from dfkd_core.errors import DistillationError, TransferSetError
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.layers import BatchNorm
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.training.averaging import moving_average
+from dfkd_core.training.checkpoints import (
+    CHECKPOINT_FORMAT,
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
+from dfkd_core.training.loop import EpochRecord, build_optimizer, run_epochs
+from dfkd_core.transfer_set.reader import TransferSet
+
+__all__ = ["DistillationResult", "distill", "distill_images"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationResult:
+    """A trained student and how it got there."""
+
+    student: Classifier
+    """The student of the last epoch, or the average of the weights, in eval mode on the CPU."""
+    history: tuple[EpochRecord, ...]
+    """One record per epoch, those before a resumption included."""
+    temperature: float
+    """Temperature of the loss: the configured one or the one chosen by `confidence`."""
+    start: Start
+    """What the first weights were."""
+
+
+def distill(
+    teacher: Teacher,
+    transfer_set: TransferSet,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    prefetch: int = 0,
+    on_progress: OnProgress = ignore,
+) -> DistillationResult:
+    """Train a student on a transfer set; the last epoch counts.
+
+    Arguments, result and errors as in `distill_images`.
+
+    Raises:
+        TransferSetError: The transfer set was made with another teacher.
+    """
+    made_with = transfer_set.manifest.teacher_digest
+    if made_with != teacher.digest:
+        raise TransferSetError(
+            f"The transfer set in {transfer_set.folder} belongs to teacher {made_with}, and this one is "
+            f"{teacher.digest}. Make its own with: dfkd synthesize"
+        )
+    return distill_images(
+        teacher,
+        transfer_set.images,
+        transfer_set.teacher_logits,
+        config,
+        key=json_digest(transfer_set.manifest),
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        prefetch=prefetch,
+        on_progress=on_progress,
+    )
+
+
+def distill_images(
+    teacher: Teacher,
+    images: Rows,
+    teacher_logits: Rows,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    key: str = "",
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    prefetch: int = 0,
+    on_progress: OnProgress = ignore,
+) -> DistillationResult:
+    """Train a student on images and the teacher's logits; the last epoch counts.
+
+    A run that is resumed from `checkpoint` ends with the bits of an undisturbed run on a CPU with as many threads.
+    Batches are read and moved to the device one by one, so that the set may lie in files larger than the memory.
+
+    Args:
+        teacher: Labels the batches where `config.asks_teacher`; the student's card follows the teacher's.
+        images: uint8 images [n, c, h, w].
+        teacher_logits: The teacher's logits [n, k] on them, the labels where the teacher is not asked.
+        config: How to train.
+        seed: Seed of the first weights, the shuffles, the augmentation and the mixing.
+        key: Tells image sets apart for `checkpoint`, for example a digest.
+        device: Where to compute.
+        checkpoint: File to resume from and to save to. One that is truncated or of another configuration, image set,
+            teacher or seed is ignored and replaced.
+        prefetch: Batches that a second thread moves, mixes and labels ahead, about 2; does not change the result.
+        on_progress: Told after each epoch.
+
+    Raises:
+        ConfigError: The student's network rejects the image size.
+        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, no
+            temperature gives the confidence, the loss is not finite, or the checkpoint cannot be written.
+    """
+    _check_inputs(teacher, images, teacher_logits)
+    device = torch.device(device)
+    cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
+    check_memory(cost, config, num_images=len(images), memory=teacher.passes.memory)
+    wanted = config.confidence
+    temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
+    key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
+    found = read_checkpoint(checkpoint, key) if checkpoint else None
+    student, start = build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
+    student.to(device)
+    matcher = build_matcher(teacher, student, config, seed=seed, device=device)
+    if matcher and start == "pruned" and found is None:
+        matcher.fit_map(teacher, student, images)
+    trainee = _Trainee(student, matcher, config, start)
+    teacher = teacher.merged(keep=matcher.teacher_paths if matcher else ())
+    history = trainee.resume(found) if found else []
+    _report(on_progress, history, config.epochs)
+    for record in run_epochs(
+        trainee.trained,
+        trainee.optimizer,
+        batch_loader(teacher, images, teacher_logits, matcher, config, device),
+        step_terms(teacher, student, matcher, temperature, config),
+        num_images=len(images),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        warmup_fraction=config.warmup_fraction,
+        seed=seed,
+        error=DistillationError,
+        first_epoch=len(history) + 1,
+        prefetch=prefetch,
+    ):
+        history.append(record)
+        if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
+            save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
+        _report(on_progress, history, config.epochs)
+    return DistillationResult(student=trainee.result(), history=tuple(history), temperature=temperature, start=start)
+
+
+class _Trainee:
+    """The student with all that is trained beside it, the optimizer of both and the student's average."""
+
+    def __init__(
+        self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig, start: Start
+    ) -> None:
+        self._student = student
+        self._average = moving_average(student, config.ema_decay) if config.ema_decay else None
+        named = {"network": student.network, "matcher": matcher, "average": self._average}
+        self._parts = {name: module for name, module in named.items() if module is not None}
+        parts = [student] if matcher is None else [student, matcher]
+        # Drawn weights have no statistics that are worth keeping.
+        keeps_statistics = start == "pruned" and _has_batch_norm(student)
+        self.trained = _KeepingStatistics(parts) if keeps_statistics else nn.ModuleList(parts)
+        learning_rate = config.learning_rate
+        if keeps_statistics:
+            learning_rate *= config.batch_norm_rate_factor
+        self.optimizer = build_optimizer(
+            self.trained,
+            name=config.optimizer,
+            learning_rate=learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        if self._average is not None:
+            average = self._average
+            self.optimizer.register_step_post_hook(lambda *arguments: average.update_parameters(student))
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Return the parts of a checkpoint."""
+        modules = {name: module.state_dict() for name, module in self._parts.items()}
+        return modules | {"optimizer": optimizer_tensors(self.optimizer)}
+
+    def resume(self, checkpoint: Checkpoint) -> list[EpochRecord]:
+        """Load a checkpoint; return the history so far."""
+        for name, module in self._parts.items():
+            # A part without tensors leaves no trace in the file.
+            module.load_state_dict(checkpoint.parts.get(name, {}))
+        load_optimizer(self.optimizer, checkpoint.parts.get("optimizer", {}))
+        return list(checkpoint.history)
+
+    def result(self) -> Classifier:
+        """Return the student that counts, in eval mode on the CPU."""
+        student: nn.Module = self._student if self._average is None else self._average.module
+        assert isinstance(student, Classifier)
+        return student.cpu().eval()
+
+
+class _KeepingStatistics(nn.ModuleList):
+    """Modules whose BatchNorm layers stay in eval mode; their scales and shifts are trained all the same."""
+
+    def train(self, mode: bool = True) -> _KeepingStatistics:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.eval()
+        return self
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, BatchNorm) for module in network.modules())
+
+
+def _check_inputs(teacher: Teacher, images: Rows, teacher_logits: Rows) -> None:
+    if not len(images):
+        raise DistillationError("The transfer set holds no images. Set synthesis.num_images to 1 or more.")
+    if tuple(images.shape[1:]) != teacher.card.image_shape:
+        raise DistillationError(
+            f"The images have shape {tuple(images.shape[1:])} and the teacher takes {teacher.card.image_shape}. "
+            "Make a transfer set for this teacher with: dfkd synthesize"
+        )
+    if teacher_logits.shape != (len(images), teacher.card.num_classes):
+        raise DistillationError(
+            f"The teacher's logits have shape {tuple(teacher_logits.shape)}; for {len(images)} images and "
+            f"{teacher.card.num_classes} classes it must be {(len(images), teacher.card.num_classes)}."
+        )
+
+
+def _report(on_progress: OnProgress, history: list[EpochRecord], epochs: int) -> None:
+    metrics = {"loss": history[-1].loss} if history else {}
+    on_progress(Progress(stage="distill", done=len(history), total=epochs, unit="epochs", metrics=metrics))
+
+
+def _checkpoint_key(config: DistillationConfig, *, teacher: str, images: str, seed: int) -> str:
+    settings = dataclasses.asdict(config)
+    del settings["checkpoint_every_epochs"]
+    return json_digest(
+        {"format": CHECKPOINT_FORMAT, "config": settings, "teacher": teacher, "images": images, "seed": seed}
+    )

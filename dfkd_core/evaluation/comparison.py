@@ -1,0 +1,190 @@
+"""How good a student is, alone and beside its teacher: accuracy, calibration, agreement, size and latency.
+
+n images, k classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.rows import Rows
+from dfkd_core.data.datasets import LabelledImages
+from dfkd_core.errors import DataError
+from dfkd_core.evaluation.class_order import check_class_order
+from dfkd_core.evaluation.labelled_images import EvaluationData
+from dfkd_core.evaluation.metrics import LabelScores, confusion_matrix, label_scores, mean_kl
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.passes import PassSizes, joined
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.sections import PositiveInt, config_section
+
+__all__ = [
+    "EvaluationConfig",
+    "EvaluationReport",
+    "ModelReport",
+    "evaluate",
+]
+
+
+@config_section
+class EvaluationConfig:
+    """How models are evaluated."""
+
+    batch_size: PositiveInt = 500
+    """Images per forward pass; does not change the figures beyond rounding."""
+    num_bins: PositiveInt = 15
+    """Bins of equal width of the expected calibration error."""
+    num_latency_runs: PositiveInt = 50
+    """Timed forward passes per batch size; their median counts."""
+    num_held_out_images: PositiveInt = 20_000
+    """Synthetic images that stand in for real ones where `data.dataset` is `none`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """One model's figures."""
+
+    num_parameters: int
+    """Trainable numbers in the network."""
+    size_bytes: int
+    """Size of its safetensors file."""
+    scores: LabelScores | None
+    """None where there were no labels."""
+
+    def to_metrics(self) -> dict[str, float]:
+        """Return the single figures by name; shares are fractions."""
+        metrics: dict[str, float] = {"num_parameters": self.num_parameters, "size_bytes": self.size_bytes}
+        if self.scores:
+            metrics |= {"accuracy": self.scores.accuracy, "ece": self.scores.ece}
+        return metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """Teacher and student on the same images; a pure function of models and images."""
+
+    teacher: ModelReport
+    """The teacher's figures."""
+    student: ModelReport
+    """The student's figures."""
+    agreement: float
+    """Share of images for which both give the same class."""
+    kl: float
+    """Mean KL(teacher || student) at temperature 1, in nats."""
+    num_images: int
+    """Images looked at."""
+    answers: tuple[tuple[int, ...], ...]
+    """Number of images per class that the teacher gives (row) and that the student gives (column)."""
+    proxy: bool
+    """Whether the images were held-out ones without labels, so that agreement only hints at the real one."""
+
+    def to_metrics(self) -> dict[str, dict[str, float]]:
+        """Return the single figures as `{"teacher": {...}, "student": {...}}`; shares are fractions.
+
+        Agreement and KL stand with the student; those of a proxy stand under `proxy` instead, so that they are never
+        taken for figures on real images. Beside them stand how many classes the teacher gives and the share of the
+        one that it gives most: a teacher that always says the same is easily agreed with.
+        """
+        joint = {"agreement": self.agreement, "kl": self.kl}
+        student = self.student.to_metrics()
+        if self.proxy:
+            given = [sum(row) for row in self.answers]
+            joint |= {"num_classes": sum(map(bool, given)), "largest_class": max(given) / self.num_images}
+            return {"teacher": self.teacher.to_metrics(), "student": student, "proxy": joint}
+        return {"teacher": self.teacher.to_metrics(), "student": student | joint}
+
+
+def evaluate(
+    student: Classifier,
+    teacher: Teacher,
+    *,
+    data: LabelledImages | EvaluationData | None = None,
+    held_out: Rows | None = None,
+    config: EvaluationConfig | None = None,
+    check_order: bool = False,
+    on_progress: OnProgress = ignore,
+) -> EvaluationReport:
+    """Compare student and teacher on labelled images, or on held-out ones where there are no labels.
+
+    Computes in float32 on the teacher's device.
+
+    Args:
+        student: Is moved to the teacher's device and put into eval mode.
+        teacher: What the student should do.
+        data: Labelled images; they win over `held_out`.
+        held_out: uint8 images [n, c, h, w] that the student was not trained on; they may lie in files.
+        config: Batch size and number of bins.
+        check_order: Refuse labels that count the classes in another order than the teacher, see `check_class_order`.
+        on_progress: Told after each batch.
+
+    Raises:
+        DataError: There are no images, one cannot be read, they do not fit the teacher, or a label is out of range or,
+            with `check_order`, another class's.
+    """
+    config = config or EvaluationConfig()
+    images: Rows | None = data.images if data is not None else held_out
+    if images is None or not len(images):
+        raise DataError("There is nothing to evaluate on: give labelled images, or held-out images as a proxy.")
+    labels = data.labels if data is not None else None
+    _check_fit(images, labels, teacher)
+    logits = _predict(student, teacher, images, config.batch_size, on_progress)
+    if labels is not None and check_order:
+        check_class_order(logits[1].argmax(1), labels.cpu(), teacher.card.num_classes)
+    agreement = (logits[0].argmax(1) == logits[1].argmax(1)).double().mean().item()
+    return EvaluationReport(
+        student=_model_report(student, logits[0], labels, config.num_bins),
+        teacher=_model_report(teacher.classifier, logits[1], labels, config.num_bins),
+        agreement=agreement,
+        kl=mean_kl(logits[1], logits[0]),
+        num_images=len(images),
+        answers=tuple(map(tuple, confusion_matrix(logits[0], logits[1].argmax(1)).tolist())),
+        proxy=labels is None,
+    )
+
+
+@torch.inference_mode()
+def _predict(
+    student: Classifier, teacher: Teacher, images: Rows, batch_size: int, on_progress: OnProgress
+) -> tuple[Tensor, Tensor]:
+    """Return the logits [n, k] of student and teacher on the CPU."""
+    student = student.to(teacher.device).eval()
+    own_passes = PassSizes(student, memory=teacher.passes.memory)
+    parts = []
+    for first in range(0, len(images), batch_size):
+        done = min(first + batch_size, len(images))
+        batch = load_batch(images, torch.arange(first, done), teacher.device)
+        student_logits = joined([student(part).cpu() for part in own_passes.split(batch)])
+        parts.append((student_logits, joined([teacher(part).cpu() for part in teacher.passes.split(batch)])))
+        on_progress(Progress(stage="evaluate", done=done, total=len(images), unit="images"))
+    by_model = zip(*parts, strict=True)
+    of_student, of_teacher = (torch.cat(logits) for logits in by_model)
+    return of_student, of_teacher
+
+
+def _model_report(classifier: Classifier, logits: Tensor, labels: Tensor | None, num_bins: int) -> ModelReport:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
+    return ModelReport(
+        num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        size_bytes=len(save(tensors)),
+        scores=None if labels is None else label_scores(logits, labels, num_bins),
+    )
+
+
+def _check_fit(images: Rows, labels: Tensor | None, teacher: Teacher) -> None:
+    card = teacher.card
+    if tuple(images.shape[1:]) != card.image_shape:
+        raise DataError(
+            f"The images have shape {tuple(images.shape[1:])} and the teacher takes {card.image_shape}. "
+            "Use the data set that the teacher was trained for: data.dataset and data.image_size"
+        )
+    if labels is not None and not (0 <= int(labels.min()) and int(labels.max()) < card.num_classes):
+        raise DataError(
+            f"The labels go from {int(labels.min())} to {int(labels.max())} and the teacher has {card.num_classes} "
+            f"classes: labels must be 0 to {card.num_classes - 1}. Correct data.dataset"
+        )

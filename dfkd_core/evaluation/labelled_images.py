@@ -1,0 +1,126 @@
+"""The labelled images that a teacher and its student are evaluated on, in the shape and the classes of the teacher.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfkd_core.common.rows import Rows
+from dfkd_core.data.datasets import NO_DATA, DataConfig, is_built_in, open_dataset
+from dfkd_core.data.fitting import FittedImages, resize, resize_and_crop
+from dfkd_core.data.user_images import RawImages
+from dfkd_core.downloads import SYSTEM_FOLDER
+from dfkd_core.errors import DataError
+from dfkd_core.evaluation.class_order import order_by_name
+from dfkd_core.models.classifier import ModelCard
+
+__all__ = ["EvaluationData", "load_evaluation_data"]
+
+Order = Literal["as is", "by name", "as set"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvaluationData:
+    """Test images with the teacher's classes."""
+
+    images: Rows
+    """uint8 [n, c, h, w] of the teacher's shape, read when they are indexed."""
+    labels: Tensor
+    """int64 [n], classes of the teacher in [0, k)."""
+    class_names: tuple[str, ...]
+    """Names of the teacher's k classes; a class without a name has its number."""
+    order: Order
+    """How labels became classes: taken as they are, by their names, or as `data.class_order` says."""
+
+    def __len__(self) -> int:
+        """Return the number of images n."""
+        return len(self.images)
+
+
+def load_evaluation_data(
+    config: DataConfig, card: ModelCard, *, system_folder: Path = SYSTEM_FOLDER
+) -> EvaluationData | None:
+    """Open the test images for a teacher; None where there are none (`data.dataset: none`).
+
+    Their size and channels are those of the card, whatever `config` says. Built-in data sets are resized as for
+    training, others in their proportions with a centre crop.
+
+    Args:
+        config: Which data set, from where, and the order of its classes.
+        card: The teacher's.
+        system_folder: Folder with Debian's data set packages.
+
+    Raises:
+        DataError: As `open_dataset`, or the data set's classes are not as many as the teacher's.
+    """
+    if config.dataset == NO_DATA:
+        return None
+    raw = open_dataset(config, "test", system_folder=system_folder)
+    order, how = _class_order(raw, config, card)
+    fit = resize if is_built_in(config.dataset) else resize_and_crop
+    return EvaluationData(
+        images=FittedImages(raw.read, len(raw.labels), card.image_shape, fit),
+        labels=torch.tensor(order)[raw.labels],
+        class_names=_names(raw.class_names, order, card),
+        order=how,
+    )
+
+
+def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[Sequence[int], Order]:
+    """Return the teacher's class of each label and where that comes from."""
+    if config.class_order:
+        return _order_as_set(raw, config.class_order, card), "as set"
+    by_name = order_by_name(raw.class_names, card.class_names)
+    if by_name:
+        return by_name, "as is" if by_name == tuple(range(len(by_name))) else "by name"
+    low, high, k = int(raw.labels.min()), int(raw.labels.max()), card.num_classes
+    if raw.class_names and len(raw.class_names) != k:
+        raise DataError(
+            f"{config.dataset} has {len(raw.class_names)} classes and the teacher {k}. Correct data.dataset, or say "
+            "with data.class_order which of the teacher's classes each label is"
+        )
+    if (low, high) == (1, k):
+        listed = ",".join(map(str, range(k))) if k <= 10 else f"0,1,...,{k - 1}"
+        raise DataError(
+            f"The labels in {config.dataset} go from 1 to {k}, and the teacher's {k} classes are counted from 0. "
+            f"Subtract 1 from the labels, or set data.class_order: [-1,{listed}]"
+        )
+    if high >= k:
+        raise DataError(
+            f"The labels in {config.dataset} go up to {high} and the teacher has {k} classes, 0 to {k - 1}. "
+            "Correct data.dataset"
+        )
+    return range(k), "as is"
+
+
+def _order_as_set(raw: RawImages, order: tuple[int, ...], card: ModelCard) -> tuple[int, ...]:
+    num_labels = len(raw.class_names) or int(raw.labels.max()) + 1
+    if len(order) < num_labels or (raw.class_names and len(order) > num_labels):
+        raise DataError(f"data.class_order has {len(order)} entries for {num_labels} labels: give one per label")
+    if max(order) >= card.num_classes:
+        raise DataError(
+            f"data.class_order names class {max(order)} and the teacher has {card.num_classes}, 0 to "
+            f"{card.num_classes - 1}"
+        )
+    nowhere = [label for label in sorted(set(raw.labels.tolist())) if order[label] == -1]
+    if nowhere:
+        raise DataError(f"data.class_order gives -1 to labels that images have: {', '.join(map(str, nowhere[:10]))}")
+    return order
+
+
+def _names(data_names: Sequence[str], order: Sequence[int], card: ModelCard) -> tuple[str, ...]:
+    if card.class_names:
+        return card.class_names
+    names = [str(number) for number in range(card.num_classes)]
+    for name, number in zip(data_names, order):
+        if number >= 0:
+            names[number] = name
+    return tuple(names)

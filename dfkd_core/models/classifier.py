@@ -1,0 +1,216 @@
+"""A classifier together with what its user must know about it, and its form on disk.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_core.common.seeding import derive_seed
+from dfkd_core.errors import ConfigError
+from dfkd_core.models.architectures import build_architecture
+from dfkd_core.models.built_in import default_layer, is_built_in
+from dfkd_core.models.layers import find_modelled_layer
+from dfkd_core.models.outputs import OutputKind, select_output, to_logits
+
+__all__ = [
+    "Classifier",
+    "ModelCard",
+    "build_classifier",
+    "describe",
+    "in_memory_format",
+]
+
+# Channels that oneDNN takes at once with AVX-512; less with AVX2.
+_WHOLE_BLOCK = 16
+
+_PixelKey = tuple[tuple[int, ...], torch.device, torch.memory_format]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What has to be known to use a classifier: its network, its input and its modelled layer."""
+
+    network: str
+    """Name of the network (`dfkd_core.models.architectures`), or kind of a program (`dfkd_core.models.programs`)."""
+    in_channels: int
+    """Channels c of an input image."""
+    image_size: int
+    """Height and width of an input image in pixels."""
+    num_classes: int
+    """Number of logits k."""
+    mean: tuple[float, ...]
+    """Mean of the pixel values in [0, 1], one per channel, subtracted from the input."""
+    std: tuple[float, ...]
+    """Standard deviation of the pixel values, one per channel, by which the input is divided."""
+    layer: str
+    """Address of the layer whose feature space is modelled, see `dfkd_core.models.layers`."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of the logits; may be empty."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which the network is built."""
+    outputs: OutputKind = "logits"
+    """What the network answers with."""
+    output_key: str = ""
+    """Index or key of the answer in a tuple or a mapping; empty for a network that answers with a tensor."""
+    program_sha256: str = ""
+    """SHA-256 of the program's file, for a network that is one."""
+    channels_last: bool = True
+    """Whether the network takes images whose channels lie side by side in memory, several times as fast on a CPU; one
+    whose forward calls `view` on maps does not."""
+
+    def __post_init__(self) -> None:
+        """Check that the fields agree with each other."""
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.in_channels:
+                raise ConfigError(f"{name} has {len(getattr(self, name))} values for {self.in_channels} channels")
+        if not all(value > 0 for value in self.std):
+            raise ConfigError(f"std must be greater than 0 in every channel, got {self.std}")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ConfigError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if self.outputs not in get_args(OutputKind):
+            raise ConfigError(f"outputs must be one of {', '.join(get_args(OutputKind))}, got {self.outputs!r}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of one image."""
+        return (self.in_channels, self.image_size, self.image_size)
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [0, 1], normalises them itself and answers with logits."""
+
+    def __init__(self, network: nn.Module, card: ModelCard, *, program: Path | None = None) -> None:
+        """Wrap `network`, whose own input is the normalised image.
+
+        Args:
+            network: Is not changed; its `forward` with one argument is all that is called.
+            card: What it takes and gives.
+            program: The file that it was read from, if it is a program; what `save_model` keeps of it.
+        """
+        super().__init__()
+        self.network = network
+        self.card = card
+        self.program = program
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        self._pixel_constants: tuple[_PixelKey, Tensor, Tensor] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
+        output = select_output(self.network(self.normalise(images)), self.card.output_key)
+        return to_logits(output, self.card.outputs)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return what the network takes of images [n, c, h, w] in [0, 1]."""
+        mean, std = self._constants(images)
+        normalised: Tensor = (images - mean).div_(std)
+        # Of one channel both layouts are contiguous, and a convolution goes by the strides: a copy settles them.
+        return normalised if self.card.channels_last else normalised.clone(memory_format=torch.contiguous_format)
+
+    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation for every pixel of an image, [1, c, h, w], laid out as the images are.
+
+        The same numbers as one per channel, which a CPU goes through several times as slowly.
+        """
+        layouts = (torch.channels_last, torch.contiguous_format)
+        layout = next((layout for layout in layouts if images.is_contiguous(memory_format=layout)), None)
+        if layout is None or torch.compiler.is_exporting():
+            return self.mean, self.std
+        key = (tuple(images.shape[1:]), images.device, layout)
+        if self._pixel_constants is None or self._pixel_constants[0] != key:
+            # A tensor of inference mode could not be used where a gradient is asked for later.
+            with torch.inference_mode(False):
+                mean, std = (
+                    values.expand(1, *key[0]).to(images.device).contiguous(memory_format=layout)
+                    for values in (self.mean, self.std)
+                )
+            self._pixel_constants = (key, mean, std)
+        return self._pixel_constants[1:]
+
+
+def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
+    """Build the card's network with weights drawn from `seed`, leaving the global generator as it was.
+
+    Args:
+        card: What to build; where `layer` is empty, it and `channels_last` are found out.
+        seed: Seed of the first weights.
+
+    Raises:
+        ConfigError: The network is unknown, cannot be built or rejects the image size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init", card.network))
+        network = build_architecture(
+            card.network,
+            in_channels=card.in_channels,
+            image_size=card.image_size,
+            num_classes=card.num_classes,
+            arguments=card.arguments,
+        )
+    classifier = Classifier(network, card)
+    if not card.layer:
+        describe(classifier)
+    return in_memory_format(classifier)
+
+
+def in_memory_format(classifier: Classifier) -> Classifier:
+    """Lay the weights out as the card says, in place, and return the classifier."""
+    if classifier.card.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return classifier
+
+
+def describe(classifier: Classifier) -> None:
+    """Find out the modelled layer and whether channels may come last, and note them in the classifier's card.
+
+    Raises:
+        ConfigError: The network rejects the card's images.
+    """
+    card = classifier.card
+    if is_built_in(card.network):
+        classifier.card = dataclasses.replace(card, layer=default_layer(card.network), channels_last=True)
+        return
+    is_training = classifier.training
+    images = torch.full((2, *card.image_shape), 0.5)
+    classifier.card = dataclasses.replace(card, channels_last=False)
+    try:
+        layer = find_modelled_layer(classifier.eval(), images)
+        channels_last = classifier.program is None and _takes_channels_last(classifier)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{card.network} rejects images of shape {card.image_shape}: {error}") from error
+    finally:
+        classifier.train(is_training)
+    classifier.card = dataclasses.replace(card, layer=layer, channels_last=channels_last)
+
+
+@torch.no_grad()
+def _takes_channels_last(classifier: Classifier) -> bool:
+    if any(_is_written_past(module) for module in classifier.network.modules()):
+        return False
+    card, network = classifier.card, copy.deepcopy(classifier.network)
+    trial = in_memory_format(Classifier(network, dataclasses.replace(card, channels_last=True)).eval())
+    images = torch.full((2, *card.image_shape), 0.5).contiguous(memory_format=torch.channels_last)
+    try:
+        trial(images)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_written_past(module: nn.Module) -> bool:
+    """Tell whether oneDNN writes the gradient of a layer past its memory (its issue 6035) if channels come last."""
+    if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
+        return False
+    return module.in_channels // module.groups < _WHOLE_BLOCK

@@ -1,0 +1,360 @@
+"""Networks that were saved as programs: torch.export's `.pt2`, TorchScript and ONNX.
+
+Reading one runs none of its maker's Python: whatever would have to be unpickled or evaluated is refused.
+
+n images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_core.errors import TeacherError
+
+__all__ = [
+    "PROGRAM_FILES",
+    "Program",
+    "ProgramKind",
+    "export_program",
+    "in_one_file",
+    "load_program",
+    "program_files",
+    "program_kind",
+    "trace_program",
+]
+
+ProgramKind = Literal["pt2", "torchscript", "onnx"]
+
+PROGRAM_FILES: dict[str, str] = {"pt2": "model.pt2", "torchscript": "model.ts", "onnx": "model.onnx"}
+"""Name of a program's file in the folder of its card."""
+
+_SUFFIXES = {".pt2": "pt2", ".ts": "torchscript", ".torchscript": "torchscript", ".onnx": "onnx"}
+_ONNX_OPSET = 17
+_InputShape = tuple[int | None, ...] | None
+# The prefix of plain tensors; all other constants of an exported program are pickled objects.
+_TENSOR_CONSTANT = "tensor_"
+_EXPRESSION = re.compile(r"(?:Symbol\('\w+'|[A-Z][A-Za-z]*|[su]\d+|positive|integer|nonnegative|[\d\s()+\-*/,=<>])*")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program as a module, and what its file says of its input."""
+
+    network: nn.Module
+    """Takes normalised float32 images [n, c, h, w], any n."""
+    image_shape: tuple[int | None, ...] | None
+    """(c, h, w) of an image, None where the file leaves it open."""
+
+
+def program_kind(path: Path) -> ProgramKind | None:
+    """Tell what kind of program a file holds, by its suffix or, for `.pt` and `.pth`, by its content; None for none."""
+    if path.suffix in _SUFFIXES:
+        kind: ProgramKind = _SUFFIXES[path.suffix]  # type: ignore[assignment]
+        return kind
+    if path.suffix not in (".pt", ".pth") or not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    if any(name.startswith("models/") for name in names):
+        return "pt2"
+    return "torchscript" if "constants.pkl" in names and any(name.startswith("code/") for name in names) else None
+
+
+def load_program(path: Path, kind: ProgramKind) -> Program:
+    """Read a program.
+
+    The layers of `pt2` and `onnx` have module paths and can be hooked; those of TorchScript, and of programs that take
+    a fixed number of images, cannot.
+
+    Raises:
+        TeacherError: The file is missing, corrupt, holds what would have to be unpickled, uses an operation that cannot
+            be read, or the program takes other than one tensor of images.
+    """
+    if not path.is_file():
+        raise TeacherError(f"No program {path}. Correct teacher.source.model")
+    readers = {"pt2": _load_exported, "torchscript": _load_script, "onnx": _load_onnx}
+    try:
+        program, shape = readers[kind](path)
+    except TeacherError:
+        raise
+    except ModuleNotFoundError as error:
+        raise TeacherError(f"Reading {path} needs {error.name}. Install it with: pip install 'dfkd[onnx]'") from None
+    except Exception as error:  # each reader has a dozen ways of its own to say that a file is not whole
+        raise TeacherError(f"{path} cannot be read as {kind}: {_first_line(error)}. Export it again") from error
+    tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
+    precision = tensors[0].dtype if tensors else torch.float32
+    if shape and shape[0] is not None:
+        program = _FixedBatch(program, shape[0])
+    if precision != torch.float32:
+        program = _InPrecision(program, precision)
+    return Program(program, shape[1:] if shape else None)
+
+
+def program_files(path: Path) -> list[Path]:
+    """Return the files that a program consists of: an ONNX file may keep its weights in others beside it.
+
+    Raises:
+        TeacherError: It is no ONNX file, or the package to read it with is missing.
+    """
+    if path.suffix != ".onnx":
+        return [path]
+    onnx = _import_onnx(path)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf has a class of its own for each way to be corrupt
+        raise TeacherError(f"{path} is no ONNX file: {_first_line(error)}. Export it again") from error
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return [path, *(path.parent / place for place in sorted(places))]
+
+
+def in_one_file(path: Path, folder: Path) -> Path:
+    """Return the program as a single file: itself, or an ONNX file with its weights written into `folder`."""
+    if len(program_files(path)) == 1:
+        return path
+    onnx = _import_onnx(path)
+    whole = folder / PROGRAM_FILES["onnx"]
+    onnx.save(onnx.load(str(path)), str(whole), save_as_external_data=False)
+    return whole
+
+
+def trace_program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Capture a network with torch.export so that it takes any number of images.
+
+    Args:
+        network: Its forward takes one tensor.
+        images: Two or more images [n, c, h, w] of the shape that it will take.
+
+    Raises:
+        Exception: Whatever its code or the tracer raises where it cannot be followed.
+    """
+    free = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        return torch.export.export(network, (images,), dynamic_shapes=free, strict=False)
+    except Exception:
+        # `len(images)` is a plain number unless the code itself is read.
+        with suppress(Exception):
+            return torch.export.export(network, (images,), dynamic_shapes=free, strict=True)
+        raise
+
+
+def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
+    """Write a network as `.pt2` that takes any number of images.
+
+    Raises:
+        TeacherError: torch.export cannot follow its forward.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(trace_program(network.eval(), torch.zeros(2, *image_shape)), path)
+    except Exception as error:  # whatever a forward does that cannot be followed
+        raise TeacherError(
+            f"The module cannot be exported: {_first_line(error)}. Bring it as package.module:factory with a state dict"
+        ) from error
+
+
+def _load_exported(path: Path) -> tuple[nn.Module, _InputShape]:
+    _check_archive(path)
+    with _weights_only(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+        names = set(program.graph_signature.user_inputs)
+        inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 4:
+            raise TeacherError(
+                f"{path} takes {len(inputs)} inputs ({', '.join(map(_shape_of, inputs))}); a teacher takes one, images "
+                "of shape (n, c, h, w)"
+            )
+        shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
+        return torch.export.unflatten(program), shape
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive with pickled objects, or with sizes that are more than formulas.
+
+    Raises:
+        TeacherError: It is one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            documents = {name: archive.read(name) for name in archive.namelist() if name.endswith(".json")}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise TeacherError(f"{path} is no whole program of torch.export.save: {error}. Copy it again") from None
+    for name, text in documents.items():
+        content = json.loads(text)
+        if name.endswith("_constants_config.json"):
+            others = [item["path_name"] for item in content["config"].values()]
+            others = [other for other in others if not other.startswith(_TENSOR_CONSTANT)]
+            if others:
+                raise TeacherError(
+                    f"{path} holds pickled objects ({', '.join(others[:3])}), which would run code of its maker to be "
+                    "read. Export a network whose constants are tensors"
+                )
+        for expression in _expressions(content):
+            if not _EXPRESSION.fullmatch(expression):
+                raise TeacherError(f"{path} has a size that is no formula: {expression[:60]!r}. It is not read")
+
+
+def _expressions(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name == "expr_str" and isinstance(value, str):
+                yield value
+            else:
+                yield from _expressions(value)
+    elif isinstance(content, list):
+        for item in content:
+            yield from _expressions(item)
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let torch.load read tensors alone, whatever its caller asks for: torch.export falls back to a full unpickling."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _load_script(path: Path) -> tuple[nn.Module, _InputShape]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    inputs = list(program.forward.schema.arguments)[1:]  # type: ignore[attr-defined]
+    needed = [argument.name for argument in inputs if not argument.has_default_value()]
+    if len(needed) != 1:
+        raise TeacherError(f"{path} takes {len(needed)} inputs ({', '.join(needed)}); a teacher takes one, images")
+    return program.eval(), None
+
+
+def _import_onnx(path: Path) -> Any:
+    try:
+        return importlib.import_module("onnx")
+    except ModuleNotFoundError:
+        raise TeacherError(f"Reading {path} needs onnx. Install it with: pip install 'dfkd[onnx]'") from None
+
+
+def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
+    onnx = _import_onnx(path)
+    # onnx2torch imports torchvision, which opens through one door: that has to come first.
+    importlib.import_module("dfkd_core.common.vision")
+    onnx2torch = importlib.import_module("onnx2torch")
+    model = onnx.load(str(path))
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [entry for entry in model.graph.input if entry.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(entry.name for entry in inputs)
+        raise TeacherError(f"{path} takes {len(inputs)} inputs ({names}); a teacher takes one, images of (n, c, h, w)")
+    sizes = inputs[0].type.tensor_type.shape.dim
+    shape = tuple(size.dim_value if size.HasField("dim_value") and size.dim_value > 0 else None for size in sizes)
+    if len(shape) != 4:
+        raise TeacherError(f"{path} takes {len(shape)} dimensions; a teacher takes images of (n, c, h, w)")
+    try:
+        network: nn.Module = onnx2torch.convert(_readable(model))
+    except NotImplementedError as error:
+        raise TeacherError(
+            f"{path} uses an operation that onnx2torch cannot convert: {error}. Export it with opset {_ONNX_OPSET} or "
+            "lower, or bring the network as .pt2"
+        ) from None
+    return network, shape
+
+
+def _readable(model: Any) -> Any:
+    """Rewrite what newer exporters write and onnx2torch does not read; the numbers stay."""
+    import onnx
+    from onnx import helper, inliner, version_converter
+
+    if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) > _ONNX_OPSET:
+        model = inliner.inline_selected_functions(model, [("", "Gelu")], inline_schema_functions=True)
+        model = version_converter.convert_version(model, _ONNX_OPSET)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    renamed = {}
+    for node in list(model.graph.node):
+        if node.op_type == "Identity" and node.input[0] in weights:
+            renamed[node.output[0]] = node.input[0]
+            model.graph.node.remove(node)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+        if node.op_type == "Reshape":
+            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        elif node.op_type == "CastLike":
+            node.op_type = "Cast"
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("to", onnx.TensorProto.FLOAT))
+    return model
+
+
+class _FixedBatch(nn.Module):
+    """A program that takes a fixed number of images, run as often as needed; the last run is filled up with zeros."""
+
+    runs_in_parts = True
+
+    def __init__(self, program: nn.Module, batch_size: int) -> None:
+        super().__init__()
+        self.program = program
+        self._batch_size = batch_size
+
+    def forward(self, images: Tensor) -> Any:
+        size = self._batch_size
+        missing = -len(images) % size
+        padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+        outputs = [self.program(part) for part in torch.split(padded, size)]
+        if not all(isinstance(output, Tensor) for output in outputs):
+            raise TeacherError(
+                f"The program takes {size} images at once and answers with several tensors. Export it with a dynamic "
+                "batch or with one output"
+            )
+        return torch.cat(outputs)[: len(images)]
+
+
+class _InPrecision(nn.Module):
+    """A program in another precision, with float32 on both sides."""
+
+    def __init__(self, program: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        self.program = program
+        self._precision = precision
+
+    def forward(self, images: Tensor) -> Any:
+        return _as_float(self.program(images.to(self._precision)))
+
+
+def _as_float(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, dict):
+        return {name: _as_float(value) for name, value in output.items()}
+    return type(output)(map(_as_float, output)) if isinstance(output, (tuple, list)) else output
+
+
+def _shape_of(value: Any) -> str:
+    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

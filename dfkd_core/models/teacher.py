@@ -1,0 +1,263 @@
+"""The frozen network that is to be compressed, with access to one modelled layer.
+
+n images, c channels, h height, w width, d units of the modelled layer, k classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.layers import OUTPUT, BatchNorm, parse_layer, recorded, replaced, watched, weight_of
+from dfkd_core.models.merging import merge_batch_norm
+from dfkd_core.models.passes import PassSizes
+from dfkd_core.models.storage import load_model, model_digest
+
+__all__ = ["Side", "Teacher", "load_teacher"]
+
+Side = Literal["incoming", "outgoing"]
+"""Which weights of the modelled layer's units are meant: those that feed them or those that read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """Leaf modules in the order in which they ran, split at the output of the modelled layer."""
+
+    before: tuple[nn.Module, ...]
+    after: tuple[nn.Module, ...]
+    logits_shape: tuple[int, ...]
+    features_shape: tuple[int, ...]
+
+
+class Teacher:
+    """A classifier frozen in eval mode: logits, features of one layer, and the rest of the network after it.
+
+    The network is not changed: the layer is read and written through hooks at its address. Gradients flow to the images
+    and never to the weights.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, device: torch.device | str = "cpu", memory: int | None = None
+    ) -> None:
+        """Freeze `classifier` (in place), move it to `device` and run one probe image through it.
+
+        Args:
+            classifier: The network.
+            device: Where to compute.
+            memory: Bytes that its passes may use, which decides where batches are split; None takes what is free.
+
+        Raises:
+            TeacherError: The layer path is wrong, the number of outputs is not the card's `num_classes`, a weight is
+                not finite, or the network rejects an image of the card's shape.
+        """
+        _check_finite(classifier)
+        self.digest = model_digest(classifier)
+        self.device = torch.device(device)
+        self._classifier: Classifier = classifier.to(self.device).eval().requires_grad_(False)
+        self._layer = parse_layer(classifier.card.layer).module(classifier)
+        self.passes = PassSizes(self._classifier, memory=memory)
+        """How many images go through it at once."""
+        self._trace = self._run_probe()
+        if self._trace.logits_shape != (2, self.card.num_classes):
+            raise TeacherError(
+                f"The teacher's output for 2 images has shape {self._trace.logits_shape}; with num_classes = "
+                f"{self.card.num_classes} it must be (2, {self.card.num_classes}). Correct num_classes."
+            )
+
+    @property
+    def card(self) -> ModelCard:
+        """What is known about the network."""
+        return self._classifier.card
+
+    @property
+    def classifier(self) -> Classifier:
+        """The wrapped classifier, frozen."""
+        return self._classifier
+
+    def merged(self, *, keep: Sequence[str] = ()) -> Teacher:
+        """Return this teacher with its BatchNorm merged into the layers before, which takes less time, if any can be.
+
+        It is the same function up to rounding, with the same digest, and the modelled layer and those at the addresses
+        in `keep` give what they did. See `dfkd_core.models.merging`.
+        """
+        classifier = merge_batch_norm(self._classifier, keep=(self.card.layer, *keep))
+        if classifier is self._classifier:
+            return self
+        other = copy.copy(self)
+        other._classifier = classifier
+        return other
+
+    @property
+    def num_features(self) -> int:
+        """Units d of the modelled layer."""
+        return self._trace.features_shape[1]
+
+    @property
+    def layer_is_rectified(self) -> bool:
+        """Whether a ReLU reads the modelled layer's output."""
+        return bool(self._trace.after) and isinstance(self._trace.after[0], nn.ReLU)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images [n, c, h, w] in [0, 1] to logits [n, k]."""
+        logits: Tensor = self._classifier(images)
+        return logits
+
+    def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images [n, c, h, w] in [0, 1] to logits [n, k] and features [n, d].
+
+        A layer with a spatial output gives its mean over positions.
+        """
+        layer = self.card.layer
+        with recorded(self._classifier, [layer]) as outputs:
+            logits = self(images)
+        features = outputs[layer]
+        return logits, features.flatten(2).mean(2) if features.dim() > 2 else features
+
+    @torch.no_grad()
+    def rest(self, features: Tensor) -> Tensor:
+        """Push features [n, d] through what follows the modelled layer; return logits [n, k].
+
+        Raises:
+            TeacherError: The layer's output has more than one position, so a vector does not determine it.
+        """
+        if self.card.layer == OUTPUT:
+            return features.to(self.device)
+        shape = self._trace.features_shape
+        if any(size != 1 for size in shape[2:]):
+            raise TeacherError(
+                f"Layer {self.card.layer!r} has output {shape[1:]}, and features can be pushed on only from a layer "
+                "with one position. Choose a layer after the pooling: teacher.layer"
+            )
+        # The hook puts n rows in the place of one, so that the layers before are not run n times for nothing.
+        images = torch.zeros(1, *self.card.image_shape, device=self.device)
+        replacement = features.to(self.device).view(len(features), *shape[1:])
+        with replaced(self._classifier, self.card.layer, replacement):
+            return self(images)
+
+    def layer_weights(self, side: Side) -> Tensor:
+        """Return the weights of the modelled layer's units, one row per unit: [d, fan].
+
+        `incoming` are those of the last linear or convolutional layer that runs up to the modelled layer,
+        `outgoing` those of the first one after it. The logits, where they are the modelled layer, have none: each is
+        taken as a unit of its own, [k, k].
+
+        Raises:
+            TeacherError: There is no such layer, or it does not have one row or column per unit.
+        """
+        if self.card.layer == OUTPUT:
+            return torch.eye(self.num_features)
+        modules = self._trace.before[::-1] if side == "incoming" else self._trace.after
+        weights = [weight for module in modules if (weight := weight_of(module)) is not None]
+        if weights:
+            rows = weights[0].detach() if side == "incoming" else weights[0].detach().transpose(0, 1)
+            if len(rows) == self.num_features:
+                return rows.flatten(1).cpu()
+        raise TeacherError(
+            f"Layer {self.card.layer!r} has no {side} weights with one row for each of its {self.num_features} units. "
+            f"Use statistics.side: {'outgoing' if side == 'incoming' else 'incoming'} or statistics.source: probes"
+        )
+
+    def layer_bias(self) -> Tensor:
+        """Return the bias [d] with which the modelled layer's units are computed; 0 where there is none."""
+        for module in reversed(self._trace.before):
+            if weight_of(module) is not None:
+                bias = getattr(module, "bias", None)
+                if bias is not None and len(bias) == self.num_features:
+                    found: Tensor = bias.detach().cpu()
+                    return found
+                break
+        return torch.zeros(self.num_features)
+
+    def layer_batch_norm_moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean [d] and standard deviation [d] of the features as BatchNorm buffers know them.
+
+        - The layer is followed at once by BatchNorm: its running mean and variance.
+        - The layer is BatchNorm: its shift and the size of its scale.
+        - Otherwise the last BatchNorm before it, its output taken as normal and rectified, as after ReLU.
+
+        Raises:
+            TeacherError: No BatchNorm with d channels stands there.
+        """
+        following = self._trace.after[0] if self._trace.after else None
+        if isinstance(following, BatchNorm) and following.num_features == self.num_features:
+            return _buffer(following.running_mean), _buffer(following.running_var).sqrt()
+        preceding = next((m for m in reversed(self._trace.before) if isinstance(m, BatchNorm)), None)
+        if preceding is None or preceding.num_features != self.num_features or preceding.weight is None:
+            raise TeacherError(
+                f"No BatchNorm with {self.num_features} channels stands at layer {self.card.layer!r}. "
+                "Use statistics.source: weights or probes"
+            )
+        mean, std = preceding.bias.detach().cpu(), preceding.weight.detach().abs().cpu()
+        return (mean, std) if preceding is self._layer else _rectified_moments(mean, std)
+
+    def _run_probe(self) -> _Trace:
+        order: list[nn.Module] = []
+        split: list[tuple[int, Any]] = []
+        leaves = [m for m in self._classifier.network.modules() if not any(m.children())]
+        try:
+            with torch.no_grad(), ExitStack() as stack:
+                for leaf in () if self.card.layer == OUTPUT else leaves:
+                    handle = leaf.register_forward_hook(lambda module, args, output: order.append(module))
+                    stack.callback(handle.remove)
+                stack.enter_context(
+                    watched(self._classifier, self.card.layer, lambda value: split.append((len(order), value)))
+                )
+                logits = self(torch.full((2, *self.card.image_shape), 0.5, device=self.device))
+        except (RuntimeError, ValueError) as error:
+            raise TeacherError(
+                f"The teacher rejects images of shape {self.card.image_shape}: {error}. Correct data.image_size"
+            ) from error
+        if not split:
+            raise TeacherError(f"Layer {self.card.layer!r} does not run in the teacher's forward pass")
+        position, features = split[-1]
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) not in (2, 4) or shape[0] != 2:
+            raise TeacherError(
+                f"Layer {self.card.layer!r} gives {shape or type(features).__name__} for 2 images; it must be (2, "
+                "units) or (2, units, height, width). Choose another teacher.layer; see them with: dfkd layers"
+            )
+        return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
+
+
+def load_teacher(folder: Path, *, device: torch.device | str = "cpu", memory: int | None = None) -> Teacher:
+    """Read a classifier that `save_model` wrote and freeze it as a teacher, see `Teacher`.
+
+    Raises:
+        TeacherError: As `load_model` and `Teacher`.
+    """
+    return Teacher(load_model(folder), device=device, memory=memory)
+
+
+def _check_finite(classifier: Classifier) -> None:
+    state = classifier.network.state_dict().items()
+    bad = [name for name, tensor in state if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise TeacherError(f"The teacher's weights hold NaN or Inf: {', '.join(bad)}. Use another checkpoint")
+
+
+def _buffer(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise TeacherError(
+            "The BatchNorm at the modelled layer keeps no running statistics. Use statistics.source: weights"
+        )
+    return tensor.detach().cpu()
+
+
+def _rectified_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the moments of max(0, x), x ~ N(mean, std^2)."""
+    std = std.clamp_min(1e-12)
+    ratio = mean / std
+    density = torch.exp(-0.5 * ratio**2) / (2 * torch.pi) ** 0.5
+    mass = 0.5 * (1 + torch.erf(ratio / 2**0.5))
+    first = mean * mass + std * density
+    second = (mean**2 + std**2) * mass + mean * std * density
+    return first, (second - first**2).clamp_min(0).sqrt()

@@ -1,0 +1,174 @@
+"""Training a teacher on labelled images.
+
+n images, c channels, h height, w width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dfkd_core.common.devices import autocast_on_gpu
+from dfkd_core.common.pixels import load_batch
+from dfkd_core.data.datasets import LabelledImages, dataset_faults
+from dfkd_core.errors import DataError, TeacherError
+from dfkd_core.models.built_in import default_layer, is_built_in, network_names
+from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
+from dfkd_core.models.layers import parse_layer
+from dfkd_core.progress import OnProgress, Progress, ignore
+from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
+from dfkd_core.teachers.source import SourceConfig
+from dfkd_core.training.augmentation import AugmentationConfig, augment
+from dfkd_core.training.loop import EpochRecord, build_optimizer, run_epochs
+
+__all__ = ["TeacherConfig", "TrainingResult", "pixel_statistics", "train_teacher"]
+
+
+@config_section
+class TeacherConfig:
+    """Where the teacher comes from: `source`, or training on labelled images.
+
+    The defaults of the training take LeNet-5 on Fashion-MNIST to about 91.5 % in one to two minutes of two cores.
+    """
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    network: str = "lenet5"
+    """Built-in network to train."""
+    dataset: str = ""
+    """Data set that the teacher is trained on, built in or `torchvision:NAME`; empty takes `data.dataset`."""
+    layer: str = ""
+    """Address of the layer whose features are modelled, see `dfkd layers`; empty takes what the last linear layer
+    reads, or a built-in network's usual one."""
+    epochs: PositiveInt = 10
+    """Passes over the training set."""
+    batch_size: PositiveInt = 256
+    """Images per step; 128 to 512 are the fastest on a CPU."""
+    learning_rate: Positive = 4e-3
+    """Highest learning rate of AdamW, reached after the warm-up."""
+    warmup_fraction: Fraction = 0.1
+    """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
+    weight_decay: NonNegative = 0.05
+    """Decoupled weight decay of the weight matrices and kernels; biases and norms have none."""
+    label_smoothing: Fraction = 0.0
+    """Probability mass taken from the label and spread over all classes; above 0 it flattens the soft targets."""
+    augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(flip=True))
+    """How training images are moved."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong beyond single ranges."""
+        if not is_built_in(self.network):
+            yield f"network must be one of {', '.join(network_names())}, got {self.network!r}"
+        if self.dataset:
+            yield from dataset_faults(self.dataset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """A trained teacher and how it got there."""
+
+    classifier: Classifier
+    """The trained model of the last epoch, in eval mode on the CPU."""
+    history: tuple[EpochRecord, ...]
+    """One record per epoch."""
+
+
+def train_teacher(
+    config: TeacherConfig,
+    data: LabelledImages,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress = ignore,
+) -> TrainingResult:
+    """Train a classifier with cross-entropy; the last epoch counts.
+
+    Args:
+        config: How to train.
+        data: Training images and labels; nothing else is looked at.
+        seed: Seed of the first weights, the shuffles and the augmentation.
+        device: Where to compute.
+        on_progress: Told after each epoch.
+
+    Raises:
+        ConfigError: The network rejects the image size.
+        DataError: There are fewer images than classes, or a label is out of range.
+        TeacherError: The network has no such layer, or the loss is not finite.
+    """
+    _check_labels(data)
+    classifier = build_classifier(_card(config, data), seed=seed).to(device)
+    parse_layer(classifier.card.layer).module(classifier)
+    images, labels = data.images.to(device), data.labels.to(device)
+
+    def load(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return augment(load_batch(images, positions), config.augmentation, generator), labels[positions]
+
+    def loss_terms(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        moved, classes = batch
+        with autocast_on_gpu(images.device):
+            logits = classifier(moved)
+        smoothing = config.label_smoothing
+        return {"cross_entropy": functional.cross_entropy(logits.float(), classes, label_smoothing=smoothing)}
+
+    optimizer = build_optimizer(classifier, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    history: list[EpochRecord] = []
+    for record in run_epochs(
+        classifier,
+        optimizer,
+        load,
+        loss_terms,
+        num_images=len(images),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        warmup_fraction=config.warmup_fraction,
+        seed=seed,
+        error=TeacherError,
+    ):
+        history.append(record)
+        metrics = {"loss": record.loss}
+        on_progress(Progress(stage="teacher", done=record.epoch, total=config.epochs, unit="epochs", metrics=metrics))
+    return TrainingResult(classifier=classifier.cpu().eval(), history=tuple(history))
+
+
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and standard deviation on the scale [0, 1], to four decimals.
+
+    Args:
+        images: uint8 images [n, c, h, w].
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * levels).sum()
+        means.append(round(mean.item(), 4))
+        deviations.append(round((share * (levels - mean) ** 2).sum().sqrt().item(), 4))
+    return tuple(means), tuple(deviations)
+
+
+def _card(config: TeacherConfig, data: LabelledImages) -> ModelCard:
+    mean, std = pixel_statistics(data.images)
+    return ModelCard(
+        network=config.network,
+        in_channels=data.images.shape[1],
+        image_size=data.images.shape[-1],
+        num_classes=len(data.class_names),
+        mean=mean,
+        std=std,
+        layer=config.layer or default_layer(config.network),
+        class_names=tuple(data.class_names),
+    )
+
+
+def _check_labels(data: LabelledImages) -> None:
+    num_images, num_classes = len(data.images), len(data.class_names)
+    if num_images < num_classes:
+        raise DataError(f"{num_images} training images for {num_classes} classes: give at least one image per class.")
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"The labels go from {low} to {high}; with {num_classes} classes they must be 0 to {num_classes - 1}."
+        )

@@ -1,0 +1,110 @@
+"""Random shifts, scales, rotations and flips of image batches, drawn from an explicit generator.
+
+n images, c channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from dfkd_core.sections import Fraction, NonNegative, config_section
+
+__all__ = ["AugmentationConfig", "augment"]
+
+# A v2 call moves a whole batch alike, so the batch is cut into this many groups with draws of their own.
+NUM_GROUPS = 16
+# A share such as 0.1 of 30 pixels is not quite 3 in binary.
+_ROUNDING = 1e-6
+
+
+@config_section
+class AugmentationConfig:
+    """How far training images are moved; the default leaves them as they are."""
+
+    shift: Fraction = 0.0
+    """Largest shift along each axis as a share of the image's size, rounded down to whole pixels; 0.0625 is 2 pixels of
+    32. What comes into view is black."""
+    scale: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Largest relative change of size: 0.1 draws factors from 0.9 to 1.1."""
+    rotation_degrees: NonNegative = 0.0
+    """Largest rotation in degrees, either way."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any image can change."""
+        return self.flip or self.shift > 0 or self._is_affine
+
+    @property
+    def _is_affine(self) -> bool:
+        return self.scale > 0 or self.rotation_degrees > 0
+
+
+def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
+    """Move and mirror images at random.
+
+    Shift, scale and rotation are drawn for groups of neighbours in the batch (shuffle the batch before), flips for
+    each image.
+
+    Args:
+        images: Float images [n, c, h, w] in [0, 1]; left as they are.
+        config: How far the images are moved.
+        generator: CPU generator of all the draws.
+
+    Returns:
+        Images of the same shape, range and device.
+    """
+    # Imported here: torchvision takes two seconds, and most commands never move an image.
+    from dfkd_core.common.vision import functional_v2
+
+    if config.shift > 0 or config._is_affine:
+        groups = images.tensor_split(min(NUM_GROUPS, max(1, len(images))))
+        draws = torch.rand(len(groups), 4, generator=generator).mul_(2).sub_(1)
+        move = _transform if config._is_affine else _shift
+        images = torch.cat([move(group, config, draw) for group, draw in zip(groups, draws.tolist(), strict=True)])
+    if config.flip:
+        mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+        images = torch.where(mirrored.to(images.device), functional_v2.horizontal_flip(images), images)
+    return images
+
+
+def _limits(images: Tensor, config: AugmentationConfig) -> tuple[int, int]:
+    """Return the largest shift in whole pixels along height and width."""
+    height, width = (math.floor(config.shift * size + _ROUNDING) for size in images.shape[-2:])
+    return height, width
+
+
+def _pixels(draw: float, limit: int) -> int:
+    """Turn a draw in [-1, 1) into one of the 2 * limit + 1 whole shifts, each equally likely."""
+    return int((draw + 1) / 2 * (2 * limit + 1)) - limit
+
+
+def _shift(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Tensor:
+    from dfkd_core.common.vision import functional_v2
+
+    down, right = _limits(images, config)
+    padded = functional_v2.pad(images, [right, down])
+    top, left = down - _pixels(draw[1], down), right - _pixels(draw[0], right)
+    moved: Tensor = functional_v2.crop(padded, top, left, *images.shape[-2:])
+    return moved
+
+
+def _transform(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Tensor:
+    from dfkd_core.common.vision import functional_v2
+
+    down, right = _limits(images, config)
+    moved: Tensor = functional_v2.affine(
+        images,
+        angle=draw[2] * config.rotation_degrees,
+        translate=[_pixels(draw[0], right), _pixels(draw[1], down)],
+        scale=1 + draw[3] * config.scale,
+        shear=[0.0, 0.0],
+        interpolation=functional_v2.InterpolationMode.BILINEAR,
+    )
+    return moved

@@ -1,0 +1,190 @@
+"""The stored transfer set: a folder of safetensors shards and a manifest that names every one of them.
+
+    folder/
+    ├── manifest.json               what made the set, and the sha256 of every shard
+    ├── shard-00000.safetensors     images, teacher_logits, soft_targets, image_index
+    └── ...
+
+A manifest is a pure function of the inputs of the synthesis: it holds no times and no host names, so
+the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.errors import TransferSetError
+from dfkd_core.transfer_set.shards import REDO, SHARD_NAME, ShardRecord, read_shard, shard_name, storing
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "Manifest",
+    "read_manifest",
+    "verify_transfer_set",
+    "write_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What made a transfer set and what it consists of."""
+
+    format_version: int
+    method: str
+    """Name of the synthesis method."""
+    method_config: Mapping[str, Any]
+    """The whole configuration of the method, as plain nested mappings."""
+    temperature: float
+    """Temperature of the soft targets."""
+    teacher_digest: str
+    statistics_digest: str | None
+    """Digest of the feature statistics, None where the method uses none."""
+    code_version: str
+    seed: int
+    num_images: int
+    image_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    num_classes: int
+    class_histogram: tuple[int, ...]
+    """Number of images per class that the teacher predicts."""
+    mean_confidence: float
+    """Mean over images of the teacher's largest probability at temperature 1."""
+    shards: tuple[ShardRecord, ...]
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    method: str,
+    method_config: Mapping[str, Any],
+    temperature: float,
+    teacher_digest: str,
+    statistics_digest: str | None,
+    code_version: str,
+    seed: int,
+    shards: Sequence[ShardRecord],
+) -> Manifest:
+    """Write `manifest.json` for the shards that lie in `folder` and return what it says.
+
+    The class histogram and the confidence are computed from the shards, so that reused shards count like new ones.
+
+    Raises:
+        TransferSetError: A shard cannot be read, or the manifest cannot be written.
+    """
+    if not shards:
+        raise TransferSetError(f"No shards for {folder}: a transfer set has at least one. {REDO}")
+    confidences, histograms = [], []
+    for record in shards:
+        stored = read_shard(folder / record.file)
+        num_classes = stored.teacher_logits.shape[1]
+        confidences.append(stored.teacher_logits.double().softmax(1).amax(1))
+        histograms.append(torch.bincount(stored.teacher_logits.argmax(1), minlength=num_classes))
+    confidence = torch.cat(confidences)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        method=method,
+        method_config=method_config,
+        temperature=temperature,
+        teacher_digest=teacher_digest,
+        statistics_digest=statistics_digest,
+        code_version=code_version,
+        seed=seed,
+        num_images=len(confidence),
+        image_shape=_three(stored.images.shape[1:]),
+        num_classes=num_classes,
+        class_histogram=tuple(torch.stack(histograms).sum(0).tolist()),
+        mean_confidence=confidence.mean().item(),
+        shards=tuple(shards),
+    )
+    path = folder / MANIFEST_NAME
+    with storing(path):
+        write_json(path, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a transfer set.
+
+    Raises:
+        TransferSetError: It is missing, damaged, of another format, or names a file outside of its folder.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TransferSetError(f"No transfer set in {folder}: {MANIFEST_NAME} is missing. {REDO}") from None
+    except (OSError, ValueError) as error:
+        raise TransferSetError(f"{path} cannot be read: {error}. {REDO}") from error
+    try:
+        return _parse_manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TransferSetError(f"{path} is not a manifest of a transfer set: {error}. {REDO}") from error
+
+
+def _parse_manifest(content: Any) -> Manifest:
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {content['format_version']!r}, this program reads {FORMAT_VERSION}")
+    shards = tuple(ShardRecord(**record) for record in content["shards"])
+    for record in shards:
+        if not SHARD_NAME.fullmatch(record.file):
+            raise ValueError(f"shard name {record.file!r}, allowed are names like {shard_name(0)!r} in its own folder")
+    if sum(record.num_images for record in shards) != content["num_images"]:
+        raise ValueError(f"num_images is {content['num_images']}, its shards hold another number")
+    changed = {
+        "shards": shards,
+        "image_shape": _three(content["image_shape"]),
+        "class_histogram": tuple(content["class_histogram"]),
+    }
+    return Manifest(**{**content, **changed})
+
+
+def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = (int(number) for number in numbers)
+    return channels, height, width
+
+
+def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Manifest:
+    """Re-hash every shard of a transfer set.
+
+    Args:
+        folder: The transfer set's folder.
+        teacher_digest: Digest of the teacher that the set must belong to; None accepts any.
+
+    Raises:
+        TransferSetError: Naming every shard that is missing, truncated or changed, or the other teacher.
+    """
+    manifest = read_manifest(folder)
+    faults = [fault for record in manifest.shards if (fault := _shard_fault(folder, record))]
+    if teacher_digest is not None and manifest.teacher_digest != teacher_digest:
+        faults.append(f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}")
+    if faults:
+        raise TransferSetError(f"Transfer set {folder}: {'; '.join(faults)}. {REDO}")
+    return manifest
+
+
+def _shard_fault(folder: Path, record: ShardRecord) -> str | None:
+    path = folder / record.file
+    if not path.is_file():
+        return f"{record.file} is missing"
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        return f"{record.file} cannot be read ({error})"
+    if found == record.sha256:
+        return None
+    try:
+        read_shard(path)
+    except TransferSetError:
+        return f"{record.file} is truncated or not a shard"
+    return f"{record.file} has changed (sha256 {found}, the manifest says {record.sha256})"

@@ -1,0 +1,137 @@
+"""`dfkd export`: a stored student in the forms that others load, with what was checked of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor
+
+from dfkd_core.common.rows import Rows
+from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
+from dfkd_core.errors import ConfigError, DataError, TransferSetError
+from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
+from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
+from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
+from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.storage import load_model
+from dfkd_core.transfer_set.reader import TransferSet
+from flows.session.display import say
+from flows.settings.parsing import load_params
+from tasks.caching.workspace import STUDENT, TRANSFER_SET
+
+__all__ = ["export_student"]
+
+
+def export_student(
+    student_folder: Path | None,
+    out: Path,
+    *,
+    formats: Sequence[str],
+    bake_preprocessing: bool,
+    int8: bool,
+    transfer_set: Path | None,
+    min_agreement: float,
+) -> None:
+    """Export a stored student and print one line for each form.
+
+    Args:
+        student_folder: Folder with model.safetensors and config.json; None is the project's student.
+        out: Folder of the export.
+        formats: Names of the formats; none means all whose packages are installed.
+        bake_preprocessing: Whether graphs normalise their input themselves.
+        int8: Whether to make int8 versions of the graphs too.
+        transfer_set: Images for check and calibration; None takes the project's where the project's student becomes
+            int8, and generic shapes for the check otherwise.
+        min_agreement: Smallest agreement of an int8 form with the student.
+
+    Raises:
+        ConfigError: An option is not allowed.
+        DfkdError: As `load_model`, `TransferSet` and `export_model`.
+    """
+    folder = student_folder or STUDENT
+    chosen = _parse_formats(formats)
+    if not 0 <= min_agreement <= 1:
+        raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"--out {out} is the student's own folder. Give another one")
+    check_export_target(out)
+    student = load_model(folder)
+    if int8 and transfer_set is None:
+        if student_folder is not None:
+            raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")
+        transfer_set = TRANSFER_SET
+    calibration: Tensor | None = None
+    if transfer_set is None:
+        images = probe_images(student.card.image_shape)
+    else:
+        images, calibration = choose_images(_read_images(transfer_set, student.card))
+    labelled, note = _find_labelled(student.card, load_params().data) if int8 else (None, "")
+    report = export_model(
+        student,
+        out,
+        formats=chosen,
+        images=images,
+        bake_preprocessing=bake_preprocessing,
+        calibration=calibration if int8 else None,
+        min_agreement=min_agreement,
+        labelled=labelled,
+    )
+    _tell(report, out, note)
+    if not formats and "onnx" not in chosen:
+        say("Left out: onnx. Its packages: pip install 'dfkd[onnx]'")
+
+
+def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:
+    known: tuple[ExportFormat, ...] = get_args(ExportFormat)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"No format {unknown[0]!r}. Formats: {', '.join(known)}")
+    return tuple(name for name in known if name in names) or default_formats()
+
+
+def _read_images(folder: Path, card: ModelCard) -> Rows:
+    images = TransferSet(folder).images
+    if tuple(images.shape[1:]) != card.image_shape:
+        raise TransferSetError(
+            f"The images of {folder} have shape {tuple(images.shape[1:])} and the student takes {card.image_shape}. "
+            "Give the transfer set that it was trained on: --transfer-set DIR"
+        )
+    return images
+
+
+def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | None, str]:
+    """Return the project's test images if they fit the student, and otherwise why there are none."""
+    if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
+        return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
+    try:
+        labelled = load_evaluation_data(data, card)
+    except (ConfigError, DataError) as error:
+        return None, f"accuracy not measured: {error}"
+    return labelled, "" if labelled else "accuracy not measured: data.dataset is none"
+
+
+def _tell(report: ExportReport, out: Path, note: str) -> None:
+    say(f"{'':<20} {'size':>10}  {'takes':<17} {'difference':>10}  {'agreement':>9}  {'accuracy':>8}")
+    for form in report.forms:
+        say(_line(form))
+    if report.student_accuracy is not None:
+        say(
+            f"Accuracy of the student itself on the same {report.num_labelled_images} images: "
+            f"{report.student_accuracy:.2%}"
+        )
+    if note:
+        say(f"Note: {note}")
+    say(
+        f"Made {out}, checked on {report.num_checked_images} images in batches of different sizes. "
+        f"Figures and digests: {out / EXPORT_FILE}"
+    )
+
+
+def _line(form: ExportedForm) -> str:
+    takes = "images in [0, 1]" if form.input == "unit_range" else "normalised images"
+    accuracy = "" if form.accuracy is None else f"{form.accuracy:.2%}"
+    size, fidelity = f"{form.size_bytes / 1000:,.0f} kB", form.fidelity
+    figures = f"{fidelity.max_difference:>10.2g}  {fidelity.agreement:>9.2%}  {accuracy:>8}"
+    return f"{form.file:<20} {size:>10}  {takes:<17} {figures}".rstrip()

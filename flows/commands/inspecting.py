@@ -1,0 +1,101 @@
+"""`dfkd layers` and `dfkd inspect`: what a teacher is, before anything is made from it. Nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dfkd_core.errors import ConfigError
+from dfkd_core.inspection import Fit, Inspection, inspect_teacher
+from dfkd_core.models.layers import layer_candidates
+from dfkd_core.models.storage import CONFIG_FILE, load_model
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.teachers.loading import BroughtTeacher, bring_teacher
+from dfkd_core.teachers.preflight import probe_images
+from flows.settings.params import Params
+from tasks.caching.workspace import TEACHER
+from tasks.mlflow_store.registry import local_source
+
+__all__ = ["describe_teacher", "list_layers"]
+
+
+def list_layers(params: Params) -> str:
+    """Return a table of the layers of the parameters' teacher that can be modelled."""
+    with _brought(params) as brought:
+        classifier = brought.classifier
+        found = layer_candidates(classifier, probe_images(classifier.card.image_shape, 2))
+        chosen = classifier.card.layer
+    rows = [("", "layer", "kind", "shape", "")]
+    for candidate in found:
+        mark = "*" if candidate.address == chosen else ""
+        note = "" if candidate.is_exact else "positions: its mean is matched, no targets are drawn from it"
+        rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), note))
+    return "\n".join(
+        [*_aligned(rows), "", "* is the one that is taken. Choose another with: --set teacher.layer=LAYER"]
+    )
+
+
+def describe_teacher(params: Params) -> str:
+    """Return what there is to know about the parameters' teacher."""
+    with _brought(params) as brought:
+        found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
+        lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
+        notes = [f"  {note}" for note in brought.notes]
+    return "\n".join([*lines, *(["", "Found out and assumed:", *notes] if notes else [])])
+
+
+@contextmanager
+def _brought(params: Params) -> Iterator[BroughtTeacher]:
+    """Give the teacher that the parameters name, or the one that was made in the project."""
+    source = params.teacher.source
+    if not source.model:
+        if not (TEACHER / CONFIG_FILE).is_file():
+            raise ConfigError("There is no teacher yet. Name one with --teacher SOURCE, or train one with: dfkd run")
+        yield BroughtTeacher(load_model(TEACHER), ())
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        yield bring_teacher(
+            local_source(source, folder),
+            scratch=folder,
+            layer=params.teacher.layer,
+            image_size_hint=params.data.image_size,
+        )
+
+
+def _facts(brought: BroughtTeacher, found: Inspection) -> Iterator[tuple[str, str]]:
+    card = brought.classifier.card
+    yield "network", card.network + (f" {dict(card.arguments)}" if card.arguments else "")
+    yield "parameters", f"{found.num_parameters:,}"
+    yield (
+        "images",
+        f"{'x'.join(map(str, card.image_shape))} in [0, 1], mean {_round(card.mean)}, std {_round(card.std)}",
+    )
+    yield "classes", f"{card.num_classes}" + (f": {', '.join(card.class_names[:5])}, ..." if card.class_names else "")
+    yield "answers with", card.outputs.replace("_", " ") + (f" at {card.output_key!r}" if card.output_key else "")
+    yield "normalisation layers", ", ".join(f"{n} {kind}" for kind, n in found.normalisations.items()) or "none"
+    yield "modelled layer", f"{card.layer}, {found.num_features} units"
+    yield "statistics", _fits(found.statistics)
+    yield "synthesis methods", _fits(found.methods)
+    for name, fit in {**found.statistics, **found.methods}.items():
+        if fit.reason:
+            yield f"  not {name}", fit.reason
+    if found.seconds_per_1000_images is not None:
+        yield "synthesis here", f"{found.seconds_per_1000_images:,.1f} s per 1,000 images on one core, {found.method}"
+    passes = f"{found.images_per_pass} images in a pass of {found.bytes_per_pass / 2**20:,.0f} MiB"
+    yield "memory", f"{passes}; 1,000 images take {found.bytes_per_1000_images / 1e6:,.1f} MB on disk"
+
+
+def _fits(fits: dict[str, Fit]) -> str:
+    return ", ".join(name for name, fit in fits.items() if not fit.reason) or "none"
+
+
+def _round(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

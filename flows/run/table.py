@@ -1,0 +1,149 @@
+"""What there is to show of the last run: the table and the commands to look further."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.data.datasets import NO_DATA
+from dfkd_core.errors import DfkdError
+from dfkd_core.models.storage import read_card
+from dfkd_core.priors.table import shows_photographs
+from flows.settings.params import Params
+from flows.stages.command import STAGES
+from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from tasks.dvc_project.status import LOCK
+from tasks.records.history import read_start
+from tasks.records.timing import stage_seconds
+
+__all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "read_metrics", "render"]
+
+PUBLISHED = STATE / "published.json"
+_RUN = STATE / "run.json"
+_HEADING_WIDTH = 21
+_COLUMN_WIDTH = 16
+
+
+def read_metrics() -> dict[str, Any]:
+    """Return what metrics.json says.
+
+    Raises:
+        DfkdError: There is none yet.
+    """
+    if not METRICS.is_file():
+        raise DfkdError(f"There are no results yet: {METRICS} is missing. Make them with: dfkd run")
+    return _read_json(METRICS)
+
+
+def read_latency() -> dict[str, dict[str, float]]:
+    """Return milliseconds per model and batch size if they were measured with the present student."""
+    found = _read_json(LATENCY)
+    if not found or not STUDENT.is_dir() or found["student_sha256"] != reference(STUDENT).sha256:
+        return {}
+    return {name: found[name] for name in ("teacher", "student")}
+
+
+def is_published() -> bool:
+    """Tell whether the present dvc.lock is in MLflow already."""
+    if not LOCK.is_file() or not STORE.is_file():
+        return False
+    return _read_json(PUBLISHED).get("lock_sha256") == file_sha256(LOCK)
+
+
+def note_run(start: float, end: float) -> None:
+    """Note how long a whole run took and how much of it was not the core's work.
+
+    Args:
+        start: When the run began, in seconds since the epoch.
+        end: When it ended.
+    """
+    measured = [found for name in STAGES if (found := stage_seconds(name)) and found[1] > start]
+    seconds = end - start
+    write_json(_RUN, {"seconds": seconds, "orchestration_seconds": seconds - sum(found[0] for found in measured)})
+
+
+def render(params: Params) -> str:
+    """Return the table of the last run with the commands to look further.
+
+    Raises:
+        DfkdError: There are no results yet.
+    """
+    metrics = read_metrics()
+    rows = list(_rows(metrics, params))
+    widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
+    lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
+    return "\n".join(["", *lines, "", *_seconds(), "", *_pointers(), ""])
+
+
+def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
+    teacher, student, latency = metrics["teacher"], metrics["student"], read_latency()
+    card = read_card(TEACHER)
+    joint = metrics.get("proxy", student)
+    proxy = " (proxy)" if "proxy" in metrics else ""
+    yield heading(params.data.dataset), "teacher", "student"
+    yield "network", card.network, read_card(STUDENT).network
+    yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
+    yield "transfer set", "", params.synthesis.method
+    if params.synthesis.descent:
+        _, descent = params.synthesis.descent
+        toned_share = descent.toned_share_for(card)
+        yield "image prior", "", f"{descent.prior}, {toned_share:.0%} toned" if toned_share else descent.prior
+        yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
+    if "proxy" in metrics:
+        yield "evaluated on", "", "synthetic images"
+    if "labels_ordered_by_name" in metrics:
+        yield "order of the labels", "", "by class names"
+    if "accuracy" in student:
+        yield "accuracy", f"{teacher['accuracy']:.2%}", f"{student['accuracy']:.2%}"
+        yield "calibration error", f"{teacher['ece']:.2%}", f"{student['ece']:.2%}"
+    yield f"agreement{proxy}", "", f"{joint['agreement']:.2%}"
+    yield f"KL to teacher{proxy}", "", f"{joint['kl']:.3f} nats"
+    if "proxy" in metrics:
+        yield "classes given", f"{joint['num_classes']} of {card.num_classes}", ""
+        yield "most given class", f"{joint['largest_class']:.2%}", ""
+    yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
+    yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"
+    for size in (1, 64) if latency else ():
+        name = f"batch_{size}_ms"
+        label = "1 image" if size == 1 else f"{size} images"
+        yield f"latency, {label}", f"{latency['teacher'][name]:.2f} ms", f"{latency['student'][name]:.2f} ms"
+
+
+def heading(dataset: str) -> str:
+    """Return a short name of the evaluation data: a path's last part, without its ending."""
+    if dataset == NO_DATA:
+        return "no real images"
+    kind, _, place = dataset.partition(":")
+    name = Path(place).stem if kind in ("folder", "file") else place or kind
+    return name if len(name) <= _HEADING_WIDTH else f"{name[: _HEADING_WIDTH - 3]}..."
+
+
+def _seconds() -> Iterator[str]:
+    for name in STAGES:
+        measured = stage_seconds(name)
+        yield f"{name:<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
+    run = _read_json(_RUN)
+    if run:
+        seconds = f"{run['orchestration_seconds']:.1f} s"
+        yield f"{'orchestration':<22}{seconds:>16}   of {run['seconds']:.1f} s in the last run"
+
+
+def _pointers() -> Iterator[str]:
+    published = _read_json(PUBLISHED)
+    yield "Look further (after `. .venv/bin/activate`):"
+    if published:
+        alias = "champion" if published["promoted"] else "challenger"
+        yield f'  model      mlflow.pyfunc.load_model("models:/{published["model"]}@{alias}")'
+        yield f"             version {published['version']}: {published['reason']}"
+    yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
+    yield "  figures    dvc metrics show; dvc plots show"
+    yield "  images     reports/samples.png, reports/confusion.png"
+    yield "  flows      PREFECT_HOME=.dfkd/prefect prefect server start"
+    yield "  transfer   dfkd verify"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,25 @@
+"""Makes the databases of Prefect and MLflow ahead, which takes seconds that the first run then does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from flows.session.environment import enter_project, prepare_environment
+from flows.settings.parsing import load_params
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Prepare the project around the current folder."""
+    prepare_environment(enter_project())
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
+    from tasks.mlflow_store.publishing import open_store
+
+    open_store(load_params().registry.experiment)
+
+
+if __name__ == "__main__":
+    main()

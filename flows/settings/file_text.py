@@ -1,0 +1,100 @@
+"""Writes params.yaml from the defaults and the documentation of the fields: `python -m flows.settings.file_text`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+
+from flows.settings.params import Params
+
+__all__ = ["params_text"]
+
+_WIDTH = 119
+_HEAD = """\
+# Everything that decides a run. Change it here, with `dfkd run --set KEY=VALUE` or with a preset (presets/);
+# `dfkd run` then does what has changed and nothing else. An unknown key or a value out of range is an error.
+"""
+_LOW = {Ge: "{} or more", Gt: "above {}"}
+_HIGH = {Le: "{}", Lt: "below {}"}
+
+
+def params_text() -> str:
+    """Return the whole file: every key with its default, its documentation and its range."""
+    return _HEAD + "\n" + "\n".join(_lines(Params(), 0)) + "\n"
+
+
+def _lines(section: Any, depth: int) -> Iterator[str]:
+    hints = get_type_hints(type(section), include_extras=True)
+    docs = _field_docs(type(section))
+    for position, field in enumerate(dataclasses.fields(section)):
+        value = getattr(section, field.name)
+        nested = dataclasses.is_dataclass(value)
+        if depth == 0 and position:
+            yield ""
+        text = docs.get(field.name) or " ".join((type(value).__doc__ or "").split())
+        yield from _comment(text if nested else text + _allowed(hints[field.name]), depth)
+        pad = "  " * depth
+        if nested:
+            yield f"{pad}{field.name}:"
+            yield from _lines(value, depth + 1)
+        else:
+            yield f"{pad}{field.name}: {_scalar(value)}"
+
+
+def _comment(text: str, depth: int) -> list[str]:
+    start = "  " * depth + "# "
+    return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=start)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    found = {}
+    for line, after in itertools.chain.from_iterable(itertools.pairwise(body) for body in _class_bodies(cls)):
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(line.target, ast.Name)
+            found[line.target.id] = " ".join(str(after.value.value).split())
+    return found
+
+
+def _class_bodies(cls: type) -> Iterator[list[ast.stmt]]:
+    """Yield the statements of a section's class and of those that it extends, the farthest first."""
+    for part in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        parsed = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        assert isinstance(parsed, ast.ClassDef)
+        yield parsed.body
+
+
+def _allowed(hint: Any) -> str:
+    if hint is bool:
+        return " One of: true | false."
+    if get_origin(hint) is Literal:
+        return f" One of: {' | '.join(map(str, get_args(hint)))}."
+    if get_origin(hint) is not Annotated:
+        return ""
+    low = high = ""
+    for bound in get_args(hint)[1:]:
+        for kind, form in (_LOW | _HIGH).items():
+            if isinstance(bound, kind):
+                limit = form.format(getattr(bound, kind.__name__.lower()))
+                low, high = (limit, high) if kind in _LOW else (low, limit)
+    if not high:
+        return f" Range: {low}."
+    return f" Range: {low.removesuffix(' or more') if low.endswith('or more') else low} to {high}."
+
+
+def _scalar(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True)
+    return '""' if value == "" else text.removesuffix("\n").removesuffix("\n...")
+
+
+if __name__ == "__main__":
+    Path("params.yaml").write_text(params_text(), encoding="utf-8")

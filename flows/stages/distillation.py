@@ -1,0 +1,50 @@
+"""Stage 4: the student."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.settings.params import Params
+from flows.stages.caching import FLOW_OPTIONS, batches_ahead, memory_for, run_cached
+from tasks.caching.workspace import (
+    REPORTS,
+    STUDENT,
+    TEACHER,
+    TRANSFER_SET,
+    place_file,
+    place_folder,
+    reference,
+    work_folder,
+)
+from tasks.records.history import read_start
+from tasks.stages.distillation import make_student
+
+__all__ = ["distill"]
+
+
+@flow(name="distill", **FLOW_OPTIONS)
+def distill(params: Params) -> str:
+    """Distil the student and put it into `artifacts/students/default`."""
+    teacher, transfer_set = reference(TEACHER), reference(TRANSFER_SET)
+    inputs = {
+        "teacher": teacher.sha256,
+        "transfer_set": transfer_set.sha256,
+        "config": params.distillation,
+        "seed": params.seed,
+    }
+    work = work_folder("distill", inputs)
+    result = run_cached(
+        make_student,
+        teacher,
+        transfer_set,
+        params.distillation,
+        seed=params.seed,
+        folder=(work / "out").as_posix(),
+        checkpoint=(work / "checkpoint.safetensors").as_posix(),
+        device=params.execution.device,
+        memory=memory_for(params.execution),
+        prefetch=batches_ahead(params.execution),
+    )
+    place_folder(work / "out" / "model", STUDENT)
+    place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
+    return f"{params.distillation.student} from a {read_start(STUDENT)} start, last loss {result.numbers['loss']:.4f}"

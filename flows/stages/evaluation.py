@@ -1,0 +1,55 @@
+"""Stage 5: the student's figures."""
+
+from __future__ import annotations
+
+import json
+
+from prefect import flow
+
+from dfkd_core.data.datasets import data_fingerprint
+from flows.settings.params import Params
+from flows.stages.caching import FLOW_OPTIONS, memory_for, run_cached
+from tasks.caching.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
+from tasks.stages.evaluation import make_evaluation, measure_models
+
+__all__ = ["evaluate"]
+
+_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv")
+
+
+@flow(name="evaluate", **FLOW_OPTIONS)
+def evaluate(params: Params) -> str:
+    """Evaluate teacher and student; write `metrics.json` and the tables in `reports/`."""
+    teacher, student = reference(TEACHER), reference(STUDENT)
+    data_digest = data_fingerprint(params.data)
+    inputs = {
+        "teacher": teacher.sha256,
+        "student": student.sha256,
+        "data": params.data,
+        "data_digest": data_digest,
+        "config": params.evaluation,
+    }
+    made = work_folder("evaluate", inputs) / "out"
+    device = params.execution.device
+    result = run_cached(
+        make_evaluation,
+        teacher,
+        student,
+        params.data,
+        params.evaluation,
+        data_digest=data_digest,
+        folder=made.as_posix(),
+        device=device,
+        memory=memory_for(params.execution),
+    )
+    num_runs = params.evaluation.num_latency_runs
+    measure_models(teacher, student, num_runs=num_runs, path=LATENCY.as_posix(), device=device)
+    place_file(made / "metrics.json", METRICS)
+    for name in _REPORTS:
+        place_file(made / name, REPORTS / name)
+    agreement = f"agreement {result.numbers['agreement']:.4f}"
+    if "accuracy" not in result.numbers:
+        return f"no real images: {agreement} on synthetic ones (proxy)"
+    by_name = "labels_ordered_by_name" in json.loads(METRICS.read_text(encoding="utf-8"))
+    ordered = ", labels put in the teacher's order by their names" if by_name else ""
+    return f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"

@@ -1,0 +1,38 @@
+"""Stage 2: the statistics of the teacher's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.settings.params import Params
+from flows.stages.caching import FLOW_OPTIONS, memory_for, run_cached
+from tasks.caching.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
+from tasks.stages.statistics import make_statistics
+
+__all__ = ["estimate", "statistics"]
+
+
+@flow(name="statistics", **FLOW_OPTIONS)
+def statistics(params: Params) -> str:
+    """Estimate the statistics and put them into `artifacts/statistics`."""
+    made = estimate(params, TEACHER)
+    place_folder(Path(made.path), STATISTICS)
+    return f"{made.numbers['num_features']:.0f} features, from {params.statistics.source}"
+
+
+def estimate(params: Params, teacher_folder: Path) -> Artifact:
+    """Estimate the statistics of any teacher; has to be called within a flow."""
+    teacher = reference(teacher_folder)
+    inputs = {"teacher": teacher.sha256, "config": params.statistics, "seed": params.seed}
+    folder = work_folder("statistics", inputs) / "out"
+    return run_cached(
+        make_statistics,
+        teacher,
+        params.statistics,
+        seed=params.seed,
+        folder=folder.as_posix(),
+        device=params.execution.device,
+        memory=memory_for(params.execution),
+    )

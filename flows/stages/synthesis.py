@@ -1,0 +1,145 @@
+"""Stage 3: the transfer set, its shards made side by side and each resumed by itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from dfkd_core.distillation.students import check_student
+from dfkd_core.models.storage import read_card
+from dfkd_core.progress import Progress
+from dfkd_core.synthesis.guards import balance_note
+from dfkd_core.synthesis.shards import num_shards
+from dfkd_core.transfer_set.manifest import read_manifest
+from flows.session.display import say
+from flows.session.lifeline import start_worker
+from flows.settings.params import ExecutionConfig, Params
+from flows.stages.caching import FLOW_OPTIONS, memory_for
+from flows.stages.statistics import estimate
+from tasks.caching.workspace import (
+    REPORTS,
+    STATISTICS,
+    TEACHER,
+    TRANSFER_SET,
+    Artifact,
+    is_intact,
+    reference,
+    work_folder,
+)
+from tasks.records.progress import count_noted, report
+from tasks.stages.synthesis import assemble_transfer_set, make_shard
+
+__all__ = ["shard_runner", "synthesize", "synthesize_anywhere"]
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def synthesize(params: Params) -> str:
+    """Make the transfer set and put it into `artifacts/transfer_set`."""
+    check_student(read_card(TEACHER), params.distillation)
+    picture = REPORTS / "samples.png"
+    run = _synthesize.with_options(task_runner=shard_runner(params.execution))
+    return run(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
+
+
+def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
+    """Make a transfer set of any teacher in any folder, outside of DVC.
+
+    Args:
+        params: What to make.
+        teacher_folder: A stored teacher.
+        statistics_folder: Its statistics; None estimates them first.
+        out: Folder of the transfer set.
+    """
+    run = _synthesize_anywhere.with_options(task_runner=shard_runner(params.execution))
+    return run(params, teacher_folder, statistics_folder, out)
+
+
+def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
+    """Return the task runner that the parameters ask for."""
+    if config.task_runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=config.num_workers)
+    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=(os.getpid(),))
+
+
+@flow(name="synthesize anywhere", **FLOW_OPTIONS)
+def _synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
+    statistics = reference(statistics_folder) if statistics_folder else estimate(params, teacher_folder)
+    return _make_set(params, reference(teacher_folder), statistics, out, None)
+
+
+@flow(name="synthesize", **FLOW_OPTIONS)
+def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path) -> str:
+    return _make_set(params, teacher, statistics, out, picture)
+
+
+def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path | None) -> str:
+    inputs = {
+        "teacher": teacher.sha256,
+        "statistics": statistics.sha256,
+        "config": params.synthesis,
+        "seed": params.seed,
+    }
+    folder = work_folder("synthesize", inputs)
+    settings: dict[str, Any] = {
+        "teacher": teacher,
+        "statistics": statistics,
+        "config": params.synthesis,
+        "seed": params.seed,
+        "folder": folder.as_posix(),
+    }
+    with _showing(folder, params.synthesis.num_images):
+        shards = _make_shards(settings, num_shards(params.synthesis), params.execution)
+    picture_path = picture.as_posix() if picture else None
+    made = assemble_transfer_set(shards, **{**settings, "folder": out.as_posix()}, picture=picture_path)
+    num_images, confidence = made.numbers["num_images"], made.numbers["mean_confidence"]
+    manifest = read_manifest(out)
+    note = balance_note(manifest.class_histogram, method=manifest.method, method_config=manifest.method_config)
+    summary = f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}"
+    return f"{summary}; {note}" if note else summary
+
+
+def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:
+    task = make_shard.with_options(retries=execution.num_retries)
+    memory = memory_for(execution, num_workers=min(execution.num_workers, count))
+
+    def submit(index: int, *, refresh: bool) -> PrefectFuture[Artifact]:
+        run = task.with_options(refresh_cache=True) if refresh else task
+        future: PrefectFuture[Artifact] = run.submit(index, **settings, device=execution.device, memory=memory)
+        return future
+
+    futures = [submit(index, refresh=False) for index in range(count)]
+    shards = [future.result() for future in futures]
+    cached = [future.state.name == "Cached" for future in futures]
+    intact = [is_intact(shard) for shard in shards]
+    if any(cached):
+        say(f"  {sum(map(all, zip(cached, intact)))} of {count} shards reused")
+    again = {index: submit(index, refresh=True) for index in range(count) if not intact[index]}
+    return [again[index].result() if index in again else shard for index, shard in enumerate(shards)]
+
+
+@contextmanager
+def _showing(folder: Path, num_images: int) -> Iterator[None]:
+    """Report, as long as the block runs, how many images there are: in whole shards and in those being made."""
+    finished = threading.Event()
+
+    def look() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            done = min(count_noted(folder), num_images)
+            report(Progress(stage="synthesize", done=done, total=num_images, unit="images"))
+
+    looker = threading.Thread(target=look, name="shard progress", daemon=True)
+    looker.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        looker.join()

@@ -1,0 +1,50 @@
+"""Stage 1: a trained teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from dfkd_core.data.datasets import DataConfig
+from dfkd_core.distillation.students import check_student
+from dfkd_core.evaluation.labelled_images import load_evaluation_data
+from dfkd_core.models.storage import read_card
+from flows.session.display import say
+from flows.settings.params import Params
+from flows.stages.caching import FLOW_OPTIONS, run_cached
+from tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
+from tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
+
+__all__ = ["teacher"]
+
+
+@flow(name="teacher", **FLOW_OPTIONS)
+def teacher(params: Params) -> str:
+    """Train the teacher, or take it from elsewhere, and put it into `artifacts/teacher`."""
+    data = params.training_data
+    inputs = {"data": data or params.data, "config": params.teacher, "seed": params.seed}
+    made = work_folder("teacher", inputs) / "out"
+    summary = _take(params, made.as_posix()) if data is None else _train(data, params, made.as_posix())
+    place_folder(made / "model", TEACHER)
+    place_file(made / "epochs.csv", REPORTS / "teacher_epochs.csv")
+    return summary
+
+
+def _train(data: DataConfig, params: Params, folder: str) -> str:
+    device = params.execution.device
+    result = run_cached(make_teacher, data, params.teacher, seed=params.seed, folder=folder, device=device)
+    return f"{params.teacher.network} on {data.dataset}, last loss {result.numbers['loss']:.4f}"
+
+
+def _take(params: Params, folder: str) -> str:
+    source = params.teacher.source
+    made = take_teacher(source, params.teacher.layer, params.data.image_size, folder=folder)
+    for note in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
+        say(f"  {note}")
+    card = read_card(Path(folder, "model"))
+    # Found now and not after hours of work.
+    check_student(card, params.distillation)
+    load_evaluation_data(params.data, card)
+    size = made.numbers["image_size"]
+    return f"{source.model}, {size:.0f} pixels, {made.numbers['num_classes']:.0f} classes"

@@ -1,0 +1,66 @@
+"""`dfkd tune`: what comes before and after its flows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from dfkd_core.errors import ConfigError
+from flows.session.display import say
+from flows.session.lifeline import OWNER
+from flows.session.server import await_server, start_server
+from flows.settings.overrides import apply_overrides, apply_preset, override
+from flows.settings.parsing import load_params
+from flows.settings.teacher_source import note_source
+from flows.stages.command import run_flow
+from flows.tune.space import search_space
+
+__all__ = ["tune_all"]
+
+
+def tune_all(
+    preset: str | None, settings: Sequence[str], *, minutes: float, trials: int | None = None, apply: bool = False
+) -> None:
+    """Search for better settings than those of params.yaml, show what was found and write it if asked to.
+
+    Args:
+        preset: Preset that params.yaml is set to first.
+        settings: Changes made after it.
+        minutes: Time budget of the search.
+        trials: Most settings to try, those of an interrupted search included.
+        apply: Write settings that are clearly better into params.yaml.
+
+    Raises:
+        DfkdError: The input is at fault, or a stage failed.
+    """
+    _check_budget(minutes, trials)
+    current = load_params()
+    # Looked at before params.yaml is written.
+    search_space(apply_overrides(apply_preset(preset) if preset else current, settings))
+    for change in override(preset, settings, current):
+        say(f"  {change}")
+    note_source(load_params())
+    params = load_params()
+    os.environ[OWNER] = str(os.getpid())
+    server = start_server()
+    # Imported while the server starts.
+    from flows.tune.flow import make_inputs
+    from flows.tune.results import apply_best, open_search, render
+
+    await_server(server)
+    make_inputs(params)
+    torch.set_num_threads(params.execution.num_threads)
+    run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
+    search = open_search(params)
+    say(render(search))
+    if apply:
+        apply_best(search, params)
+
+
+def _check_budget(minutes: float, trials: int | None) -> None:
+    if not 0 < minutes < float("inf"):
+        raise ConfigError(f"--minutes must be a number greater than 0, got {minutes:g}. Try: dfkd tune --minutes 10")
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials must be at least 1, got {trials}. Leave it out to search until the time is over")

@@ -1,0 +1,62 @@
+"""The flows of `dfkd tune`: the teacher and its statistics, then the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow
+
+from dfkd_core.data.datasets import ensure_dataset
+from flows.session.display import say
+from flows.settings.overrides import apply_overrides
+from flows.settings.params import Params
+from flows.stages.caching import FLOW_OPTIONS, batches_ahead, memory_for
+from flows.tune.results import assignments, changes_text, open_search
+from flows.tune.search import Tried
+from flows.tune.space import reduced
+from tasks.caching.workspace import STATISTICS, TEACHER, reference
+from tasks.dvc_project.versioning import reproduce
+from tasks.stages.tuning import try_settings
+
+__all__ = ["make_inputs", "tune"]
+
+
+@flow(name="tune inputs", **FLOW_OPTIONS)
+def make_inputs(params: Params) -> None:
+    """Bring the teacher and its statistics up to date."""
+    if params.training_data:
+        ensure_dataset(params.training_data, "train")
+    reproduce("statistics")
+
+
+@flow(name="tune", **FLOW_OPTIONS)
+def tune(params: Params, minutes: float, trials: int | None) -> str:
+    """Search for settings whose students score higher than those of `params`."""
+    teacher, statistics = reference(TEACHER), reference(STATISTICS)
+    search = open_search(params)
+    before = len(search.tried())
+    if before:
+        say(f"  going on after {before} settings that were tried before")
+
+    def score(changes: Mapping[str, Any], seed_offset: int) -> float:
+        own = reduced(apply_overrides(params, assignments(changes)))
+        found: float = try_settings(
+            teacher,
+            statistics,
+            own.synthesis,
+            own.distillation,
+            seed=params.seed + seed_offset,
+            device=params.execution.device,
+            memory=memory_for(params.execution),
+            prefetch=batches_ahead(params.execution),
+        )
+        return found
+
+    search.run(score, seconds=60 * minutes, max_trials=trials, on_tried=_show)
+    return f"{len(search.tried()) - before} settings tried"
+
+
+def _show(tried: Tried) -> None:
+    outcome = f"failed: {tried.error}" if tried.score is None else f"{tried.score:.4f}"
+    say(f"  {outcome} in {tried.seconds:.0f} s: {changes_text(tried.changes)}")

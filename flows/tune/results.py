@@ -1,0 +1,107 @@
+"""What `dfkd tune` found: the table, how sure it is, and the command that uses it."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dfkd_core.common.digests import json_digest
+from flows.session.display import say
+from flows.settings.overrides import override
+from flows.settings.params import Params
+from flows.settings.parsing import flatten
+from flows.tune.search import NUM_REPEATS, Search, Tried
+from flows.tune.space import reduced, search_space
+from tasks.caching.code import code_digest
+from tasks.caching.workspace import STATE, STATISTICS, TEACHER, reference
+
+__all__ = ["apply_best", "assignments", "changes_text", "open_search", "render"]
+
+_ROWS = 5
+_WIDTH = 119
+_CHANGES_COLUMN = 26
+
+
+def open_search(params: Params) -> Search:
+    """Open the search that starts from `params`, addressed by everything that decides its scores."""
+    space, small = search_space(params), reduced(params)
+    address = {
+        "teacher": reference(TEACHER).sha256,
+        "statistics": reference(STATISTICS).sha256,
+        "settings": [small.seed, small.synthesis, small.distillation],
+        "space": sorted(space.items()),
+        "code": code_digest("tune"),
+    }
+    path = STATE / "tune" / f"{json_digest(address)[:24]}.journal"
+    return Search(path, space, flatten(params), seed=params.seed)
+
+
+def assignments(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes as `--set` takes them."""
+    return [f"{path}={value}" for path, value in changes.items()]
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """Return changes on one line, each path by its last two names."""
+    parts = (f"{'.'.join(path.split('.')[-2:])} {value}" for path, value in changes.items())
+    return ", ".join(parts) or "params.yaml as it is"
+
+
+def render(search: Search) -> str:
+    """Return the best settings, how far the first is ahead, and what to do with it."""
+    return "\n".join(["", *_table(search), "", *_verdict(search), ""])
+
+
+def apply_best(search: Search, params: Params) -> None:
+    """Write the best settings into params.yaml if they are clearly better than `params`, which it holds."""
+    if not search.is_clearly_better():
+        say("params.yaml stays as it was.")
+        return
+    for change in override(None, assignments(search.ranked()[0].changes), params):
+        say(f"  {change}")
+    say("Written into params.yaml. Make the student with: dfkd run")
+
+
+def _table(search: Search) -> Iterator[str]:
+    ranked = search.ranked()
+    failed = len(search.tried()) - len(ranked)
+    yield f"{'rank':>6}{'proxy':>9}{'seconds':>9}  changes"
+    for rank, tried in enumerate(ranked, start=1):
+        if rank <= _ROWS or not tried.changes:
+            yield _row(rank, tried)
+    yield f"{len(ranked)} settings" + (f"; {failed} more failed" if failed else "")
+
+
+def _row(rank: int, tried: Tried) -> str:
+    head = f"{rank:>6}{tried.score:>9.4f}{tried.seconds:>9.0f}"
+    lines = textwrap.wrap(changes_text(tried.changes), _WIDTH - _CHANGES_COLUMN)
+    return f"\n{' ' * _CHANGES_COLUMN}".join([f"{head}  {lines[0]}", *lines[1:]])
+
+
+def _verdict(search: Search) -> Iterator[str]:
+    best = search.ranked()[0]
+    again, present = search.repeats(best.changes), search.repeats({})
+    yield "Chosen without real data: the proxy is agreement with the teacher on images that no student was trained on,"
+    yield "and hints at the real accuracy; see docs/proxy.md."
+    if not best.changes:
+        yield "No setting was found that is better than params.yaml as it is."
+        return
+    if len(again) < NUM_REPEATS or len(present) < NUM_REPEATS:
+        yield "No time was left to compare the first with params.yaml on further seeds, so it may be ahead by chance."
+        yield "Go on with the same command."
+        return
+    ahead = statistics.fmean(again) - statistics.fmean(present)
+    yield f"With {NUM_REPEATS} further seeds the first has {_figures(again)} against {_figures(present)}"
+    yield f"of params.yaml as it is: {ahead:+.4f} on average."
+    if not search.is_clearly_better():
+        yield "No setting was found that is clearly better."
+        return
+    yield "All of them are ahead, which chance alone gives in 1 of 20 cases. Use it with:"
+    yield "  " + shlex.join(["dfkd", "run", *(word for item in assignments(best.changes) for word in ("--set", item))])
+
+
+def _figures(scores: list[float]) -> str:
+    return ", ".join(f"{score:.4f}" for score in scores)

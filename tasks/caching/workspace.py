@@ -1,0 +1,114 @@
+"""Where things lie in a project, and small references to them that tasks pass instead of tensors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfkd_core.common.digests import file_sha256, json_digest, write_atomically
+from tasks.caching.code import code_digest
+
+__all__ = [
+    "LATENCY",
+    "METRICS",
+    "REPORTS",
+    "STATE",
+    "STATISTICS",
+    "STORE",
+    "STUDENT",
+    "STUDENTS",
+    "TEACHER",
+    "TRANSFER_SET",
+    "WORK",
+    "Artifact",
+    "clear_folder",
+    "is_intact",
+    "place_file",
+    "place_folder",
+    "reference",
+    "work_folder",
+]
+
+TEACHER = Path("artifacts/teacher")
+STATISTICS = Path("artifacts/statistics")
+TRANSFER_SET = Path("artifacts/transfer_set")
+STUDENTS = Path("artifacts/students")
+"""Folder with one folder per named student."""
+STUDENT = STUDENTS / "default"
+"""The student of the pipeline."""
+METRICS = Path("metrics.json")
+REPORTS = Path("reports")
+STATE = Path(".dfkd")
+WORK = STATE / "work"
+LATENCY = STATE / "latency.json"
+STORE = Path("mlflow.db")
+
+_KEPT_WORK_FOLDERS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A reference to a file or a folder: small, the same for the same bytes, and fit for a cache key."""
+
+    path: str
+    """Path relative to the project."""
+    sha256: str
+    """SHA-256 of the file, or over the names and digests of the folder's files."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Figures worth passing on."""
+
+
+def reference(path: Path, numbers: Mapping[str, float] | None = None) -> Artifact:
+    """Hash a file or folder and return a reference to it."""
+    return Artifact(path=path.as_posix(), sha256=_sha256(path), numbers=dict(numbers or {}))
+
+
+def is_intact(artifact: Artifact) -> bool:
+    """Tell whether the file or folder is still there with the bytes that it had."""
+    path = Path(artifact.path)
+    return path.exists() and _sha256(path) == artifact.sha256
+
+
+def _sha256(path: Path) -> str:
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(item for item in path.rglob("*") if item.is_file())
+    return json_digest({item.relative_to(path).as_posix(): file_sha256(item) for item in files})
+
+
+def work_folder(stage: str, inputs: Mapping[str, Any]) -> Path:
+    """Return the folder for a stage's work in progress, addressed by its inputs and its code.
+
+    It lies outside of the stage's outs, which DVC deletes before the stage runs. Older folders of the stage go.
+    """
+    folder = WORK / stage / json_digest({"inputs": inputs, "code": code_digest(stage)})[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in others[_KEPT_WORK_FOLDERS:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def clear_folder(folder: Path) -> Path:
+    """Make `folder` exist and be empty, and return it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def place_file(source: Path, target: Path) -> None:
+    """Copy a file to `target`, whole or not at all."""
+    with write_atomically(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def place_folder(source: Path, target: Path) -> None:
+    """Copy the files of a flat folder to `target`, which holds nothing else afterwards."""
+    clear_folder(target)
+    for item in sorted(source.iterdir()):
+        place_file(item, target / item.name)

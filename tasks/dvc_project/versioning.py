@@ -1,0 +1,60 @@
+"""DVC as tasks: reproduce what has changed, keep it in the remote."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from dfkd_core.errors import DfkdError
+from tasks.dvc_project.status import dvc_command, last_error
+
+__all__ = ["StageFailedError", "pull", "push", "reproduce"]
+
+_ALREADY_TOLD = "failed to reproduce"
+
+
+class StageFailedError(DfkdError):
+    """A stage failed and has told the user why."""
+
+
+@task(name="dvc repro", cache_policy=NO_CACHE)
+def reproduce(*stages: str) -> None:
+    """Bring stages and those before them up to date, every one if none is named; what they print is passed on."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.dvc_project.repro", *stages],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    )
+    assert process.stderr
+    stage_failed = False
+    for line in process.stderr:
+        stage_failed |= _ALREADY_TOLD in line
+        if _ALREADY_TOLD not in line:
+            sys.stderr.write(line)
+    if process.wait():
+        raise StageFailedError("" if stage_failed else "dvc repro failed. See more with: dvc repro --verbose")
+
+
+@task(name="dvc push", cache_policy=NO_CACHE)
+def push() -> None:
+    """Copy what was made to the remote, the run cache included."""
+    _run("push", "--quiet", "--run-cache")
+
+
+@task(name="dvc pull", cache_policy=NO_CACHE)
+def pull() -> None:
+    """Fetch from the remote what it has; what it lacks will be made."""
+    _run("pull", "--quiet", "--run-cache", "--allow-missing")
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(
+        dvc_command(*arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise DfkdError(f"dvc {arguments[0]} failed: {last_error(done.stderr)}")

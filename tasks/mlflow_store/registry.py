@@ -1,0 +1,50 @@
+"""Teachers in MLflow: an address of its registry or of a run becomes a folder or a file on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.storage import CONFIG_FILE
+from dfkd_core.teachers.source import SourceConfig
+from tasks.caching.workspace import STORE
+
+__all__ = ["SCHEMES", "local_source"]
+
+SCHEMES = ("models:/", "runs:/")
+
+# Where MLflow's PyTorch flavour keeps the model, the safe form first.
+_PROGRAMS = ("data/model.pt2", "data/model.pth")
+
+
+def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
+    """Return the source with an MLflow address replaced by what was downloaded into `folder`.
+
+    The tracking server is that of MLFLOW_TRACKING_URI, or the project's own.
+
+    Raises:
+        TeacherError: MLflow has no such model, or it holds none of PyTorch's.
+    """
+    if not source.model.startswith(SCHEMES):
+        return source
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
+    try:
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.model, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise TeacherError(
+            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. See what it has with: mlflow ui, or "
+            "name another server in MLFLOW_TRACKING_URI"
+        ) from error
+    for candidate in (path, *(path / name for name in _PROGRAMS)):
+        if candidate.is_file() or (candidate / CONFIG_FILE).is_file():
+            return dataclasses.replace(source, model=str(candidate))
+    raise TeacherError(
+        f"{source.model} holds no PyTorch model: neither {', '.join(_PROGRAMS)} nor a folder with {CONFIG_FILE}. It "
+        f"has: {', '.join(sorted(item.name for item in path.iterdir())[:10])}"
+    )

@@ -1,0 +1,58 @@
+"""Distils the student from the transfer set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.distillation.config import DistillationConfig
+from dfkd_core.distillation.run import distill
+from dfkd_core.models.storage import save_model
+from dfkd_core.models.teacher import load_teacher
+from dfkd_core.transfer_set.manifest import verify_transfer_set
+from dfkd_core.transfer_set.reader import TransferSet
+from tasks.caching.policy import cached
+from tasks.caching.workspace import Artifact, clear_folder, reference
+from tasks.records.history import write_history, write_start
+from tasks.records.progress import report
+from tasks.records.timing import timed
+
+__all__ = ["make_student"]
+
+
+@task(name="distill student", **cached("distill", "device", "checkpoint", "prefetch", "memory"))
+def make_student(
+    teacher: Artifact,
+    transfer_set: Artifact,
+    config: DistillationConfig,
+    *,
+    seed: int,
+    folder: str,
+    checkpoint: str,
+    device: str,
+    memory: int | None = None,
+    prefetch: int = 0,
+) -> Artifact:
+    """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
+    on = resolve_device(device)
+    with timed("distill"):
+        loaded = load_teacher(Path(teacher.path), device=on, memory=memory)
+        verify_transfer_set(Path(transfer_set.path), loaded.digest)
+        images = TransferSet(Path(transfer_set.path))
+        result = distill(
+            loaded,
+            images,
+            config,
+            seed=seed,
+            device=on,
+            checkpoint=Path(checkpoint),
+            prefetch=prefetch,
+            on_progress=report,
+        )
+    out = clear_folder(Path(folder))
+    save_model(out / "model", result.student)
+    write_start(out / "model", result.start)
+    write_history(out / "epochs.csv", result.history)
+    return reference(out, {"loss": result.history[-1].loss})

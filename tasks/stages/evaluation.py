@@ -1,0 +1,100 @@
+"""Compares the student with its teacher on the real test images, or on synthetic ones where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.digests import write_json
+from dfkd_core.data.datasets import DataConfig
+from dfkd_core.evaluation.comparison import EvaluationConfig, EvaluationReport, evaluate
+from dfkd_core.evaluation.labelled_images import load_evaluation_data
+from dfkd_core.evaluation.latency import measure_latency
+from dfkd_core.evaluation.proxy import held_out_images
+from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.storage import load_model
+from dfkd_core.models.teacher import load_teacher
+from tasks.caching.policy import cached
+from tasks.caching.workspace import Artifact, clear_folder, reference
+from tasks.records.progress import report
+from tasks.records.tables import write_confusion_picture, write_csv
+from tasks.records.timing import timed
+
+__all__ = ["make_evaluation", "measure_models"]
+
+
+@task(name="evaluate student", **cached("evaluate", "device", "memory"))
+def make_evaluation(
+    teacher: Artifact,
+    student: Artifact,
+    data: DataConfig,
+    config: EvaluationConfig,
+    *,
+    data_digest: str = "",
+    folder: str,
+    device: str,
+    memory: int | None = None,
+) -> Artifact:
+    """Evaluate on the test images, or on held-out synthetic ones where there are none.
+
+    Writes `metrics.json`, tables and the confusion matrix into `folder`. `data_digest` is what the user's own files
+    come to, so that a result is not taken for that of others under the same name.
+    """
+    with timed("evaluate"):
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+        images = load_evaluation_data(data, loaded.card)
+        found = evaluate(
+            load_model(Path(student.path)),
+            loaded,
+            data=images,
+            held_out=None if images else held_out_images(loaded.card.image_shape, config.num_held_out_images),
+            config=config,
+            # An order that was set is the user's, and names are surer than a confusion matrix.
+            check_order=images is not None and images.order == "as is",
+            on_progress=report,
+        )
+        out = clear_folder(Path(folder))
+        _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
+    metrics = {**found.to_metrics(), "num_images": found.num_images}
+    if images and images.order == "by name":
+        metrics["labels_ordered_by_name"] = 1
+    write_json(out / "metrics.json", metrics)
+    return reference(out, found.to_metrics()["proxy" if found.proxy else "student"])
+
+
+@task(name="measure latency", cache_policy=NO_CACHE)
+def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path: str, device: str) -> None:
+    """Time both models and write milliseconds to `path`; outside of the results, as times never repeat."""
+    on = resolve_device(device)
+    with timed("evaluate"):
+        latency = {
+            name: measure_latency(load_model(Path(model.path)), num_runs=num_runs, device=on)
+            for name, model in (("teacher", teacher), ("student", student))
+        }
+    write_json(Path(path), {"device": str(on), "student_sha256": student.sha256, **latency})
+
+
+def _class_names(card: ModelCard) -> Sequence[str]:
+    return card.class_names or [str(number) for number in range(card.num_classes)]
+
+
+def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[str]) -> None:
+    """Write the tables; without labels they have no rows, and the picture is of the two models' answers."""
+    teacher, student = found.teacher.scores, found.student.scores
+    confusion = student.confusion if student else ()
+    pairs = (
+        (class_names[true], class_names[predicted])
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        for _ in range(count)
+    )
+    write_csv(folder / "confusion.csv", ["actual", "predicted"], pairs)
+    shares = (scores.per_class_accuracy if scores else () for scores in (teacher, student))
+    per_class = zip(class_names if student else (), *shares, strict=True)
+    write_csv(folder / "per_class.csv", ["class", "teacher_accuracy", "student_accuracy"], per_class)
+    rows = "true class" if student else "teacher says of synthetic images (proxy)"
+    write_confusion_picture(folder / "confusion.png", confusion or found.answers, class_names, rows=rows)

@@ -1,0 +1,30 @@
+"""Estimates the statistics of the teacher's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.models.teacher import load_teacher
+from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
+from dfkd_core.statistics.features import save_statistics
+from tasks.caching.policy import cached
+from tasks.caching.workspace import Artifact, clear_folder, reference
+from tasks.records.timing import timed
+
+__all__ = ["make_statistics"]
+
+
+@task(name="estimate statistics", **cached("statistics", "device", "memory"))
+def make_statistics(
+    teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, device: str, memory: int | None = None
+) -> Artifact:
+    """Estimate from the stored teacher and write the statistics into `folder`."""
+    with timed("statistics"):
+        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+        statistics = estimate_statistics(loaded, config, seed=seed)
+    out = clear_folder(Path(folder))
+    save_statistics(out, statistics)
+    return reference(out, {"num_features": loaded.num_features})

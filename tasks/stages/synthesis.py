@@ -1,0 +1,102 @@
+"""Makes the shards of a transfer set, each as a task of its own, and puts them together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.digests import canonical_json
+from dfkd_core.models.teacher import Teacher, load_teacher
+from dfkd_core.statistics.features import FeatureStatistics, load_statistics
+from dfkd_core.synthesis.guards import check_set
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.shards import shard_indices, synthesize_shard
+from dfkd_core.transfer_set.manifest import write_manifest
+from dfkd_core.transfer_set.reader import TransferSet
+from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
+from tasks.caching.code import code_digest
+from tasks.caching.policy import cached
+from tasks.caching.workspace import Artifact, clear_folder, place_file, reference
+from tasks.records.progress import noting
+from tasks.records.tables import write_image_grid
+from tasks.records.timing import timed
+
+__all__ = ["assemble_transfer_set", "make_shard"]
+
+_GRID_COLUMNS = 16
+_GRID_IMAGES = 96
+
+
+@task(name="synthesize shard", **cached("synthesize", "device", "memory"))
+def make_shard(
+    index: int,
+    teacher: Artifact,
+    statistics: Artifact,
+    config: SynthesisConfig,
+    *,
+    seed: int,
+    folder: str,
+    device: str,
+    memory: int | None = None,
+) -> Artifact:
+    """Make the shard at `index` and write it into `folder`; `memory` is this worker's share in bytes."""
+    # With one thread each, the bytes of a shard do not depend on how many are made at once, unless batches are split.
+    torch.set_num_threads(1)
+    path = Path(folder, shard_name(index))
+    with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
+        loaded, features = _load(teacher, statistics, device, memory)
+        synthesizer = build_synthesizer(config, loaded, features)
+        shard = synthesize_shard(synthesizer, loaded, shard_index=index, config=config, seed=seed, on_progress=note)
+        record = write_shard(path, shard)
+    return Artifact(path=path.as_posix(), sha256=record.sha256, numbers={"num_images": record.num_images})
+
+
+@task(name="assemble transfer set", cache_policy=NO_CACHE)
+def assemble_transfer_set(
+    shards: list[Artifact],
+    teacher: Artifact,
+    statistics: Artifact,
+    config: SynthesisConfig,
+    *,
+    seed: int,
+    folder: str,
+    picture: str | None,
+) -> Artifact:
+    """Copy finished shards into `folder`, write their manifest and, if asked for, a picture of the first images."""
+    out = Path(folder)
+    clear_folder(out)
+    records = []
+    for shard in shards:
+        source = Path(shard.path)
+        place_file(source, out / source.name)
+        count = int(shard.numbers["num_images"])
+        records.append(ShardRecord(file=source.name, sha256=shard.sha256, num_images=count))
+    loaded, features = _load(teacher, statistics, "cpu")
+    manifest = write_manifest(
+        out,
+        method=config.method,
+        method_config=json.loads(canonical_json(config)),
+        temperature=build_synthesizer(config, loaded, features).temperature,
+        teacher_digest=loaded.digest,
+        statistics_digest=features.digest,
+        code_version=code_digest("synthesize"),
+        seed=seed,
+        shards=records,
+    )
+    check_set(manifest.class_histogram, config=config)
+    if picture:
+        first = TransferSet(out).images[:_GRID_IMAGES].numpy()
+        write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)
+    return reference(out, {"num_images": manifest.num_images, "mean_confidence": manifest.mean_confidence})
+
+
+def _load(
+    teacher: Artifact, statistics: Artifact, device: str, memory: int | None = None
+) -> tuple[Teacher, FeatureStatistics]:
+    loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+    return loaded, load_statistics(Path(statistics.path))

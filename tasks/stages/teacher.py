@@ -1,0 +1,61 @@
+"""Brings the teacher of a run: trained here, or from elsewhere."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.data.datasets import DataConfig, load_dataset
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.storage import save_model
+from dfkd_core.teachers.loading import bring_teacher, source_digest
+from dfkd_core.teachers.source import SourceConfig
+from dfkd_core.teachers.training import TeacherConfig, train_teacher
+from tasks.caching.policy import cached
+from tasks.caching.workspace import Artifact, clear_folder, reference
+from tasks.mlflow_store.registry import local_source
+from tasks.records.history import write_history
+from tasks.records.progress import report
+from tasks.records.timing import timed
+
+__all__ = ["NOTES_FILE", "make_teacher", "take_teacher"]
+
+NOTES_FILE = "teacher.txt"
+"""What was found out about a teacher from elsewhere."""
+
+
+@task(name="train teacher", **cached("teacher", "device"))
+def make_teacher(data: DataConfig, config: TeacherConfig, *, seed: int, folder: str, device: str) -> Artifact:
+    """Train on the labelled images and write `model/` and `epochs.csv` into `folder`."""
+    with timed("teacher"):
+        images = load_dataset(data, "train")
+        result = train_teacher(config, images, seed=seed, device=resolve_device(device), on_progress=report)
+    out = clear_folder(Path(folder))
+    save_model(out / "model", result.classifier)
+    write_history(out / "epochs.csv", result.history)
+    return reference(out, {"loss": result.history[-1].loss})
+
+
+# Not cached: what a file holds does not follow from its path, and DVC runs the stage only where something has changed.
+@task(name="take teacher", cache_policy=NO_CACHE)
+def take_teacher(source: SourceConfig, layer: str, image_size_hint: int, *, folder: str) -> Artifact:
+    """Read and check a teacher from elsewhere and write `model/`, notes and a table without epochs into `folder`."""
+    out = clear_folder(Path(folder))
+    with timed("teacher"), tempfile.TemporaryDirectory() as scratch:
+        local = local_source(source, Path(scratch))
+        found = source_digest(local)
+        if source.sha256 and source.sha256 != found:
+            raise TeacherError(
+                f"The teacher's files have changed (digest {found[:12]}, noted was {source.sha256[:12]}). Use them as "
+                "they are now with: dfkd run"
+            )
+        brought = bring_teacher(local, scratch=Path(scratch), layer=layer, image_size_hint=image_size_hint)
+        card = brought.classifier.card
+        save_model(out / "model", brought.classifier)
+    (out / NOTES_FILE).write_text("".join(f"{note}\n" for note in brought.notes), encoding="utf-8")
+    write_history(out / "epochs.csv", ())
+    return reference(out, {"num_classes": card.num_classes, "image_size": card.image_size})

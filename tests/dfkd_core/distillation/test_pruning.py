@@ -1,0 +1,135 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd_core.common.memory import GIB
+from dfkd_core.common.seeding import derive_generator
+from dfkd_core.distillation.pruning import _normalised_pixels, _trace, prune_into
+from dfkd_core.errors import DistillationError
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.teacher import Teacher
+
+CARD = ModelCard(
+    network="lenet5", in_channels=2, image_size=32, num_classes=5, mean=(0.3, 0.5), std=(0.2, 0.3), layer="fc1"
+)
+
+
+def generator():
+    return derive_generator(0, "test")
+
+
+def make_teacher(network, seed=0):
+    teacher = build_classifier(replace(CARD, network=network, layer=""), seed=seed)
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            with torch.no_grad():
+                module.running_mean.normal_(0, 0.1, generator=generator())
+                module.running_var.uniform_(0.5, 1.5, generator=generator())
+                module.weight.uniform_(0.5, 1.5, generator=generator())
+                module.bias.normal_(0, 0.1, generator=generator())
+    return Teacher(build_classifier_like(teacher))
+
+
+def build_classifier_like(classifier):
+    layer = "pool" if classifier.card.network.startswith("resnet") else "fc2"
+    classifier.card = replace(classifier.card, layer=layer)
+    return classifier
+
+
+def make_student(network, seed=1):
+    return build_classifier(replace(CARD, network=network), seed=seed).eval()
+
+
+def make_images(count=300, size=32):
+    coarse = torch.rand(count, 2, 5, 5, generator=generator())
+    return (nn.functional.interpolate(coarse, size=(size, size), mode="bilinear") * 255).byte()
+
+
+def answers(model, images):
+    with torch.no_grad():
+        return model(images / 255)
+
+
+@pytest.mark.parametrize("network", ["lenet5", "lenet5_bn", "alexnet_half", "resnet18_eighth"])
+def test_a_student_as_wide_as_the_teacher_becomes_the_teacher(network):
+    teacher, student, images = make_teacher(network), make_student(network), make_images(40)
+    prune_into(teacher, student.network, images)
+    torch.testing.assert_close(answers(student, images), answers(teacher, images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wide", "thin"),
+    [("lenet5", "lenet5_half"), ("lenet5_bn", "lenet5_half_bn"), ("resnet18_quarter", "resnet18_eighth")],
+)
+def test_a_thinner_student_is_far_nearer_to_the_teacher_than_random_weights(wide, thin):
+    teacher, images = make_teacher(wide), make_images()
+    drawn, pruned = make_student(thin), make_student(thin)
+    prune_into(teacher, pruned.network, images[:200])
+    wanted = answers(teacher, images[200:])
+    spread = (wanted - wanted.mean(0)).square().mean()
+
+    def error(model):
+        return ((answers(model, images[200:]) - wanted).square().mean() / spread).item()
+
+    assert error(pruned) < 0.3
+    assert error(pruned) < 0.1 * error(drawn)
+
+
+def test_channels_that_repeat_others_are_left_out_at_no_loss():
+    teacher, student, images = make_teacher("lenet5"), make_student("lenet5_half"), make_images(60)
+    network = teacher.classifier.network
+    with torch.no_grad():
+        for name, count in (("conv1", 3), ("conv2", 8)):
+            layer = network.get_submodule(name)
+            layer.weight[count:], layer.bias[count:] = layer.weight[:count].clone(), layer.bias[:count].clone()
+    prune_into(teacher, student.network, images)
+    difference = answers(student, images) - answers(teacher, images)
+    assert difference.abs().max() < 0.02 * answers(teacher, images).std()
+
+
+def test_it_depends_on_teacher_and_images_alone():
+    teacher, images = make_teacher("lenet5"), make_images(50)
+    first, second = make_student("lenet5_half", seed=1).train(), make_student("lenet5_half", seed=2)
+    torch.manual_seed(0)
+    prune_into(teacher, first.network, images)
+    torch.manual_seed(1)
+    prune_into(teacher, second.network, images)
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(tensor, second.network.state_dict()[name]), name
+    assert first.network.training
+    assert not second.network.training
+
+
+@pytest.mark.parametrize(
+    ("wide", "thin", "message"),
+    [
+        ("lenet5", "resnet18_eighth", "the student has no conv2"),
+        ("lenet5_half", "lenet5", r"conv1.weight is \(6, 2, 5, 5\), larger than the teacher's \(3, 2, 5, 5\)"),
+        ("lenet5_bn", "lenet5_half", "the student has no bn1"),
+    ],
+)
+def test_a_student_that_is_no_thinner_copy_is_refused(wide, thin, message):
+    with pytest.raises(DistillationError, match=rf"(?s){message}.*distillation.start: random"):
+        prune_into(make_teacher(wide), make_student(thin).network, make_images(5))
+
+
+def test_steps_that_cannot_be_traced_are_named():
+    class Chooses(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, :5] if images.sum() > 0 else images.flatten(1)[:, 5:10]
+
+    teacher = make_teacher("lenet5")
+    teacher.classifier.network = Chooses()
+    with pytest.raises(DistillationError, match="cannot be told apart"):
+        prune_into(teacher, Chooses(), make_images(5))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(GIB * 8, 200), (0, 163)])
+def test_of_large_maps_as_many_images_count_as_there_is_memory_for(memory, expected):
+    card = replace(CARD, network="resnet18_eighth", image_size=160, layer="pool")
+    teacher = Teacher(build_classifier(card, seed=0), memory=memory)
+    graph = _trace(teacher.classifier.network)
+    # The largest map has 8 x 160 x 160 values, 163 of them 2^25.
+    assert len(_normalised_pixels(teacher, make_images(220, size=160), graph)) == expected

@@ -1,0 +1,94 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.outputs import find_output_key, find_output_kind, select_output, to_logits
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
+
+
+class Answer(NamedTuple):
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (LOGITS, "logits"),
+        (LOGITS.softmax(1), "probabilities"),
+        (LOGITS.log_softmax(1), "log_probabilities"),
+        (LOGITS.half().softmax(1), "probabilities"),
+        (LOGITS.relu(), "logits"),
+        (LOGITS[:, :1], "binary_logit"),
+        (LOGITS[:, 0].sigmoid(), "binary_probability"),
+    ],
+)
+def test_what_a_network_answers_with_is_told_by_the_numbers(outputs, kind):
+    assert find_output_kind(outputs) == kind
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\); a classifier's is \(images, classes\)"),
+        (torch.tensor([1, 2]), "torch.int64, which has no gradient"),
+    ],
+)
+def test_what_is_no_classification_is_refused(outputs, message):
+    with pytest.raises(TeacherError, match=message):
+        find_output_kind(outputs)
+
+
+def test_logits_mean_the_same_probabilities_whatever_the_network_answers_with():
+    wanted = LOGITS.softmax(1)
+    for kind, outputs in (
+        ("logits", LOGITS),
+        ("log_probabilities", LOGITS.log_softmax(1)),
+        ("probabilities", LOGITS.softmax(1)),
+    ):
+        torch.testing.assert_close(to_logits(outputs, kind).softmax(1), wanted)
+
+
+def test_one_number_speaks_for_the_second_of_two_classes():
+    z = torch.tensor([[-1.5], [0.0], [4.0]])
+    wanted = torch.cat([1 - z.sigmoid(), z.sigmoid()], 1)
+    torch.testing.assert_close(to_logits(z, "binary_logit").softmax(1), wanted)
+    torch.testing.assert_close(to_logits(z.sigmoid().flatten(), "binary_probability").softmax(1), wanted)
+
+
+def test_probabilities_that_underflow_stay_finite_and_keep_a_gradient_elsewhere():
+    outputs = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    logits = to_logits(outputs, "probabilities")
+    assert torch.isfinite(logits).all()
+    logits.sum().backward()
+    assert torch.isfinite(outputs.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("output", "key"),
+    [
+        (LOGITS, ""),
+        ((LOGITS, 1), "0"),
+        ({"logits": LOGITS, "hidden": LOGITS}, "logits"),
+        ({"scores": LOGITS}, "scores"),
+    ],
+)
+def test_the_logits_are_found_in_the_answer(output, key):
+    assert find_output_key(output) == key
+    assert torch.equal(select_output(output, key), LOGITS)
+
+
+def test_attributes_and_indices_can_be_named():
+    answer = Answer(LOGITS + 1, LOGITS)
+    assert torch.equal(select_output(answer, "logits"), LOGITS)
+    assert torch.equal(select_output(answer, "-1"), LOGITS)
+
+
+def test_an_answer_that_cannot_be_told_apart_names_the_setting():
+    with pytest.raises(TeacherError, match=r"mapping with a, b.*teacher\.source\.output_key"):
+        find_output_key({"a": LOGITS, "b": LOGITS})
+    with pytest.raises(TeacherError, match=r"mapping with a, of which 'c' is no tensor"):
+        select_output({"a": LOGITS}, "c")

@@ -1,0 +1,131 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dfkd_core.errors import TeacherError
+from dfkd_core.models.weights import fit_weights, read_state, state_faults
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+
+
+def loads(path, **kwargs):
+    """Load the file into a fresh network and return whether it is the one that was saved."""
+    fresh = network()
+    for parameter in fresh.parameters():
+        nn.init.zeros_(parameter)
+    state = fit_weights(fresh, read_state(path, **kwargs).state)
+    assert state_faults(fresh, state) == []
+    fresh.load_state_dict(state)
+    return all(torch.equal(a, b) for a, b in zip(fresh.parameters(), network().parameters()))
+
+
+STATE = network().state_dict()
+
+
+def prefixed(prefix, state=STATE):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": STATE, "epoch": 3},
+        {"model": prefixed("module."), "optimizer": {"state": {}, "param_groups": []}},
+        {"model_state": STATE, "args": {"lr": 0.1}},
+        {"state_dict": {**prefixed("model."), "criterion.weight": torch.ones(3)}},
+        {"net": prefixed("_orig_mod.module.")},
+        {"state_dict_ema": prefixed("module."), "epoch": 1},
+        {**prefixed("module."), "n_averaged": torch.tensor(5)},
+        {name: t for name, t in STATE.items() if "num_batches" not in name},
+    ],
+)
+def test_every_usual_wrapping_is_understood(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pt")
+    assert loads(tmp_path / "weights.pt")
+
+
+def test_safetensors_and_the_old_format_of_torch_save(tmp_path):
+    save_file(prefixed("module."), tmp_path / "weights.safetensors")
+    assert loads(tmp_path / "weights.safetensors")
+    torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert loads(tmp_path / "old.pth")
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_type_becomes_float32(tmp_path, precision):
+    torch.save({n: t.to(precision) if t.is_floating_point() else t for n, t in STATE.items()}, tmp_path / "w.pt")
+    state = read_state(tmp_path / "w.pt").state
+    assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
+
+
+def test_an_averaged_copy_is_reported_and_can_be_chosen(tmp_path):
+    average = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
+    torch.save({"state_dict": STATE, "state_dict_ema": average}, tmp_path / "w.pt")
+    plain = read_state(tmp_path / "w.pt")
+    assert (plain.key, plain.others) == ("state_dict", ("state_dict_ema",))
+    assert torch.equal(plain.state["0.bias"], STATE["0.bias"])
+    assert torch.equal(read_state(tmp_path / "w.pt", key="state_dict_ema").state["0.bias"], STATE["0.bias"] + 1)
+    with pytest.raises(TeacherError, match=r"no state dict under 'nope'\. It has: state_dict, state_dict_ema"):
+        read_state(tmp_path / "w.pt", key="nope")
+
+
+def test_a_state_of_another_network_lists_what_differs():
+    other = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3))
+    faults = "; ".join(state_faults(network(), fit_weights(network(), other.state_dict())))
+    assert "unexpected: 4.bias, 4.weight" in faults
+    assert "0.weight (4, 1, 3, 3) for (2, 1, 3, 3)" in faults
+    missing = {name: tensor for name, tensor in STATE.items() if name != "3.bias"}
+    assert state_faults(network(), missing) == ["missing: 3.bias"]
+    bad = {**STATE, "3.bias": torch.full((3,), float("nan"))}
+    assert state_faults(network(), bad) == ["NaN or Inf in: 3.bias"]
+
+
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_nothing_in_a_pickle_is_run(tmp_path, is_old):
+    payload = Payload()
+    payload.target = tmp_path / "executed"
+    torch.save({"state_dict": payload}, tmp_path / "w.pt", _use_new_zipfile_serialization=not is_old)
+    with pytest.raises(TeacherError, match=r"holds more than tensors.*--trust-pickle"):
+        read_state(tmp_path / "w.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(payload))
+    with pytest.raises(TeacherError):
+        read_state(tmp_path / "plain.pt")
+    assert not payload.target.exists()
+    with (tmp_path / "plain.pt").open("rb") as stream:
+        pickle.load(stream)  # noqa: S301  # that the payload would have worked
+    assert payload.target.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_file_that_is_cut_short_is_one_clear_error(tmp_path, name):
+    path = tmp_path / name
+    save_file(STATE, path) if name.endswith("safetensors") else torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(TeacherError, match=f"{name} is (no|not a) whole"):
+        read_state(path)
+    with pytest.raises(TeacherError, match="No weights file"):
+        read_state(tmp_path / f"missing-{name}")
+
+
+def test_what_is_no_state_dict_says_how_to_save_one(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"holds a list.*torch\.save\(model\.state_dict\(\), PATH\)"):
+        read_state(tmp_path / "w.pt")
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match="no state dict; its keys: epoch"):
+        read_state(tmp_path / "w.pt")
