@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs .github/pull_request_template.md
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run params test test-slow test-gpu check clean
@@ -35,11 +36,13 @@ test-slow: $(READY) ## Run the tests that take minutes
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-check: $(READY) ## Lint, formats, types and layers
+check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dfkd_core tasks flows
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/ast-grep test -c styles/sgconfig.yml --skip-snapshot-tests
+	$(BIN)/ast-grep scan -c styles/sgconfig.yml $(PROSE)
 
 clean: ## Remove what runs have made, but not .venv, data and the DVC remote
 	rm -rf .dfkd artifacts reports metrics.json mlflow.db* mlartifacts .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -258,7 +258,8 @@ def _column(dataset: str, pairs: list[tuple[Measured, float]], seconds: float) -
     yield "rho, better half by accuracy", f"{by_accuracy[3]:.3f}"
     for low, high in itertools.pairwise(PAIR_LIMITS):
         text = f"scores {low} to {high} apart" if high < 1 else f"scores more than {low} apart"
-        yield f"pairs of the better half by accuracy put right, {text}", pairs_put_right(scores, accuracies, low, high)
+        right = pairs_put_right(scores, accuracies, low, high)
+        yield f"pairs of the better half by accuracy ranked correctly, {text}", right
     yield "student that the proxy picks, %", f"{100 * picked:.2f}"
     yield "best student, %", f"{100 * max(accuracies):.2f}"
     yield "mean of all students, %", f"{100 * np.mean(accuracies):.2f}"
