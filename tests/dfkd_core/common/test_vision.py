@@ -32,7 +32,8 @@ def import_beside(folder, check):
         path = folder / "torchvision" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("{check}", check))
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from dfkd_core.common import vision; print(vision._declarations)"
+    script = "from dfkd_core.common import vision; print(vision._declarations)"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); {script}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
