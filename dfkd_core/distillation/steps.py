@@ -18,12 +18,13 @@ from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.disagreement import seek_disagreement
-from dfkd_core.distillation.feature_matching import FeatureMatcher, forward_with_outputs
+from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.mixing import mix
 from dfkd_core.distillation.soft_labels import loss_terms
 from dfkd_core.distillation.students import student_card
 from dfkd_core.errors import DistillationError
 from dfkd_core.models.classifier import Classifier, build_classifier
+from dfkd_core.models.layers import forward_with_outputs
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.training.augmentation import augment
@@ -93,7 +94,7 @@ def _labelled(teacher: Teacher, paths: Sequence[str], images: Tensor) -> Labelle
     """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
     with autocast_on_gpu(images.device):
         parts = teacher.passes.split(images.to(teacher.device))
-        passes = [forward_with_outputs(teacher.classifier, paths, part) for part in parts]
+        passes = [teacher.forward_with_outputs(paths, part) for part in parts]
     logits = joined([logits for logits, _ in passes]).to(images.device).float()
     outputs = [joined(list(of_layer)).to(images.device) for of_layer in zip(*(outputs for _, outputs in passes))]
     return LabelledBatch(images, logits, outputs)

@@ -70,7 +70,7 @@ def class_similarity(weights: torch.Tensor) -> torch.Tensor:
 
 def _last_weights(teacher: Teacher) -> torch.Tensor:
     num_classes = teacher.card.num_classes
-    for module in reversed(list(teacher.classifier.network.modules())):
+    for module in reversed(list(teacher.network.modules())):
         if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:
             return module.weight.detach().flatten(1).float().cpu()
     raise TeacherError(

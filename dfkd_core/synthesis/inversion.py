@@ -105,7 +105,8 @@ class InversionSynthesizer:
         The BatchNorm term of the batch stands in every row: the sum of all rows is then n times the loss of the
         paper, whose label term is a mean over images.
         """
-        config, wanted = self.config, soft_targets.to(self.teacher.device)
+        config, card, wanted = self.config, self.teacher.card, soft_targets.to(self.teacher.device)
+        mean, std = (torch.tensor(values, device=wanted.device).view(1, -1, 1, 1) for values in (card.mean, card.std))
 
         def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
             with autocast_on_gpu(self.teacher.device), recording_distances(self.layers) as distances:
@@ -116,7 +117,6 @@ class InversionSynthesizer:
             if config.total_variation_weight:
                 terms["total_variation"] = config.total_variation_weight * total_variation(images)
             if config.squared_norm_weight:
-                mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
                 terms["squared_norm"] = config.squared_norm_weight * squared_norms(images, mean=mean, std=std)
             return terms
 
