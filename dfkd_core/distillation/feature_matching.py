@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,26 +36,23 @@ class FeatureMatcher(nn.Module):
     """Compares outputs of a student's layers with outputs of its teacher's; holds the learned map between widths.
 
     The modelled layer is always compared. Where the student lacks the teacher's, its own default one takes its place; a
-    layer with positions gives its mean over them unless both have the same positions. `shared` adds every step of the
-    teacher that the student has under the same path with the same output shape: layers with weights and stages of
+    layer with positions gives its mean over them unless both have the same positions. Every step of the teacher that
+    the student has under the same path with the same output shape is compared too: layers with weights and stages of
     residual blocks, the layer of the logits left out. For LeNet-5 and its half these are `conv3` and `fc1`.
     """
 
-    def __init__(
-        self, teacher: Inspectable, student: Classifier, *, layers: Literal["shared", "modelled"], seed: int
-    ) -> None:
+    def __init__(self, teacher: Inspectable, student: Classifier, *, seed: int) -> None:
         """Find the layers with one probe image each.
 
         Args:
             teacher: The network whose outputs are the target.
             student: The network in training, any widths.
-            layers: Which layers are compared.
             seed: Seed of the first weights of the learned map.
         """
         super().__init__()
         modelled = teacher.card.layer
         own = modelled if _has_layer(student, modelled) else student.card.layer
-        shared = _shared_paths(teacher, student, without=modelled) if layers == "shared" else []
+        shared = _shared_paths(teacher, student, without=modelled)
         self.teacher_paths: tuple[str, ...] = (modelled, *shared)
         """Addresses of the teacher's layers, the modelled one first."""
         self.student_paths: tuple[str, ...] = (own, *shared)

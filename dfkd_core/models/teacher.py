@@ -123,11 +123,6 @@ class Teacher:
         """Units d of the modelled layer."""
         return self._trace.features_shape[1]
 
-    @property
-    def layer_is_rectified(self) -> bool:
-        """Whether a ReLU reads the modelled layer's output."""
-        return bool(self._trace.after) and isinstance(self._trace.after[0], nn.ReLU)
-
     def __call__(self, images: Tensor) -> Tensor:
         """Map images [n, c, h, w] in [0, 1] to logits [n, k]."""
         logits: Tensor = self._classifier(images)
