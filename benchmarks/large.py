@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from dfkd_core.common.compute import Compute
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -157,7 +159,7 @@ def run_teacher(memory: int, num_images: int, num_threads: int) -> list[Figure]:
             store_manifest(folder, teacher, records)
         distillation = DistillationConfig(student=STUDENT, start="random", epochs=1, batch_size=64)
         with meter.stage("distillation to ResNet-18, 1 epoch"):
-            student = distill(teacher, TransferSet(folder), distillation, seed=0, prefetch=1).student
+            student = distill(teacher, TransferSet(folder), distillation, seed=0, compute=Compute(prefetch=1)).student
     names = tuple(map(str, range(1000)))
     images = torch.randint(0, 256, (200, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with meter.stage("evaluation, 200 images"):

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import ShardedRows
 from dfkd_core.distillation.config import DistillationConfig
@@ -58,7 +59,7 @@ def run(
     logits = torch.empty(0, 3) if logits is None else logits
     plain = {"start": "random", "epochs": 4, "batch_size": 8, "feature_weight": 0.0, "checkpoint_every_epochs": 1}
     config = DistillationConfig(**({"augmentation": AugmentationConfig()} | plain | changes))
-    options = {"prefetch": prefetch} | ({"on_progress": on_progress} if on_progress else {})
+    options = {"compute": Compute(prefetch=prefetch)} | ({"on_progress": on_progress} if on_progress else {})
     return distill_images(teacher, images, logits, config, key=key, seed=seed, checkpoint=checkpoint, **options)
 
 
