@@ -1,4 +1,4 @@
-"""What the flows share: how they run, and how a cached result is checked before it is believed."""
+"""Options of the flows, and the check of a cached result before it is used."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _BATCHES_AHEAD = 2
 
 
 def batches_ahead(config: ExecutionConfig) -> int:
-    """Return how many batches a second thread labels ahead: none where the parameters ask for one core."""
+    """Return how many batches a second thread labels ahead: none if the parameters allow one core."""
     return _BATCHES_AHEAD if config.num_workers > 1 else 0
 
 
 def memory_for(config: ExecutionConfig, *, num_workers: int = 1) -> int:
-    """Return the bytes that each of so many workers may compute in, measured once so that all of them get the same."""
+    """Return the bytes of memory that each worker may use; they are measured once, so all workers get the same."""
     total = int(config.memory_gib * GIB) or memory_at_hand(resolve_device(config.device))
     return total // num_workers
 
 
 def run_cached(task: Task[..., Artifact], *args: Any, **kwargs: Any) -> Artifact:
-    """Run a cached task, and once more without its cache if the file that it remembers is gone or has changed."""
+    """Run a cached task, and repeat it without the cache if its file is missing or has changed."""
     artifact: Artifact = task(*args, **kwargs)
     if is_intact(artifact):
         return artifact

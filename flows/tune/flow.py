@@ -34,7 +34,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
     search = open_search(params)
     before = len(search.tried())
     if before:
-        say(f"  going on after {before} settings that were tried before")
+        say(f"  continuing after {before} settings of an earlier search")
 
     def score(changes: Mapping[str, Any], seed_offset: int) -> float:
         own = reduced(apply_overrides(params, assignments(changes)))

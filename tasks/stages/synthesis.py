@@ -1,4 +1,4 @@
-"""Makes the shards of a transfer set, each as a task of its own, and puts them together."""
+"""Make the shards of a transfer set, one task each, and assemble them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_shard(
     memory: int | None = None,
 ) -> Artifact:
     """Make the shard at `index` and write it into `folder`; `memory` is this worker's share in bytes."""
-    # With one thread each, the bytes of a shard do not depend on how many are made at once, unless batches are split.
+    # With one thread per worker, the bytes of a shard do not depend on the number of workers, unless batches are split.
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
@@ -67,7 +67,7 @@ def assemble_transfer_set(
     folder: str,
     picture: str | None,
 ) -> Artifact:
-    """Copy finished shards into `folder`, write their manifest and, if asked for, a picture of the first images."""
+    """Copy finished shards into `folder`; write their manifest and, with `picture`, a picture of the first images."""
     out = Path(folder)
     clear_folder(out)
     records = []
