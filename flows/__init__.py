@@ -1,1 +1,1 @@
-"""The order of things: one Prefect flow per stage, one for the whole, and the command line."""
+"""Orchestration: one Prefect flow per stage, one for the whole pipeline, and the command line."""

@@ -1,4 +1,4 @@
-"""The command `dfkd`. Everything slow is imported inside the commands, so that `--help` is quick."""
+"""The command `dfkd`. Slow modules are imported inside the commands, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ app = typer.Typer(
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; may be repeated. Values are YAML."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable. Values are YAML."),
 ]
 NotWritten = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Differ from params.yaml, which stays as it is."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of params.yaml for this command; repeatable."),
 ]
 Preset = Annotated[
     str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
@@ -57,7 +57,7 @@ Student = Annotated[
 ]
 TrustPickle = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Unpickle a whole module, which runs whatever its maker put into the file."),
+    typer.Option("--trust-pickle", help="Unpickle a whole module, which runs any code in the file."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -84,12 +84,12 @@ def run(
 ) -> None:
     """Run everything that has changed, from the teacher to the registered student, and show the table.
 
-    Options are written into params.yaml. A run that was stopped goes on where it was when it is started again.
+    Options are checked and then written into params.yaml. An interrupted run continues when it is started again.
     """
     start = _process_start()
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle
-    with _told(debug, "Finished shards and checkpoints are kept. Go on with: dfkd run"):
+    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"):
         from flows.run.ahead import look_ahead
 
         outlook = None if preset or assignments or named else look_ahead()
@@ -104,9 +104,10 @@ def run(
 
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
 def tune(
-    minutes: Annotated[float, typer.Option(help="Time budget of the search.", metavar="N")] = 10,
+    minutes: Annotated[float, typer.Option(help="Time budget of the search in minutes.", metavar="N")] = 10,
     trials: Annotated[
-        int | None, typer.Option(help="Most settings to try, those of an interrupted search included.", metavar="N")
+        int | None,
+        typer.Option(help="Largest number of settings to try, including those of an interrupted search.", metavar="N"),
     ] = None,
     preset: Preset = None,
     assignments: Set = None,
@@ -117,10 +118,10 @@ def tune(
 ) -> None:
     """Search for settings whose students are better than those of params.yaml, without real data.
 
-    Each trial makes a small transfer set and a student from it with the project's teacher, and judges the student on
-    images that nothing was trained on. A search that was stopped goes on where it was when it is started again.
+    Each trial makes a small transfer set and a student with the project's teacher. The student is judged on images that
+    no model was trained on. An interrupted search continues when it is started again.
     """
-    with _told(debug, "Finished trials are kept. Go on with the same command."):
+    with _reporting(debug, "Finished trials are kept. Continue with the same command."):
         from flows.tune.command import tune_all
 
         tune_all(preset, assignments or [], minutes=minutes, trials=trials, apply=apply)
@@ -131,8 +132,8 @@ def stage(
     name: Annotated[str, typer.Argument(help="teacher, statistics, synthesize, distill or evaluate.")],
     debug: Debug = False,
 ) -> None:
-    """Run one stage with params.yaml as it is, whether something has changed or not. DVC calls this."""
-    with _told(debug, "Finished shards and checkpoints are kept. Go on with the same command."):
+    """Run one stage with the current params.yaml, even if nothing has changed. DVC calls this."""
+    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."):
         from flows.settings.parsing import load_params
         from flows.stages.command import run_stage
 
@@ -145,7 +146,7 @@ def stage(
 )
 def synthesize(
     teacher: Annotated[Path, typer.Option(help="Folder with model.safetensors and config.json.", metavar="DIR")],
-    out: Annotated[Path, typer.Option(help="Folder for the transfer set; what is in it goes.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for the transfer set; its content is replaced.", metavar="DIR")],
     statistics: Annotated[
         Path | None, typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR")
     ] = None,
@@ -154,7 +155,7 @@ def synthesize(
 ) -> None:
     """Make a transfer set for any stored teacher, outside of DVC."""
     here = Path.cwd()
-    with _told(debug, "Finished shards are kept. Go on with the same command."):
+    with _reporting(debug, "Finished shards are kept. Continue with the same command."):
         from dfkd_core.models.teacher import load_teacher
         from flows.settings.overrides import apply_overrides
         from flows.settings.parsing import load_params
@@ -176,7 +177,7 @@ def verify(
 ) -> None:
     """Hash every shard of a transfer set again and compare with its manifest."""
     here = Path.cwd()
-    with _told(debug):
+    with _reporting(debug):
         from dfkd_core.models.teacher import load_teacher
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
@@ -202,9 +203,9 @@ def layers(
     assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
-    """List the layers of a teacher whose features can be modelled, with the one that would be taken."""
+    """List the layers of a teacher whose features can be modelled, and mark the one that a run uses."""
     here = Path.cwd()
-    with _told(debug):
+    with _reporting(debug):
         from flows.commands.inspecting import list_layers
 
         typer.echo(list_layers(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
@@ -220,9 +221,9 @@ def inspect(
     assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
-    """Say what a teacher is, what can be done with it and how long that takes here."""
+    """Report the properties of a teacher, the methods that work with it, and the time that they take here."""
     here = Path.cwd()
-    with _told(debug):
+    with _reporting(debug):
         import torch
 
         from flows.commands.inspecting import describe_teacher
@@ -248,7 +249,7 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="safetensors, pt2 or onnx; may be repeated. All that can be made if not given.",
+            help="safetensors, pt2 or onnx; repeatable. All whose packages are installed if not given.",
             metavar="NAME",
         ),
     ] = None,
@@ -264,13 +265,16 @@ def export(
         ),
     ] = None,
     min_agreement: Annotated[
-        float, typer.Option(help="Smallest share of images with the student's class for int8.", metavar="SHARE")
+        float,
+        typer.Option(
+            help="Smallest share of images for which int8 must answer with the student's class.", metavar="SHARE"
+        ),
     ] = 0.9,
     debug: Debug = False,
 ) -> None:
-    """Write a student as safetensors, torch.export and ONNX, each compared with it before it is kept."""
+    """Write a student as safetensors, torch.export and ONNX. Each file is compared with it before it is kept."""
     here = Path.cwd()
-    with _told(debug):
+    with _reporting(debug):
         from flows.commands.exporting import export_student
 
         export_student(
@@ -286,8 +290,8 @@ def export(
 
 @app.command(epilog="Example: dfkd show")
 def show(debug: Debug = False) -> None:
-    """Show the table of the last run and the commands to look further."""
-    with _told(debug):
+    """Show the table of the last run and commands to explore its results."""
+    with _reporting(debug):
         from flows.run.table import render
         from flows.settings.parsing import load_params
 
@@ -296,7 +300,7 @@ def show(debug: Debug = False) -> None:
 
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
-    """Say whether this machine and this project are fit, and what to do where not. Exit code 1 if there is a fault."""
+    """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""
     from flows.doctor import Verdict, examine, render
 
     findings = examine(debug=debug)
@@ -318,8 +322,8 @@ def _with_teacher(
 
 
 @contextmanager
-def _told(debug: bool, when_interrupted: str = "") -> Iterator[None]:
-    """Enter the project; turn what goes wrong into one message and an exit code."""
+def _reporting(debug: bool, when_interrupted: str = "") -> Iterator[None]:
+    """Enter the project; turn an error into one message and an exit code."""
     from dfkd_core.errors import ConfigError, DfkdError
     from flows.session.environment import DEBUG, enter_project, prepare_environment
 
@@ -335,14 +339,14 @@ def _told(debug: bool, when_interrupted: str = "") -> Iterator[None]:
         prepare_environment(enter_project(), debug=debug)
         yield
     except (KeyboardInterrupt, Exception) as error:
-        # A stage that Ctrl-C ended can be seen to fail before this process sees its own interrupt, or in its place.
+        # After Ctrl-C a stage can fail before this process receives its own interrupt, or instead of it.
         if interrupts or isinstance(error, KeyboardInterrupt):
             _fail(f"Stopped. {when_interrupted}", _INTERRUPTED)
         if debug:
             raise
         if isinstance(error, DfkdError | OSError):
             _fail(str(error), _BAD_INPUT if isinstance(error, ConfigError) else _FAILED)
-        _fail(f"{type(error).__name__}: {error}\nThis should not happen. See more with --debug", _FAILED)
+        _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -358,7 +362,7 @@ def _check_target(out: Path) -> None:
     from dfkd_core.transfer_set.manifest import MANIFEST_NAME
 
     if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
-        raise ConfigError(f"--out {out} exists and is no transfer set. Give a new or an empty folder")
+        raise ConfigError(f"--out {out} exists and is not a transfer set. Give a new or an empty folder")
 
 
 def _process_start() -> float:

@@ -170,7 +170,7 @@ def local(command: str) -> bool:
 @pytest.mark.parametrize("command", filter(local, COMMANDS))
 def test_a_recipe_for_your_own_code_works(user: Path, command: str) -> None:
     output = call(command)
-    assert ("modelled layer" if "inspect" in command else "* is the one that is taken") in output
+    assert ("modelled layer" if "inspect" in command else "* is used.") in output
 
 
 def test_what_is_said_changes_what_is_brought(user: Path) -> None:

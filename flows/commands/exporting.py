@@ -1,4 +1,4 @@
-"""`dfkd export`: a stored student in the forms that others load, with what was checked of each."""
+"""`dfkd export`: a stored student in the formats of other runtimes, with the checks of each file."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def export_student(
         formats: Names of the formats; none means all whose packages are installed.
         bake_preprocessing: Whether graphs normalise their input themselves.
         int8: Whether to make int8 versions of the graphs too.
-        transfer_set: Images for check and calibration; None takes the project's where the project's student becomes
-            int8, and generic shapes for the check otherwise.
+        transfer_set: Images for check and calibration; None takes the project's if the project's student becomes
+            int8, and otherwise generic shapes for the check.
         min_agreement: Smallest agreement of an int8 form with the student.
 
     Raises:
@@ -78,9 +78,9 @@ def export_student(
         min_agreement=min_agreement,
         labelled=labelled,
     )
-    _tell(report, out, note)
+    _print_report(report, out, note)
     if not formats and "onnx" not in chosen:
-        say("Left out: onnx. Its packages: pip install 'dfkd[onnx]'")
+        say("Left out: onnx. Install its packages with: pip install 'dfkd[onnx]'")
 
 
 def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:
@@ -102,7 +102,7 @@ def _read_images(folder: Path, card: ModelCard) -> Rows:
 
 
 def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | None, str]:
-    """Return the project's test images if they fit the student, and otherwise why there are none."""
+    """Return the project's test images if they fit the student, and otherwise the reason that they do not."""
     if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
         return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
     try:
@@ -112,7 +112,7 @@ def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | 
     return labelled, "" if labelled else "accuracy not measured: data.dataset is none"
 
 
-def _tell(report: ExportReport, out: Path, note: str) -> None:
+def _print_report(report: ExportReport, out: Path, note: str) -> None:
     say(f"{'':<20} {'size':>10}  {'takes':<17} {'difference':>10}  {'agreement':>9}  {'accuracy':>8}")
     for form in report.forms:
         say(_line(form))

@@ -1,4 +1,4 @@
-"""`dfkd layers` and `dfkd inspect`: what a teacher is, before anything is made from it. Nothing is written."""
+"""`dfkd layers` and `dfkd inspect`: the properties of a teacher, without a run. Nothing is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["describe_teacher", "list_layers"]
 
 def list_layers(params: Params) -> str:
     """Return a table of the layers of the parameters' teacher that can be modelled."""
-    with _brought(params) as brought:
+    with _loaded(params) as brought:
         classifier = brought.classifier
         found = layer_candidates(classifier, probe_images(classifier.card.image_shape, 2))
         chosen = classifier.card.layer
@@ -32,14 +32,12 @@ def list_layers(params: Params) -> str:
         mark = "*" if candidate.address == chosen else ""
         note = "" if candidate.is_exact else "positions: its mean is matched, no targets are drawn from it"
         rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), note))
-    return "\n".join(
-        [*_aligned(rows), "", "* is the one that is taken. Choose another with: --set teacher.layer=LAYER"]
-    )
+    return "\n".join([*_aligned(rows), "", "* is used. Choose another layer with: --set teacher.layer=LAYER"])
 
 
 def describe_teacher(params: Params) -> str:
-    """Return what there is to know about the parameters' teacher."""
-    with _brought(params) as brought:
+    """Return the properties of the parameters' teacher, one a line."""
+    with _loaded(params) as brought:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
         lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
         notes = [f"  {note}" for note in brought.notes]
@@ -47,8 +45,8 @@ def describe_teacher(params: Params) -> str:
 
 
 @contextmanager
-def _brought(params: Params) -> Iterator[BroughtTeacher]:
-    """Give the teacher that the parameters name, or the one that was made in the project."""
+def _loaded(params: Params) -> Iterator[BroughtTeacher]:
+    """Yield the teacher that the parameters name, or the one that was trained in the project."""
     source = params.teacher.source
     if not source.model:
         if not (TEACHER / CONFIG_FILE).is_file():

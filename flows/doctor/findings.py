@@ -1,4 +1,4 @@
-"""What was found out, and how it is shown."""
+"""The findings of `dfkd doctor`, and their text."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ _MARGIN = " " * 18
 
 
 class Verdict(StrEnum):
-    """How a finding is to be taken."""
+    """Severity of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Works, or works without what is noted."""
+    """A run works, perhaps without a feature."""
     FAULT = "fault"
-    """Something fails until it is put right."""
+    """A run fails until it is corrected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     area: str
-    """What it belongs to, in one word."""
+    """Its subject, in one word."""
     verdict: Verdict
     text: str
-    """What was found; may have several lines."""
+    """Description; may have several lines."""
     command: str = ""
-    """What to do next; never empty but for `ok`."""
+    """Next command; empty only for `ok`."""
 
     def __post_init__(self) -> None:
-        assert self.command or self.verdict is Verdict.OK, f"no next step for: {self.text}"
+        assert self.command or self.verdict is Verdict.OK, f"no next command for: {self.text}"
 
 
 def ok(area: str, text: str) -> Finding:
-    """Return a finding that needs nothing."""
+    """Return a finding that needs no action."""
     return Finding(area, Verdict.OK, text)
 
 
 def note(area: str, text: str, command: str) -> Finding:
-    """Return a finding worth knowing, with what to do about it."""
+    """Return a finding that may need action, with the command."""
     return Finding(area, Verdict.NOTE, text, command)
 
 
 def fault(area: str, text: str, command: str) -> Finding:
-    """Return a finding that must be put right, with how."""
+    """Return a finding that must be corrected, with the command."""
     return Finding(area, Verdict.FAULT, text, command)
 
 
 def render(findings: Sequence[Finding], *, width: int | None = None) -> str:
-    """Return the findings as lines, and their number last.
+    """Return the findings as lines, with their number at the end.
 
     Args:
-        findings: In the order to show them.
-        width: Columns to fill; the terminal's, at most 120, if not given. A command is never broken.
+        findings: In the order of the lines.
+        width: Columns to fill; by default those of the terminal, at most 120. A command is never broken.
     """
     columns = width or min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH)
     return "\n".join([*(line for finding in findings for line in _lines(finding, columns)), "", _count(findings)])

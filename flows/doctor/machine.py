@@ -1,4 +1,4 @@
-"""The processor, the memory and the GPUs, as far as this process may use them."""
+"""The cores, the memory and the GPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _LITTLE_FREE_SHARE = 0.1
 
 
 def check_machine() -> Iterator[Finding]:
-    """Yield what is to be said of the machine."""
+    """Yield the findings about processor, memory and GPUs."""
     yield _cpu(num_cores(), os.cpu_count() or 1)
     yield _memory()
     yield from _gpus()
 
 
 def num_cores(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return the cores that this process may use: those that it is bound to, or less where a control group says so.
+    """Return the cores that this process may use: those of its affinity, or fewer if a control group limits them.
 
     Args:
-        proc: Where Linux tells of this process.
-        cgroups: Where it tells of control groups, of version 1 or 2.
+        proc: Linux's folder of processes.
+        cgroups: Linux's folder of control groups, version 1 or 2.
     """
     from dfkd_core.common.memory import group_folders
 
@@ -47,7 +47,7 @@ def _quotas(folders: Iterator[Path]) -> Iterator[float]:
             try:
                 quota, period = read(folder)
             except (OSError, ValueError):
-                # No such file, or the word `max`, which is no number.
+                # There is no such file, or it holds the word `max`.
                 continue
             if quota > 0 and period > 0:
                 yield quota / period
@@ -83,7 +83,7 @@ def _memory() -> Finding:
 
     found = psutil.virtual_memory()
     at_hand = memory_at_hand() / GIB
-    limited = ", as a control group limits it" if at_hand < 0.9 * found.available / GIB else ""
+    limited = ", limited by a control group" if at_hand < 0.9 * found.available / GIB else ""
     text = f"{at_hand:.1f} GiB free of {found.total / GIB:.1f}{limited}"
     if at_hand < _LITTLE_MEMORY_GIB:
         return note("memory", f"{text}: little", "end other programs, or raise the limit of the container or job")
@@ -98,10 +98,10 @@ def _gpus() -> Iterator[Finding]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     said = "".join(f": {' '.join(str(warning.message).split())}" for warning in caught[:1])
     if not count and (_DRIVER.exists() or shutil.which("nvidia-smi")):
-        text = f"this machine has an NVIDIA driver, and torch {torch.__version__} sees no GPU{said}"
+        text = f"this machine has an NVIDIA driver, and torch {torch.__version__} finds no GPU{said}"
         yield note("gpu", text, "nvidia-smi; then a CUDA build of torch for that driver, or unset CUDA_VISIBLE_DEVICES")
     elif not count:
-        yield ok("gpu", "none, so that the CPU computes")
+        yield ok("gpu", "none, the CPU is used")
     for index in range(count):
         yield _gpu(index)
 
@@ -114,7 +114,7 @@ def _gpu(index: int) -> Finding:
     name = f"cuda:{index} {torch.cuda.get_device_name(index)}"
     try:
         free, total = torch.cuda.mem_get_info(index)
-    # Opening the device can fail in ways that differ by driver, as where another process has taken all of it.
+    # Drivers fail in different ways, for example if another process holds all memory of the device.
     except RuntimeError as error:
         return note("gpu", f"{name} cannot be opened: {str(error).splitlines()[0]}", "nvidia-smi")
     text = f"{name}, {free / GIB:.1f} GiB free of {total / GIB:.1f}"
@@ -122,7 +122,7 @@ def _gpu(index: int) -> Finding:
 
 
 def device_findings(device: str) -> Iterator[Finding]:
-    """Yield whether the device of the parameters is there."""
+    """Yield whether the machine has the device of the parameters."""
     from flows.settings.checks import check_device
 
     try:
@@ -134,10 +134,10 @@ def device_findings(device: str) -> Iterator[Finding]:
 
 
 def parallelism_findings(num_workers: int, num_threads: int, cores: float) -> Iterator[Finding]:
-    """Yield a note where more is to run at once than there are cores.
+    """Yield a note for each setting that runs more at once than there are cores.
 
     Args:
-        num_workers: Shards made at once.
+        num_workers: Shards that are made at once.
         num_threads: Threads of training and evaluation.
         cores: Cores that this process may use.
     """

@@ -1,4 +1,4 @@
-"""What params.yaml asks for against what is there: device, disk, data and networks. Nothing is fetched or built."""
+"""Checks of params.yaml against the machine: device, disk, data and networks. Nothing is fetched or built."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _MEBIBYTE = 2**20
 
 
 def read_params(project: Path) -> tuple[Params | None, Finding]:
-    """Return the parameters of the project that was entered, None where they are at fault, and what is to be said."""
+    """Return the parameters of the current project, None if they have faults, and the finding about them."""
     from flows.settings.parsing import PARAMS_FILE, load_params
 
     try:
         return load_params(), ok("project", f"{project}, {PARAMS_FILE} is valid")
     except ConfigError as error:
-        return None, fault("project", str(error), f"correct it, or see what was changed: git diff {PARAMS_FILE}")
+        return None, fault("project", str(error), f"correct it, or show the changes with: git diff {PARAMS_FILE}")
 
 
 def check_folder(project: Path) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def check_folder(project: Path) -> Iterator[Finding]:
 
 
 def check_execution(params: Params) -> Iterator[Finding]:
-    """Yield whether the machine has what `execution` asks for."""
+    """Yield whether the machine fits the section `execution`."""
     yield from device_findings(params.execution.device)
     yield from parallelism_findings(params.execution.num_workers, params.execution.num_threads, num_cores())
 
@@ -68,11 +68,11 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
     Args:
         free: Free bytes.
         num_images: Images in the transfer set.
-        image_bytes: Bytes of one of them, a byte per channel of a pixel; None where that is not known yet.
+        image_bytes: Bytes of one image, one per channel of a pixel; None if they are unknown before the first run.
     """
     left = f"{free / _MEBIBYTE:,.0f} MiB free"
     if image_bytes is None:
-        return ok("disk", f"{left}; what the transfer set needs is seen once the teacher was read")
+        return ok("disk", f"{left}; the size of the transfer set is known after the first run")
     once = num_images * image_bytes
     text = f"{left}; {num_images:,} images need {once * _COPIES / _MEBIBYTE:,.0f} MiB in {_COPIES} copies"
     smaller = "free some space, or: dfkd run --set synthesis.num_images=N"
@@ -99,7 +99,7 @@ def _image_bytes(params: Params) -> int | None:
 
 
 def check_data(params: Params) -> Iterator[Finding]:
-    """Yield whether the labelled images are there: those for evaluation and those that a teacher is trained on."""
+    """Yield whether the images for evaluation and for the training of the teacher exist."""
     configs = {config.dataset: config for config in (params.data, params.training_data) if config}
     for config in configs.values():
         yield _data(config)
@@ -131,16 +131,16 @@ def _data(config: DataConfig) -> Finding:
         folder = find_files(name, root)
         text = f"{name} is not in {root / name}: the next run fetches it, which needs the network"
     else:
-        # Every class of torchvision lays its files out in its own way; dfkd has them put into a folder of their own.
+        # The layout differs by class of torchvision; dfkd uses one folder per class.
         folder = own if (own := root / place).is_dir() and any(own.iterdir()) else None
-        text = f"{name} is not in {own}: unless it lies in {root}, the next run fetches it, which needs the network"
+        text = f"{name} is not in {own}: unless it is in {root}, the next run fetches it, which needs the network"
     if folder:
         return ok("data", f"{name} in {folder}")
-    return note("data", text, "dfkd run (or put its files there, see docs/data.md)")
+    return note("data", text, "dfkd run (or copy its files there, see docs/data.md)")
 
 
 def check_networks(params: Params) -> Iterator[Finding]:
-    """Yield whether teacher and student can be had."""
+    """Yield whether teacher and student can be found."""
     source = params.teacher.source
     if source.model:
         yield _network("teacher", source.model, "dfkd run --teacher SOURCE")
@@ -179,14 +179,14 @@ def _registered(name: str) -> Finding:
     from tasks.caching.workspace import STORE
 
     if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
-        return ok("teacher", f"{name}, read from MLflow by the next run")
-    text = f"{name} is to be read from MLflow, and {STORE} is missing"
+        return ok("teacher", f"{name}, which the next run loads from MLflow")
+    text = f"{name} needs MLflow's store, and {STORE} is missing"
     return fault("teacher", text, "export MLFLOW_TRACKING_URI=URI")
 
 
 def _file(path: Path, change: str) -> Finding:
     if path.suffix == ".safetensors":
-        text = f"{path} holds weights and no network: name the architecture as the teacher, the file as its weights"
+        text = f"{path} holds weights and no network: pass the architecture as the teacher and the file as its weights"
         return fault("teacher", text, f"dfkd run --teacher SOURCE --weights {path}")
     missing = _missing("onnx", "onnx2torch") if path.suffix == ".onnx" else []
     if missing:

@@ -1,4 +1,4 @@
-"""`dfkd run`: what has changed, the whole run, publishing, the promotion gate and the table of results.
+"""`dfkd run`: changed stages, the order of the work, publishing, promotion and the table of results.
 
 Imports: flows.stages, flows.settings, flows.session, tasks. Begin with `command`.
 """

@@ -1,4 +1,4 @@
-"""What `dfkd run` can begin before its own slow imports: seeing what has changed, and the server if something has."""
+"""Work that `dfkd run` starts before its slow imports: it finds the changed stages and starts the server for them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Outlook", "look_ahead"]
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What there is to do."""
+    """The work of a run."""
 
     changed: list[str]
     """Stages whose inputs or outputs have changed."""
     server: ServerProcess | None
-    """The server that was started for them; None if nothing has changed or PREFECT_API_URL names one."""
+    """The server that was started for them; None if nothing has changed or PREFECT_API_URL is set."""
 
 
 def look_ahead() -> Future[Outlook]:
-    """Begin to look, beside what the caller does next; Prefect must not be imported before the result is there."""
+    """Start in a thread. Prefect must not be imported before the result is available."""
     with_one_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="look ahead")
     outlook = with_one_thread.submit(_look)
     with_one_thread.shutdown(wait=False)

@@ -33,7 +33,7 @@ def run_all(
         outlook: Result of an earlier `look_ahead`; only without preset and assignments.
 
     Raises:
-        DfkdError: The input is at fault, and params.yaml is as it was; or a stage failed.
+        DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
     with planned(preset, assignments) as plan:
         ahead = _settled(plan, outlook)
@@ -65,9 +65,9 @@ def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
 def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
     if ahead.changed:
         names = [name for name in STAGES if name in ahead.changed]
-        say(f"Changed: {', '.join(names)}; what depends on it follows")
+        say(f"Changed: {', '.join(names)}; the stages that depend on them follow")
     else:
-        say("All stages are up to date; the student is still to be registered")
+        say("All stages are up to date; the student is not registered yet")
     os.environ[OWNER] = str(os.getpid())
     server = ahead.server or start_server()
     # Imported while the server starts.

@@ -1,4 +1,4 @@
-"""The gate between a registered student and the champion."""
+"""The rule by which a registered student becomes the champion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROXY = "proxy.agreement"
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Whether a challenger becomes the champion, and why."""
+    """Whether a challenger becomes the champion, and the reason."""
 
     promote: bool
     reason: str
@@ -26,13 +26,13 @@ class Promotion:
 def decide_promotion(
     challenger: Mapping[str, float], champion: Mapping[str, float] | None, rules: RegistryConfig
 ) -> Promotion:
-    """Compare a challenger with the champion: by accuracy, or by agreement on synthetic images where that is all.
+    """Compare a challenger with the champion: by accuracy, or without real images by agreement on synthetic ones.
 
     Args:
-        challenger: Its figures by name; `student.accuracy` and `student.agreement` are looked at, or
-            `proxy.agreement`.
-        champion: The champion's figures on the same data set, None where there is no champion.
-        rules: What a champion must reach.
+        challenger: Its figures by name; `proxy.agreement` counts, or else `student.accuracy` and
+            `student.agreement`.
+        champion: The champion's figures on the same data set, None if there is no champion.
+        rules: Conditions for a champion.
     """
     measure, agreement_name, words = ACCURACY, AGREEMENT, "accuracy"
     if PROXY in challenger:

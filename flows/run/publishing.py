@@ -1,4 +1,4 @@
-"""Logs a finished run in MLflow, registers its student and decides on its promotion; once per dvc.lock."""
+"""Log a finished run in MLflow, register its student and decide on its promotion, once per dvc.lock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["model_name", "publish"]
 
 
 def publish(params: Params) -> Publication:
-    """Publish the current results, or find what was published of them; has to be called within a flow."""
+    """Publish the current results, or find their publication. Call it within a flow."""
     lock = file_sha256(LOCK)
     experiment = open_store(params.registry.experiment)
     made = find_publication(experiment, lock) or _publish_new(params, experiment, lock)
@@ -53,9 +53,9 @@ def _publish_new(params: Params, experiment: str, lock: str) -> Publication:
 
 
 def model_name(params: Params, teacher_digest: str) -> str:
-    """Return the name under which students are registered that can be compared: on the same data.
+    """Return the name under which comparable students are registered: those evaluated on the same data.
 
-    Agreement on synthetic images compares students of one teacher only, so that the teacher is part of that name.
+    Agreement on synthetic images is comparable only for students of one teacher, so the teacher is part of that name.
     """
     dataset = params.data.dataset
     data = f"proxy-{teacher_digest[:8]}" if dataset == NO_DATA else re.sub("[^A-Za-z0-9.]+", "-", dataset).strip("-")
@@ -74,7 +74,7 @@ def _lineage(lock: str) -> dict[str, str]:
 
 
 def _times() -> dict[str, float]:
-    """Return seconds per stage and milliseconds per batch, as far as they were measured here."""
+    """Return the measured seconds per stage and milliseconds per batch."""
     measured = {name: stage_seconds(name) for name in STAGES}
     times = {f"seconds.{name}": found[0] for name, found in measured.items() if found}
     return times | {f"latency.{name}": value for name, value in flatten(read_latency()).items()}

@@ -1,4 +1,4 @@
-"""What there is to show of the last run: the table and the commands to look further."""
+"""The table of the last run, and commands to explore its results."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _COLUMN_WIDTH = 16
 
 
 def read_metrics() -> dict[str, Any]:
-    """Return what metrics.json says.
+    """Return the content of metrics.json.
 
     Raises:
-        DfkdError: There is none yet.
+        DfkdError: It does not exist yet.
     """
     if not METRICS.is_file():
         raise DfkdError(f"There are no results yet: {METRICS} is missing. Make them with: dfkd run")
@@ -39,7 +39,7 @@ def read_metrics() -> dict[str, Any]:
 
 
 def read_latency() -> dict[str, dict[str, float]]:
-    """Return milliseconds per model and batch size if they were measured with the present student."""
+    """Return milliseconds per model and batch size if they were measured with the current student."""
     found = _read_json(LATENCY)
     if not found or not STUDENT.is_dir() or found["student_sha256"] != reference(STUDENT).sha256:
         return {}
@@ -47,14 +47,14 @@ def read_latency() -> dict[str, dict[str, float]]:
 
 
 def is_published() -> bool:
-    """Tell whether the present dvc.lock is in MLflow already."""
+    """Return whether the current dvc.lock is published in MLflow."""
     if not LOCK.is_file() or not STORE.is_file():
         return False
     return _read_json(PUBLISHED).get("lock_sha256") == file_sha256(LOCK)
 
 
 def note_run(start: float, end: float) -> None:
-    """Note how long a whole run took and how much of it was not the core's work.
+    """Record the seconds of a whole run, and those of them that the stages did not use.
 
     Args:
         start: When the run began, in seconds since the epoch.
@@ -66,7 +66,7 @@ def note_run(start: float, end: float) -> None:
 
 
 def render(params: Params) -> str:
-    """Return the table of the last run with the commands to look further.
+    """Return the table of the last run with commands to explore its results.
 
     Raises:
         DfkdError: There are no results yet.
@@ -102,8 +102,8 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     yield f"agreement{proxy}", "", f"{joint['agreement']:.2%}"
     yield f"KL to teacher{proxy}", "", f"{joint['kl']:.3f} nats"
     if "proxy" in metrics:
-        yield "classes given", f"{joint['num_classes']} of {card.num_classes}", ""
-        yield "most given class", f"{joint['largest_class']:.2%}", ""
+        yield "predicted classes", f"{joint['num_classes']} of {card.num_classes}", ""
+        yield "most frequent class", f"{joint['largest_class']:.2%}", ""
     yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
     yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"
     for size in (1, 64) if latency else ():
@@ -113,7 +113,7 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
 
 
 def heading(dataset: str) -> str:
-    """Return a short name of the evaluation data: a path's last part, without its ending."""
+    """Return a short name of the evaluation data: the last part of a path, without its suffix."""
     if dataset == NO_DATA:
         return "no real images"
     kind, _, place = dataset.partition(":")
@@ -133,7 +133,7 @@ def _seconds() -> Iterator[str]:
 
 def _pointers() -> Iterator[str]:
     published = _read_json(PUBLISHED)
-    yield "Look further (after `. .venv/bin/activate`):"
+    yield "Explore the results (after `. .venv/bin/activate`):"
     if published:
         alias = "champion" if published["promoted"] else "challenger"
         yield f'  model      mlflow.pyfunc.load_model("models:/{published["model"]}@{alias}")'

@@ -1,4 +1,4 @@
-"""Shows progress: a bar with rate and time left on a terminal, otherwise a line every few seconds."""
+"""Progress: a bar with rate and time left on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(text: str = "") -> None:
-    """Print a line to the user at once."""
+    """Print a line and flush it."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 class Display:
-    """Shows the reports of one stage at a time."""
+    """Shows the progress reports of one stage."""
 
     def __init__(self, stage: str) -> None:
-        """Prepare to show `stage`."""
+        """Prepare the display of `stage`."""
         self._stage = stage
         self._bar = _Bar(stage) if sys.stdout.isatty() else None
         self._first: tuple[float, int] | None = None
@@ -39,7 +39,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
 

@@ -1,4 +1,4 @@
-"""The environment that Prefect, DVC and MLflow are started with: no telemetry, all state inside the project."""
+"""The environment of Prefect, DVC and MLflow: no telemetry, all state inside the project."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dfkd_core.errors import ConfigError, DfkdError
 __all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "prepare_environment"]
 
 DEBUG = "DFKD_DEBUG"
-"""Environment variable that hands `--debug` down to the stages."""
+"""Environment variable that passes `--debug` to the stages."""
 
-# MLflow wants DO_NOT_TRACK to be the word true and Prefect the number 1, so MLflow has its own switch.
+# MLflow expects DO_NOT_TRACK=true and Prefect DO_NOT_TRACK=1, so MLflow has its own variable.
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
-"""Environment variables with which DVC, MLflow and Prefect send nothing home."""
+"""Environment variables that turn off the telemetry of DVC, MLflow and Prefect."""
 
 _SETTINGS = {
     **TELEMETRY_OFF,
@@ -27,9 +27,9 @@ _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Nothing is ever unpickled.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # A failure is told once, by the command line, and not also as a logged traceback.
+    # The command line reports a failure once; no traceback is logged.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    # Threads that wait by spinning make everything several times slower where cores are shared.
+    # Threads that spin while they wait slow everything down several times on shared cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -42,10 +42,10 @@ _PATHS = {
 
 
 def enter_project() -> Path:
-    """Make the nearest folder upwards that holds dvc.yaml and params.yaml the current one and return it.
+    """Change to the nearest folder, here or above, that holds dvc.yaml and params.yaml, and return it.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such folder.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -56,11 +56,11 @@ def enter_project() -> Path:
 
 
 def prepare_environment(project: Path, *, debug: bool = False) -> None:
-    """Set what is not set yet; has to run before prefect or mlflow are imported.
+    """Set the variables that are not set yet. Call it before prefect or mlflow is imported.
 
     Args:
         project: Folder that holds the state.
-        debug: Let Prefect log tracebacks, also in the processes that this one starts.
+        debug: Whether Prefect logs tracebacks, in this process and those that it starts.
     """
     if debug:
         os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
@@ -73,7 +73,7 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
 
 
 def check_writable(folder: Path = Path(".")) -> None:
-    """Find out before hours of work whether results can be written.
+    """Check that results can be written.
 
     Raises:
         DfkdError: The folder is read-only or the disk is full.

@@ -1,4 +1,4 @@
-"""Lets a process end with the ones that it works for, also when those are killed without a chance to say so."""
+"""Ends a process when the processes that it works for end, even if these are killed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import psutil
 __all__ = ["OWNER", "end_with", "end_with_callers", "start_worker"]
 
 OWNER = "DFKD_OWNER_PID"
-"""Environment variable with the process id of the `dfkd run` that everything below it ends with."""
+"""Environment variable with the process id of the `dfkd run` whose end ends all processes below it."""
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def end_with(processes: Sequence[psutil.Process]) -> None:
-    """Kill this process and its children as soon as one of `processes` is gone."""
+    """Kill this process and its children as soon as one of `processes` has ended."""
 
     def watch() -> None:
         while all(map(_lives, processes)):
@@ -31,7 +31,7 @@ def end_with(processes: Sequence[psutil.Process]) -> None:
 
 
 def end_with_callers() -> None:
-    """Watch the processes from `dfkd run` or `dvc` down to this one; without them there is nothing to watch."""
+    """End with any of the processes from `dfkd run` or `dvc` down to this one; without them, do nothing."""
     owner = int(os.environ.get(OWNER, 0))
     chain = psutil.Process().parents()
     for position, process in enumerate(chain):
@@ -41,13 +41,13 @@ def end_with_callers() -> None:
 
 
 def start_worker(owner: int) -> None:
-    """Make a worker process end with its owner, and leave Ctrl-C to the owner."""
+    """Make a worker process end with its owner and ignore Ctrl-C, which the owner handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with([psutil.Process(owner)])
 
 
 def _kill_children() -> None:
-    """Kill all processes that this one has started, and theirs."""
+    """Kill all child processes of this one, and their children."""
     for child in psutil.Process().children(recursive=True):
         try:
             child.kill()

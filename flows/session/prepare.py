@@ -1,4 +1,4 @@
-"""Makes the databases of Prefect and MLflow ahead, which takes seconds that the first run then does not need."""
+"""Create the databases of Prefect and MLflow, which saves the first run some seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Prepare the project around the current folder."""
+    """Prepare the project of the current folder."""
     prepare_environment(enter_project())
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)

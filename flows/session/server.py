@@ -1,4 +1,4 @@
-"""Prefect's own server on a free loopback port, for as long as one command runs."""
+"""A Prefect server on a free loopback port that runs as long as one command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dfkd_core.errors import DfkdError
 __all__ = ["API_URL", "ServerProcess", "answers", "await_server", "start_server"]
 
 API_URL = "PREFECT_API_URL"
-"""Environment variable that names a server of the user's."""
+"""Environment variable with the address of a server that the user runs."""
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
@@ -25,10 +25,10 @@ _LOG = Path(".dfkd/server.log")
 
 
 class ServerProcess:
-    """A server that starts in the background, so that its seconds can be used for something else."""
+    """A server that starts in the background while the command goes through its imports."""
 
     def __init__(self) -> None:
-        """Start it and name it in PREFECT_API_URL, which Prefect reads when it is imported."""
+        """Start it and set PREFECT_API_URL, which Prefect reads when it is imported."""
         with socket.socket() as probe:
             probe.bind((_HOST, 0))
             port = probe.getsockname()[1]
@@ -37,15 +37,15 @@ class ServerProcess:
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
             command = [sys.executable, "-m", "flows.session.server", str(port), str(os.getpid())]
-            # A session of its own keeps Ctrl-C from stopping the server before the flow has told it how it ended.
+            # In its own session the server does not receive Ctrl-C, so the flow can still report its end to it.
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
-        # Runs after Prefect's own last words, as it is registered before Prefect is imported.
+        # Registered before Prefect is imported, so it runs after Prefect's own handlers.
         atexit.register(self._process.terminate)
 
     def wait(self) -> None:
-        """Return when the server answers.
+        """Wait until the server answers.
 
         Raises:
             DfkdError: It ended or did not answer in time.
@@ -59,18 +59,18 @@ class ServerProcess:
 
 
 def start_server() -> ServerProcess | None:
-    """Start a server of our own, unless PREFECT_API_URL names one already; before Prefect is imported.
+    """Start a server, unless PREFECT_API_URL is set. Call it before Prefect is imported.
 
-    It ends with this process.
+    The server ends with this process.
     """
     return None if os.environ.get(API_URL) else ServerProcess()
 
 
 def await_server(server: ServerProcess | None) -> None:
-    """Return when the server answers.
+    """Wait until the server answers.
 
     Args:
-        server: What `start_server` gave.
+        server: Result of `start_server`.
 
     Raises:
         DfkdError: It does not answer.
@@ -84,7 +84,7 @@ def await_server(server: ServerProcess | None) -> None:
 
 
 def answers(url: str) -> bool:
-    """Tell whether a server of Prefect or MLflow answers at `url` within two seconds."""
+    """Return whether a Prefect server answers at `url` within two seconds."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
             return bool(response.status == 200)

@@ -31,7 +31,7 @@ def check_run(params: Params, source: SourceConfig, scratch: Path, *, with_evalu
     """Check device, teacher, layer, student and data. Data sets that are missing are fetched, after the other checks.
 
     Args:
-        params: What the run would use, with the digest of the teacher's files.
+        params: Parameters of the run, with the digest of the teacher's files.
         source: `teacher.source` with local files instead of MLflow's addresses.
         scratch: Folder for temporary files.
         with_evaluation: Whether the run reads the evaluation data.
@@ -64,7 +64,7 @@ def check_device(name: str) -> str:
 
 
 def _check_trained(params: Params, data: DataConfig) -> ModelCard:
-    """Check a teacher that is still to be trained, with random weights."""
+    """Check the network of a teacher that the run will train, with random weights."""
     config = params.teacher
     channels, names = _training_shape(data)
     card = ModelCard(

@@ -1,4 +1,4 @@
-"""Writes params.yaml from the defaults and the documentation of the fields: `python -m flows.settings.file_text`."""
+"""The text of params.yaml from the defaults and the docstrings of the fields: `python -m flows.settings.file_text`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["params_text"]
 
 _WIDTH = 119
 _HEAD = """\
-# Everything that decides a run. Change it here, with `dfkd run --set KEY=VALUE` or with a preset (presets/);
-# `dfkd run` then does what has changed and nothing else. An unknown key or a value out of range is an error.
+# All settings of a run. Change them here, with `dfkd run --set KEY=VALUE` or with a preset (presets/); `dfkd run` then
+# repeats only the affected stages. An unknown key or a value out of range is an error.
 """
 _LOW = {Ge: "{} or more", Gt: "above {}"}
 _HIGH = {Le: "{}", Lt: "below {}"}
@@ -66,7 +66,7 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 
 def _class_bodies(cls: type) -> Iterator[list[ast.stmt]]:
-    """Yield the statements of a section's class and of those that it extends, the farthest first."""
+    """Yield the statements of a section's class and of its base classes, the most basic class first."""
     for part in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
         parsed = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
         assert isinstance(parsed, ast.ClassDef)

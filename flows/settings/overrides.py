@@ -54,7 +54,7 @@ def apply_overrides(params: Params, assignments: Sequence[str]) -> Params:
     """Return `params` with the changes of assignments like `synthesis.num_images=2000`.
 
     Raises:
-        ConfigError: An assignment has no `=`, names an unknown key or gives a value that is not allowed.
+        ConfigError: An assignment has no `=`, names an unknown key or sets a value that is not allowed.
     """
     content = _nested(flatten(params))
     for assignment in assignments:

@@ -1,4 +1,4 @@
-"""The whole configuration of a run as one tree; each section is declared beside the code that it configures."""
+"""The configuration of a run as one tree; each section is declared next to the code that uses it."""
 
 from __future__ import annotations
 
@@ -27,43 +27,45 @@ __all__ = ["ExecutionConfig", "Params", "RegistryConfig"]
 
 @config_section
 class ExecutionConfig:
-    """Where and how a run computes; nothing in here changes a result beyond rounding."""
+    """Where and how a run computes. These settings change a result by rounding at most."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     task_runner: Literal["processes", "threads"] = "processes"
-    """What runs the shards of a synthesis."""
+    """How the shards of a synthesis run."""
     num_workers: PositiveInt = 2
-    """Shards made at once; above 1, distillation too takes a second core, for the teacher's labels."""
+    """Shards that are made at once. Above 1, distillation uses a second core for the teacher's labels."""
     num_threads: PositiveInt = 1
-    """CPU threads of training and evaluation. More help ResNets and slow LeNets; a result's last bits depend on it."""
+    """CPU threads of training and evaluation. More are faster for ResNets and slower for LeNets; the last bits of a
+    result depend on it."""
     memory_gib: NonNegative = 0.0
-    """Memory in GiB that all workers together may compute in, 0 what is free. Batches of large networks that would not
-    fit are split, or refused where they cannot be; then a result's last bits depend on it and on `num_workers`."""
+    """Memory in GiB that all workers together may use; 0 uses the free memory. Batches of large networks that do not
+    fit are split, or refused if they cannot be split. The last bits of a result then depend on it and on
+    `num_workers`."""
     num_retries: NonNegativeInt = 2
-    """Times a shard is tried again after a failure that is not its input's fault."""
+    """Number of further attempts at a shard after a failure that its input did not cause."""
 
 
 @config_section
 class RegistryConfig:
-    """Where a finished student is logged and when it becomes the champion."""
+    """Where a finished student is logged, and when it becomes the champion."""
 
     experiment: str = "dfkd"
     """MLflow experiment of the runs."""
     model_name: str = "dfkd-student"
     """Name of the registered model."""
     min_agreement: Fraction = 0.5
-    """Share of images on which a champion must give the teacher's answer."""
+    """Share of images on which a champion must answer with the teacher's class."""
     min_improvement: Annotated[float, Ge(-1)] = 0.0
-    """How much more accurate than the champion a challenger must be to replace it, as a fraction."""
+    """Accuracy by which a challenger must exceed the champion to replace it, as a fraction."""
 
 
 @config_section
 class Params:
-    """Everything that decides a run; the sections of `params.yaml`."""
+    """All settings of a run; the sections of `params.yaml`."""
 
     seed: NonNegativeInt = 0
-    """Addresses every random draw."""
+    """Seed of all random draws."""
     data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
@@ -75,18 +77,18 @@ class Params:
 
     @property
     def training_data(self) -> DataConfig | None:
-        """Labelled images that a built-in teacher is trained on; None where the teacher is brought."""
+        """Labelled images that a built-in teacher is trained on; None if the teacher is from elsewhere."""
         if self.teacher.source.model:
             return None
         return replace(self.data, dataset=self.teacher.dataset or self.data.dataset, class_order=())
 
     def faults(self) -> Iterator[str]:
-        """Yield where sections do not fit each other; what comes from elsewhere is looked at when it is read."""
+        """Yield where sections contradict each other. External teachers and data are checked when they are read."""
         training = self.training_data
         if training and not can_train(training.dataset):
             yield (
                 f"teacher training needs a built-in data set or torchvision:NAME, got {training.dataset!r}: set "
-                "teacher.dataset to one, or bring a trained teacher (teacher.source.model)"
+                "teacher.dataset to one, or name a trained teacher (teacher.source.model)"
             )
         path, steps = self.synthesis.steps_path, self.synthesis.method_config.steps
         if self.data.dataset == NO_DATA and steps and steps.prior == HELD_OUT_PRIOR:
@@ -97,14 +99,14 @@ class Params:
         if training is None:
             return
         spec = dataset_spec(training.dataset) if is_built_in(training.dataset) else None
-        # Whether an image size or a thinner start is possible does not depend on what is assumed here.
+        # These assumptions do not affect whether an image size or a thinner start is possible.
         shape = {
             "in_channels": self.data.channels or (spec.in_channels if spec else 3),
             "image_size": self.data.image_size,
             "num_classes": spec.num_classes if spec else 10,
         }
         try:
-            # The shapes alone count: nothing is allocated or drawn.
+            # Only shapes are needed: nothing is allocated or drawn.
             with torch.device("meta"):
                 teacher = build_network(self.teacher.network, **shape)
                 if not is_built_in_network(self.distillation.student):

@@ -1,4 +1,4 @@
-"""params.yaml as the frozen configuration tree, with every fault listed by its dotted path."""
+"""Parsing of params.yaml into the frozen configuration tree; each fault is listed by its dotted path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check a parameter file.
 
     Raises:
-        ConfigError: It cannot be read, or with every fault in it.
+        ConfigError: It cannot be read, or it has faults; the message lists all of them.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -35,14 +35,14 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def parse_params(content: Any, *, source: str) -> Params:
-    """Turn plain nested mappings into the configuration tree; what they leave out is as in `Params()`.
+    """Turn plain nested mappings into the configuration tree; missing keys have the values of `Params()`.
 
     Args:
         content: The mappings.
-        source: Where they come from, for the message.
+        source: Their origin, for the message.
 
     Raises:
-        ConfigError: With every fault: unknown keys, wrong types, values out of range.
+        ConfigError: There are unknown keys, wrong types or values out of range; the message lists all of them.
     """
     try:
         return TypeAdapter(Params).validate_python(_completed(content, Params()))
@@ -53,9 +53,9 @@ def parse_params(content: Any, *, source: str) -> Params:
 
 
 def _completed(content: Any, defaults: Any) -> Any:
-    """Return the mapping with what it leaves out of a section.
+    """Return the mapping with the missing keys of its sections.
 
-    A section's default can differ from its class's own: the refinement of `soft_target` has settled values.
+    The default of a section can differ from that of its class: the refinement of `soft_target` has its own values.
     """
     if not isinstance(content, Mapping):
         return content
@@ -69,7 +69,7 @@ def _completed(content: Any, defaults: Any) -> Any:
 
 
 def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a configuration (or of nested mappings) by dotted path; a field that is a mapping is one."""
+    """Return the leaves of a configuration or of nested mappings by dotted path; a mapping in a field is a leaf."""
     is_mapping = isinstance(section, Mapping)
     leaves: dict[str, Any] = {}
     for name, value in (section if is_mapping else _fields(section)).items():

@@ -12,13 +12,12 @@ __all__ = ["source_assignments"]
 def source_assignments(
     *, here: Path, teacher: str | None, weights: str | None, student: str | None, trust_pickle: bool
 ) -> list[str]:
-    """Return the changes of params.yaml that the options stand for.
+    """Return the options as changes of params.yaml.
 
-    A teacher that is named replaces all that is said about the one before. Files are named relative to the project if
-    they lie in it.
+    A named teacher resets all settings of the one before. Paths are relative to the project for files in it.
 
     Args:
-        here: Folder in which the command was called, which relative paths start from; the current one is the project's.
+        here: Folder in which the command was called and from which paths start; the current folder is the project.
         teacher: `--teacher`.
         weights: `--weights`.
         student: `--student`.
@@ -40,7 +39,7 @@ def source_assignments(
             changes["teacher.source.trust_pickle"] = True
     if student:
         changes["distillation.student"] = student
-    # JSON is YAML, and quotes what YAML would read as something else.
+    # JSON is YAML, and its quotes keep YAML from reading a text as another type.
     return [f"{path}={json.dumps(value)}" for path, value in changes.items()]
 
 

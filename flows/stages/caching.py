@@ -1,4 +1,4 @@
-"""What the flows share: how they run, and how a cached result is checked before it is believed."""
+"""Options of the flows, and the check of a cached result before it is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compute_for(config: ExecutionConfig, *, num_workers: int = 1) -> Compute:
 
 
 def run_cached(task: Task[..., Artifact], *args: Any, **kwargs: Any) -> Artifact:
-    """Run a cached task, and once more without its cache if the file that it remembers is gone or has changed."""
+    """Run a cached task, and repeat it without the cache if its file is missing or has changed."""
     artifact: Artifact = task(*args, **kwargs)
     if is_intact(artifact):
         return artifact

@@ -1,4 +1,4 @@
-"""Runs one stage as a command: server, progress, timing and the end of it."""
+"""One stage as a command: server, progress, timing and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGES = {
     "distill": ("flows.stages.distillation", "distill"),
     "evaluate": ("flows.stages.evaluation", "evaluate"),
 }
-"""Module and flow of each stage, in the order of dvc.yaml; imported when it runs."""
+"""Module and flow of each stage, in the order of dvc.yaml. A module is imported when its stage runs."""
 
 _SECONDS_TO_END = 5.0
 
@@ -41,7 +41,7 @@ def run_stage(name: str, params: Params) -> None:
 
     Raises:
         ConfigError: There is no such stage.
-        DfkdError: The stage's input is at fault.
+        DfkdError: The stage's input has a fault.
     """
     if name not in STAGES:
         raise ConfigError(f"No stage {name!r}. Stages: {', '.join(STAGES)}")
@@ -54,10 +54,10 @@ def run_flow(stage: str, module: str, function: str, *arguments: Any) -> None:
     """Run a flow with a server, a progress display and an orderly Ctrl-C.
 
     Args:
-        stage: What it is called towards the user and in the timing.
-        module: Where the flow is; imported while the server starts.
-        function: Its name there.
-        *arguments: What it gets.
+        stage: Its name in the output and in the timing.
+        module: Module of the flow, which is imported while the server starts.
+        function: Name of the flow in it.
+        *arguments: Arguments of the flow.
     """
     say(f"{stage}:")
     end_with_callers()
@@ -73,7 +73,7 @@ def run_flow(stage: str, module: str, function: str, *arguments: Any) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Make Ctrl-C end the worker processes at once, and this one if Prefect takes too long to end."""
+    """Make Ctrl-C end the worker processes at once, and this process if Prefect does not end in time."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for worker in multiprocessing.active_children():

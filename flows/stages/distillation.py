@@ -24,7 +24,7 @@ __all__ = ["distill"]
 
 @flow(name="distill", **FLOW_OPTIONS)
 def distill(params: Params) -> str:
-    """Distil the student and put it into `artifacts/students/default`."""
+    """Distil the student and write it into `artifacts/students/default`."""
     teacher, transfer_set = reference(TEACHER), reference(TRANSFER_SET)
     inputs = {
         "teacher": teacher.sha256,

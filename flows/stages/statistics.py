@@ -16,14 +16,14 @@ __all__ = ["estimate", "statistics"]
 
 @flow(name="statistics", **FLOW_OPTIONS)
 def statistics(params: Params) -> str:
-    """Estimate the statistics and put them into `artifacts/statistics`."""
+    """Estimate the statistics and write them into `artifacts/statistics`."""
     made = estimate(params, TEACHER)
     place_folder(Path(made.path), STATISTICS)
     return f"{made.numbers['num_features']:.0f} features, from {params.statistics.source}"
 
 
 def estimate(params: Params, teacher_folder: Path) -> Artifact:
-    """Estimate the statistics of any teacher; has to be called within a flow."""
+    """Estimate the statistics of any teacher. Call it within a flow."""
     teacher = reference(teacher_folder)
     inputs = {"teacher": teacher.sha256, "config": params.statistics, "seed": params.seed}
     folder = work_folder("statistics", inputs) / "out"

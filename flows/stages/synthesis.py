@@ -1,4 +1,4 @@
-"""Stage 3: the transfer set, its shards made side by side and each resumed by itself."""
+"""Stage 3: the transfer set. Its shards are made in parallel and resumed separately."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def synthesize(params: Params) -> str:
-    """Make the transfer set and put it into `artifacts/transfer_set`."""
+    """Make the transfer set and write it into `artifacts/transfer_set`."""
     check_student(read_card(TEACHER), params.distillation)
     picture = REPORTS / "samples.png"
     run = _synthesize.with_options(task_runner=shard_runner(params.execution))
@@ -54,7 +54,7 @@ def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder:
     """Make a transfer set of any teacher in any folder, outside of DVC.
 
     Args:
-        params: What to make.
+        params: Settings of the set.
         teacher_folder: A stored teacher.
         statistics_folder: Its statistics; None estimates them first.
         out: Folder of the transfer set.
@@ -64,7 +64,7 @@ def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder:
 
 
 def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
-    """Return the task runner that the parameters ask for."""
+    """Return the task runner of the parameters."""
     if config.task_runner == "threads":
         return ThreadPoolTaskRunner(max_workers=config.num_workers)
     return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=(os.getpid(),))
@@ -136,7 +136,7 @@ def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfi
 
 @contextmanager
 def _showing(folder: Path, num_images: int) -> Iterator[None]:
-    """Report, as long as the block runs, how many images there are: in whole shards and in those being made."""
+    """Report the number of finished images, in whole and in unfinished shards, while the block runs."""
     finished = threading.Event()
 
     def look() -> None:

@@ -21,7 +21,7 @@ __all__ = ["teacher"]
 
 @flow(name="teacher", **FLOW_OPTIONS)
 def teacher(params: Params) -> str:
-    """Train the teacher, or take it from elsewhere, and put it into `artifacts/teacher`."""
+    """Train the teacher or load an external one, and write it into `artifacts/teacher`."""
     data = params.training_data
     inputs = {"data": data or params.data, "config": params.teacher, "seed": params.seed}
     made = work_folder("teacher", inputs) / "out"
@@ -43,7 +43,7 @@ def _take(params: Params, folder: str) -> str:
     for note in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
         say(f"  {note}")
     card = read_card(Path(folder, "model"))
-    # Found now and not after hours of work.
+    # Checked here too, for runs that DVC starts itself.
     check_student(card, params.distillation)
     load_evaluation_data(params.data, card)
     size = made.numbers["image_size"]

@@ -1,4 +1,4 @@
-"""`dfkd tune`: what comes before and after its flows."""
+"""`dfkd tune`: the work before and after its flows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["tune_all"]
 def tune_all(
     preset: str | None, settings: Sequence[str], *, minutes: float, trials: int | None = None, apply: bool = False
 ) -> None:
-    """Search for better settings than those of params.yaml, show what was found and write it if asked to.
+    """Search for better settings than those of params.yaml, show the result and, with `apply`, write it.
 
     Args:
         preset: Preset that params.yaml is set to first.
         settings: Changes made after it.
-        minutes: Time budget of the search.
-        trials: Most settings to try, those of an interrupted search included.
+        minutes: Time budget of the search in minutes.
+        trials: Largest number of settings to try, including those of an interrupted search.
         apply: Write settings that are clearly better into params.yaml.
 
     Raises:
-        DfkdError: The input is at fault, or a stage failed.
+        DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
     _check_budget(minutes, trials)
     check_writable()
@@ -62,4 +62,6 @@ def _check_budget(minutes: float, trials: int | None) -> None:
     if not 0 < minutes < float("inf"):
         raise ConfigError(f"--minutes must be a number greater than 0, got {minutes:g}. Try: dfkd tune --minutes 10")
     if trials is not None and trials < 1:
-        raise ConfigError(f"--trials must be at least 1, got {trials}. Leave it out to search until the time is over")
+        raise ConfigError(
+            f"--trials must be at least 1, got {trials}. Leave it out to search until the end of the time budget"
+        )

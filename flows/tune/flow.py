@@ -35,7 +35,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
     before = len(search.tried())
     compute = compute_for(params.execution)
     if before:
-        say(f"  going on after {before} settings that were tried before")
+        say(f"  continuing after {before} settings of an earlier search")
 
     def score(changes: Mapping[str, Any], seed_offset: int) -> float:
         own = reduced(apply_overrides(params, assignments(changes)))

@@ -1,4 +1,4 @@
-"""What `dfkd tune` found: the table, how sure it is, and the command that uses it."""
+"""The result of `dfkd tune`: the table, its certainty, and the command that uses it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANGES_COLUMN = 26
 
 
 def open_search(params: Params) -> Search:
-    """Open the search that starts from `params`, addressed by everything that decides its scores."""
+    """Open the search that starts from `params`; its address covers all inputs of the scores."""
     space, small = search_space(params), reduced(params)
     address = {
         "teacher": reference(TEACHER).sha256,
@@ -40,27 +40,27 @@ def open_search(params: Params) -> Search:
 
 
 def assignments(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as `--set` takes them."""
+    """Return changes in the form of `--set`."""
     return [f"{path}={value}" for path, value in changes.items()]
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """Return changes on one line, each path by its last two names."""
+    """Return changes on one line, with the last two names of each path."""
     parts = (f"{'.'.join(path.split('.')[-2:])} {value}" for path, value in changes.items())
     return ", ".join(parts) or "params.yaml as it is"
 
 
 def render(search: Search) -> str:
-    """Return the best settings, how far the first is ahead, and what to do with it."""
+    """Return the best settings, the lead of the first, and the command that uses it."""
     return "\n".join(["", *_table(search), "", *_verdict(search), ""])
 
 
 def apply_best(search: Search, params: Params) -> None:
-    """Write the best settings into params.yaml if they are clearly better than `params`, which it holds."""
+    """Write the best settings into params.yaml if they are clearly better than `params`, its content."""
     if not search.is_clearly_better():
-        say("params.yaml stays as it was.")
+        say("params.yaml is unchanged.")
         return
-    # Every value was tried, so nothing is left to check.
+    # Every value was tried, so no check is needed.
     changes = changes_between(params, apply_overrides(params, assignments(search.ranked()[0].changes)))
     write_params(changes)
     for change in changes:
@@ -93,8 +93,8 @@ def _verdict(search: Search) -> Iterator[str]:
         yield "No setting was found that is better than params.yaml as it is."
         return
     if len(again) < NUM_REPEATS or len(present) < NUM_REPEATS:
-        yield "No time was left to compare the first with params.yaml on further seeds, so it may be ahead by chance."
-        yield "Go on with the same command."
+        yield "No time was left to compare the first with params.yaml on further seeds, so its lead may be chance."
+        yield "Continue with the same command."
         return
     ahead = statistics.fmean(again) - statistics.fmean(present)
     yield f"With {NUM_REPEATS} further seeds the first has {_figures(again)} against {_figures(present)}"
@@ -102,7 +102,7 @@ def _verdict(search: Search) -> Iterator[str]:
     if not search.is_clearly_better():
         yield "No setting was found that is clearly better."
         return
-    yield "All of them are ahead, which chance alone gives in 1 of 20 cases. Use it with:"
+    yield "All of them are ahead, which happens by chance in 1 of 20 cases. Use it with:"
     yield "  " + shlex.join(["dfkd", "run", *(word for item in assignments(best.changes) for word in ("--set", item))])
 
 

@@ -1,4 +1,4 @@
-"""The search of `dfkd tune`: a study on disk that says what was tried and what to try next, within a time budget."""
+"""The search of `dfkd tune`: a study on disk with the finished trials, which draws the next ones in a time budget."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ from flows.tune.space import Domain, LogRange
 __all__ = ["NUM_REPEATS", "Score", "Search", "Tried"]
 
 NUM_REPEATS = 3
-"""Further seeds with which the best settings and the present ones are compared."""
+"""Further seeds on which the best settings and the present ones are compared."""
 
 Score = Callable[[Mapping[str, Any], int], float]
-"""Gives the proxy score of changes to the present settings, with a number that is added to the seed."""
+"""Returns the proxy score of changes to the present settings; the number is added to the seed."""
 
 _ERROR = "error"
-# Few: a search of minutes has some twenty trials, and what there is is seldom far from good.
+# Few: a search of minutes has about twenty trials, and the present settings are rarely bad.
 _RANDOM_TRIALS = 6
 _SIGNIFICANT_DIGITS = 3
-# By how much longer than the first time the comparison at the end may take.
+# Factor by which the comparison at the end may take longer than the first time.
 _MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """Settings that were tried."""
+    """A finished trial."""
 
     changes: dict[str, Any]
     """New values by dotted path; empty for the present settings."""
     score: float | None
-    """Proxy score; None if they failed."""
+    """Proxy score; None if the trial failed."""
     seconds: float
-    """How long it took."""
+    """Seconds that it took."""
     error: str = ""
-    """Why they failed."""
+    """Reason of the failure."""
 
 
 class Search:
-    """A search for settings with a higher score; whatever is finished is kept in one file.
+    """A search for settings with a higher score; finished trials are kept in one file.
 
-    What is tried next depends on the seed and on what is finished, so that an interrupted search goes on as an
-    undisturbed one would have.
+    The next trial depends only on the seed and on the finished trials, so an interrupted search continues with the same
+    trials as an uninterrupted one.
     """
 
     def __init__(self, path: Path, space: Mapping[str, Domain], present: Mapping[str, Any], *, seed: int) -> None:
-        """Open or begin the search in the file at `path`.
+        """Open or create the search in the file at `path`.
 
         Args:
-            path: The file; has to be another one for other spaces, present values and scores.
-            space: What can be changed.
-            present: The present value of each of its paths.
-            seed: Addresses the draws.
+            path: The file; another space, other present values or another score need another file.
+            space: Allowed values by path.
+            present: The present value of each path.
+            seed: Seed of the draws.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -76,26 +76,26 @@ class Search:
             load_if_exists=True,
         )
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # Its process was stopped.
+            # Its process was ended.
             self._study.tell(trial.number, state=TrialState.FAIL)
 
     def tried(self) -> list[Tried]:
-        """Return what is finished, in the order in which it was tried."""
+        """Return the finished trials in their order."""
         trials = self._study.get_trials(deepcopy=False)
         return [self._describe(t) for t in trials if t.state is TrialState.COMPLETE or _ERROR in t.user_attrs]
 
     def ranked(self) -> list[Tried]:
-        """Return what did not fail, the best first."""
+        """Return the trials that did not fail, the best first."""
         return sorted((t for t in self.tried() if t.score is not None), key=lambda t: -(t.score or 0.0))
 
     def repeats(self, changes: Mapping[str, Any]) -> list[float]:
-        """Return the scores of settings with further seeds, as far as they were measured."""
+        """Return the measured scores of settings with further seeds."""
         return list(self._study.user_attrs.get(_repeats_key(changes), []))
 
     def is_clearly_better(self) -> bool:
-        """Tell whether the best settings are ahead of the present ones with all further seeds.
+        """Return whether the best settings are ahead of the present ones on all further seeds.
 
-        That every one of three scores is above every one of three others happens by chance in 1 of 20 cases.
+        Three scores are all above three others by chance in 1 of 20 cases.
         """
         best, present = self.repeats(self.ranked()[0].changes), self.repeats({})
         return len(best) == len(present) == NUM_REPEATS and min(best) > max(present)
@@ -111,17 +111,17 @@ class Search:
     ) -> None:
         """Try the present settings, then others, then the best and the present ones with further seeds.
 
-        Nothing but the first trial is begun that is not likely to end in time, judged by those so far.
+        The first trial always runs. A further one starts only if it will probably end in time, judged by those before.
 
         Args:
-            score: Judges settings.
+            score: Scores settings.
             seconds: Time budget of this call.
-            max_trials: Most settings to try, those of earlier calls included.
-            on_tried: Told after each.
-            clock: Gives the seconds.
+            max_trials: Largest number of settings to try, including those of earlier calls.
+            on_tried: Called after each trial.
+            clock: Returns the time in seconds.
 
         Raises:
-            DfkdError: The present settings fail; others that do are noted and the search goes on.
+            DfkdError: The present settings fail. A failure of others is recorded, and the search continues.
         """
         deadline = clock() + seconds
 
@@ -133,7 +133,7 @@ class Search:
         self._repeat(score, fits)
 
     def _expected_seconds(self) -> float:
-        """Return what one more trial and the comparison at the end are likely to take; the first always fits."""
+        """Return the probable seconds of one more trial and the comparison at the end; minus infinity for the first."""
         ranked = self.ranked()
         if not ranked:
             return -math.inf
@@ -145,7 +145,7 @@ class Search:
         finished = self.tried()
         if not any(tried.score is not None and not tried.changes for tried in finished):
             self._study.enqueue_trial(self._present, skip_if_exists=False)
-        # A sampler of its own for each trial, so that the draws do not depend on how often the search was stopped.
+        # Each trial has its own sampler, so the draws do not depend on interruptions.
         seed = derive_seed(self._seed, "tune", len(finished)) % 2**32
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS)
         trial = self._study.ask()
@@ -160,7 +160,7 @@ class Search:
         return self._describe(self._study.tell(trial, found))
 
     def _repeat(self, score: Score, fits: Callable[[float], bool]) -> None:
-        """Measure the best settings and the present ones with further seeds, in turns."""
+        """Score the best and the present settings alternately with further seeds."""
         best = self.ranked()[0]
         for number in range(NUM_REPEATS if best.changes else 0):
             for changes in ({}, best.changes):
@@ -191,7 +191,7 @@ def _suggest(trial: optuna.Trial, path: str, domain: Domain) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """Return a number with few digits: more would say nothing."""
+    """Return a number with three significant digits; more would have no meaning."""
     return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""Which code decides a stage's result: the modules that its entry module imports, and a digest of them.
+"""The code that decides a stage's result: the modules that its entry module imports, and a digest of them.
 
 The entry module and the modules of `dfkd_core` count. Modules in the root of `dfkd_core` that use none of its folders
 (errors, progress, range checks, downloads) and the rest of `tasks` change no result. Docstrings, comments and the texts
@@ -97,7 +97,7 @@ def _file_of(module: str, root: Path) -> Path | None:
 @dataclass(frozen=True, slots=True)
 class _Module:
     imports: tuple[str, ...]
-    """Names of the modules that the file may import, in whatever function."""
+    """Names of the modules that the file may import, also inside functions."""
     code: str
     """Its syntax tree without texts."""
 

@@ -1,4 +1,4 @@
-"""Options that all cached tasks share."""
+"""Options of all cached tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["StageCode", "cached", "is_worth_a_retry"]
 
 @dataclass
 class StageCode(CachePolicy):
-    """Part of a cache key: the code of one stage. Prefect's own policy sees the lines of the thin task only."""
+    """Part of a cache key: the code of one stage. Prefect's own policy covers only the lines of the task itself."""
 
     stage: str = ""
 
@@ -29,10 +29,10 @@ class StageCode(CachePolicy):
 def cached(stage: str, *without: str) -> dict[str, Any]:
     """Return the options of a task that is cached by its inputs and by the code of its stage.
 
-    Results are JSON: a reference is text, and nothing has to be unpickled.
+    Results are stored as JSON, so nothing is unpickled.
 
     Args:
-        stage: Whose code counts, a key of `ENTRY_MODULES`.
+        stage: Stage whose code counts, a key of `ENTRY_MODULES`.
         *without: Inputs that do not change the result.
     """
     inputs: CachePolicy = INPUTS
@@ -47,7 +47,7 @@ def cached(stage: str, *without: str) -> dict[str, Any]:
 
 
 def is_worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell whether a failure may go away by itself: bad input does not."""
+    """Return whether another attempt may succeed: with bad input it cannot."""
     try:
         state.result()
     except DfkdError:

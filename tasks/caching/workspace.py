@@ -1,4 +1,4 @@
-"""Where things lie in a project, and small references to them that tasks pass instead of tensors."""
+"""Paths in a project, and the small references to files that tasks pass instead of tensors."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _KEPT_WORK_FOLDERS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A reference to a file or a folder: small, the same for the same bytes, and fit for a cache key."""
+    """A small reference to a file or a folder, equal for equal bytes, that can be part of a cache key."""
 
     path: str
     """Path relative to the project."""
     sha256: str
     """SHA-256 of the file, or over the names and digests of the folder's files."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Figures worth passing on."""
+    """Figures for the caller."""
 
 
 def reference(path: Path, numbers: Mapping[str, float] | None = None) -> Artifact:
@@ -68,7 +68,7 @@ def reference(path: Path, numbers: Mapping[str, float] | None = None) -> Artifac
 
 
 def is_intact(artifact: Artifact) -> bool:
-    """Tell whether the file or folder is still there with the bytes that it had."""
+    """Return whether the file or folder still exists with the same bytes."""
     path = Path(artifact.path)
     return path.exists() and _sha256(path) == artifact.sha256
 
@@ -83,7 +83,7 @@ def _sha256(path: Path) -> str:
 def work_folder(stage: str, inputs: Mapping[str, Any]) -> Path:
     """Return the folder for a stage's work in progress, addressed by its inputs and its code.
 
-    It lies outside of the stage's outs, which DVC deletes before the stage runs. Older folders of the stage go.
+    It is outside of the stage's outs, which DVC deletes before the stage runs. Older folders of the stage are deleted.
     """
     folder = WORK / stage / json_digest({"inputs": inputs, "code": code_digest(stage)})[:24]
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def work_folder(stage: str, inputs: Mapping[str, Any]) -> Path:
 
 
 def clear_folder(folder: Path) -> Path:
-    """Make `folder` exist and be empty, and return it."""
+    """Create `folder`, or delete its content, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -108,7 +108,7 @@ def place_file(source: Path, target: Path) -> None:
 
 
 def place_folder(source: Path, target: Path) -> None:
-    """Copy the files of a flat folder to `target`, which holds nothing else afterwards."""
+    """Replace the content of `target` by the files of a flat folder."""
     clear_folder(target)
     for item in sorted(source.iterdir()):
         place_file(item, target / item.name)

@@ -1,4 +1,4 @@
-"""DVC and git: reproduce, push, pull, and what has changed.
+"""DVC and git: reproduce, push, pull, and the changed stages.
 
 Imports: dfkd_core. Begin with `versioning`.
 """

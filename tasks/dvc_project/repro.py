@@ -1,4 +1,4 @@
-"""`dvc repro` that prints what the stages print, and errors, but nothing of its own; run as a process."""
+"""A process that runs `dvc repro` and prints only the output of the stages and errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["main"]
 
 
 def main(*stages: str) -> None:
-    """Bring stages and those before them up to date, every one if none is named; exits with a message if that fails."""
-    # DVC's own --quiet would hide errors too.
+    """Reproduce the named stages and those before them, by default all; exit with a message if that fails."""
+    # DVC's own --quiet also hides errors.
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
         with Repo() as repo:

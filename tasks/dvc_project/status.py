@@ -1,4 +1,4 @@
-"""What DVC and git say about the project, without changing it."""
+"""The state of the project in DVC and git; nothing is changed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK = Path("dvc.lock")
 
 
 def changed_stages() -> list[str]:
-    """Return the stages whose inputs or outputs have changed since they ran, as `dvc status` sees it.
+    """Return the stages whose inputs or outputs have changed since they ran, according to `dvc status`.
 
     Raises:
-        DfkdError: DVC cannot tell, for example as dvc.yaml is not valid.
+        DfkdError: `dvc status` fails, for example because dvc.yaml is not valid.
     """
     found = subprocess.run(
         dvc_command("status", "--json"), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
@@ -30,7 +30,7 @@ def changed_stages() -> list[str]:
 
 
 def git_commit() -> str:
-    """Return the commit that is checked out, with `-dirty` if files differ from it; `unknown` outside of git."""
+    """Return the current commit, with `-dirty` if files differ from it; `unknown` outside of git."""
     found = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
         capture_output=True,
@@ -47,5 +47,5 @@ def dvc_command(*arguments: str) -> Sequence[str]:
 
 
 def last_error(text: str) -> str:
-    """Return the last line of DVC's output that tells an error."""
+    """Return the last line of DVC's output that reports an error."""
     return next((line for line in reversed(text.strip().splitlines()) if line.startswith("ERROR")), text.strip())

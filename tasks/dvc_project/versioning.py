@@ -1,4 +1,4 @@
-"""DVC as tasks: reproduce what has changed, keep it in the remote."""
+"""DVC as tasks: reproduce the changed stages, push to and pull from the remote."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tasks.dvc_project.status import dvc_command, last_error
 
 __all__ = ["StageFailedError", "pull", "push", "reproduce"]
 
-_ALREADY_TOLD = "failed to reproduce"
+_REPORTED = "failed to reproduce"
 
 
 class StageFailedError(DfkdError):
-    """A stage failed and has told the user why."""
+    """A stage failed and has printed the reason."""
 
 
 @task(name="dvc repro", cache_policy=NO_CACHE)
 def reproduce(*stages: str) -> None:
-    """Bring stages and those before them up to date, every one if none is named; what they print is passed on."""
+    """Reproduce the named stages and those before them, by default all; their output is printed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.dvc_project.repro", *stages],
         stderr=subprocess.PIPE,
@@ -33,22 +33,22 @@ def reproduce(*stages: str) -> None:
     assert process.stderr
     stage_failed = False
     for line in process.stderr:
-        stage_failed |= _ALREADY_TOLD in line
-        if _ALREADY_TOLD not in line:
+        stage_failed |= _REPORTED in line
+        if _REPORTED not in line:
             sys.stderr.write(line)
     if process.wait():
-        raise StageFailedError("" if stage_failed else "dvc repro failed. See more with: dvc repro --verbose")
+        raise StageFailedError("" if stage_failed else "dvc repro failed. Show more with: dvc repro --verbose")
 
 
 @task(name="dvc push", cache_policy=NO_CACHE)
 def push() -> None:
-    """Copy what was made to the remote, the run cache included."""
+    """Copy the results to the remote, including the run cache."""
     _run("push", "--quiet", "--run-cache")
 
 
 @task(name="dvc pull", cache_policy=NO_CACHE)
 def pull() -> None:
-    """Fetch from the remote what it has; what it lacks will be made."""
+    """Fetch results from the remote; missing ones are made later."""
     _run("pull", "--quiet", "--run-cache", "--allow-missing")
 
 

@@ -1,4 +1,4 @@
-"""MLflow: what a run logs, the registry with its aliases, and teachers that are read from it.
+"""MLflow: the log of a run, the registry with its aliases, and teachers that are stored in it.
 
 Imports: dfkd_core, tasks.caching. Begin with `publishing`.
 """

@@ -56,7 +56,7 @@ _NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """Where a finished student is found in MLflow."""
+    """Address of a published student in MLflow, and the decision on its promotion."""
 
     run_id: str
     model: str
@@ -64,11 +64,11 @@ class Publication:
     promoted: bool
     """Whether it became the champion."""
     reason: str
-    """Why it did or did not."""
+    """Reason of the decision."""
 
 
 def open_store(experiment: str) -> str:
-    """Point MLflow to the project's SQLite file and return the id of the experiment, which is made if need be."""
+    """Set MLflow's store to the project's SQLite file, create the experiment if it is missing, and return its id."""
     mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
     found = mlflow.get_experiment_by_name(experiment)
     if found:
@@ -78,7 +78,7 @@ def open_store(experiment: str) -> str:
 
 @task(name="find run", cache_policy=NO_CACHE)
 def find_publication(experiment_id: str, lock_sha256: str) -> Publication | None:
-    """Return what was published before from the same dvc.lock, if anything was."""
+    """Return the earlier publication of the same dvc.lock, None if there is none."""
     query = f"tags.`{LOCK_TAG}` = '{lock_sha256}' and tags.`{DONE_TAG}` = 'true'"
     runs = mlflow.search_runs([experiment_id], query, max_results=1, output_format="list")
     if not runs:
@@ -108,7 +108,7 @@ def log_run(
 @task(name="register student", cache_policy=NO_CACHE)
 def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, str]) -> str:
     """Register the student as a new version with the alias `challenger` and return the version."""
-    # MLflow tells on stderr that all went well, which is not where the user looks for that.
+    # MLflow reports success on stderr, which only confuses.
     with redirect_stderr(io.StringIO()):
         made = mlflow.register_model(model_uri, name, tags=dict(tags))
     mlflow.MlflowClient().set_registered_model_alias(name, CHALLENGER, made.version)
@@ -117,12 +117,12 @@ def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, 
 
 @task(name="read champion", cache_policy=NO_CACHE)
 def champion_metrics(name: str) -> dict[str, float] | None:
-    """Return the figures of the champion's run, None where there is no champion."""
+    """Return the figures of the champion's run, None if there is no champion."""
     client = mlflow.MlflowClient()
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        # An alias that does not exist is an invalid parameter value to MLflow.
+        # MLflow reports a missing alias as an invalid parameter value.
         if error.error_code in (_NOT_FOUND, "INVALID_PARAMETER_VALUE"):
             return None
         raise
@@ -131,7 +131,7 @@ def champion_metrics(name: str) -> dict[str, float] | None:
 
 @task(name="promote", cache_policy=NO_CACHE)
 def set_alias(made: Publication) -> None:
-    """Note the decision at the run and the version, and move the alias `champion` if it is promoted."""
+    """Record the decision in the run and the version, and move the alias `champion` after a promotion."""
     client = mlflow.MlflowClient()
     client.set_model_version_tag(made.model, made.version, "dfkd.promotion_reason", made.reason)
     if made.promoted:
@@ -152,7 +152,7 @@ def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
 
 
 def log_figures(run_id: str, metrics: Sequence[Metric], params: Mapping[str, Any]) -> None:
-    """Log any number of figures and parameters in as few calls as MLflow takes."""
+    """Log any number of figures and parameters in as few calls as MLflow allows."""
     client = mlflow.MlflowClient()
     for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
@@ -178,13 +178,13 @@ def _log_files() -> None:
 
 
 def log_student(student: Classifier) -> str:
-    """Log a student as a model of the run at hand and return the model's address."""
-    # At least two images, so that the exported program takes batches of any size.
+    """Log a student as a model of the active run and return the model's address."""
+    # With at least two images the exported program takes batches of any size.
     example = grey_images(2, student.card.image_shape)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), student(example).numpy())
     with warnings.catch_warnings():
-        # torch.export speaks of weights that are not on the CPU; these are.
+        # torch.export warns of weights that are not on the CPU; these are on it.
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
         made = Model.log(
             artifact_path=None,
@@ -200,9 +200,9 @@ def log_student(student: Classifier) -> str:
 
 
 def _save_for_cpu(path: str, mlflow_model: Model, **options: Any) -> None:
-    """Save a model as MLflow does, to be computed on the CPU also where there is a GPU.
+    """Save a model as MLflow does, but for the CPU, even if there is a GPU.
 
-    MLflow loads a model onto a GPU that it finds, and refuses to load an exported program that was made elsewhere.
+    MLflow loads a model onto a GPU that it finds, and refuses an exported program that was made on another device.
     """
     mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
     mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][MODEL_CONFIG] = {"device": "cpu"}

@@ -1,4 +1,4 @@
-"""Teachers in MLflow: an address of its registry or of a run becomes a folder or a file on this machine."""
+"""Teachers in MLflow: downloads the model at an address of its registry or of a run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["SCHEMES", "local_source"]
 
 SCHEMES = ("models:/", "runs:/")
 
-# Where MLflow's PyTorch flavour keeps the model, the safe form first.
+# Files in which MLflow's PyTorch flavour stores the model, the safe form first.
 _PROGRAMS = ("data/model.pt2", "data/model.pth")
 
 
 def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
-    """Return the source with an MLflow address replaced by what was downloaded into `folder`.
+    """Return the source with an MLflow address replaced by the path of its download in `folder`.
 
-    The tracking server is that of MLFLOW_TRACKING_URI, or the project's own.
+    The tracking server is that of MLFLOW_TRACKING_URI, or the project's own store.
 
     Raises:
-        TeacherError: MLflow has no such model, or it holds none of PyTorch's.
+        TeacherError: MLflow has no such model, or it is not a PyTorch model.
     """
     if not source.model.startswith(SCHEMES):
         return source
@@ -38,8 +38,8 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TeacherError(
-            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. See what it has with: mlflow ui, or "
-            "name another server in MLFLOW_TRACKING_URI"
+            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. List its models with: mlflow ui, or "
+            "set another server in MLFLOW_TRACKING_URI"
         ) from error
     for candidate in (path, *(path / name for name in _PROGRAMS)):
         if candidate.is_file() or (candidate / CONFIG_FILE).is_file():

@@ -1,4 +1,4 @@
-"""How a training went: its first weights, and its epochs as a table."""
+"""Records of a training: its first weights, and a table of its epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _START_FILE = "start.json"
 
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write one row per epoch: its number, the loss and its terms, the learning rate; without epochs the head alone."""
+    """Write a row per epoch: its number, the loss, its terms and the learning rate; without epochs only the header."""
     terms = sorted(history[0].terms) if history else []
     rows = [
         [record.epoch, record.loss, record.learning_rate, *(record.terms[term] for term in terms)] for record in history
@@ -25,10 +25,10 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
 
 
 def write_start(folder: Path, start: str) -> None:
-    """Note beside a student what its first weights were, `random` or `pruned`."""
+    """Write into a student's folder whether its first weights were `random` or `pruned`."""
     write_json(folder / _START_FILE, {"start": start})
 
 
 def read_start(folder: Path) -> str:
-    """Return what `write_start` noted."""
+    """Return the kind of first weights that `write_start` wrote."""
     return str(json.loads((folder / _START_FILE).read_text(encoding="utf-8"))["start"])

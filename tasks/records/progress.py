@@ -1,4 +1,4 @@
-"""Carries the core's progress reports to whoever shows them, also out of worker processes."""
+"""Passes progress reports from the core to the display, also out of worker processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_NOTES = 0.3
 
 @contextmanager
 def listening(listener: OnProgress) -> Iterator[None]:
-    """Send every report of this process to `listener` meanwhile."""
+    """Send every report of this process to `listener` while the block runs."""
     _listeners.append(listener)
     try:
         yield
@@ -26,16 +26,16 @@ def listening(listener: OnProgress) -> Iterator[None]:
 
 
 def report(progress: Progress) -> None:
-    """Pass a report on."""
+    """Pass a report to the listeners."""
     for listener in _listeners:
         listener(progress)
 
 
 @contextmanager
 def noting(path: Path, size: int) -> Iterator[OnProgress]:
-    """Yield a callback that notes in a small file how many of `size` units are done, for another process to read.
+    """Yield a callback that writes the number of finished units, of `size`, into a small file for another process.
 
-    The file stays with the whole number when the block succeeds, and goes when it fails.
+    If the block succeeds, the file holds `size`; if it fails, the file is deleted.
     """
     last = 0.0
     path.write_text("0")
@@ -55,7 +55,7 @@ def noting(path: Path, size: int) -> Iterator[OnProgress]:
 
 
 def count_noted(folder: Path) -> int:
-    """Return the sum of what is noted in `folder`."""
+    """Return the sum of the numbers in the progress files of `folder`."""
     total = 0
     for path in folder.glob("*.progress"):
         with suppress(OSError, ValueError):

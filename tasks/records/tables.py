@@ -1,4 +1,4 @@
-"""Small tables and pictures about a run, written so that the same content gives the same bytes."""
+"""Small tables and pictures about a run; the same content is written as the same bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["write_confusion_picture", "write_csv", "write_image_grid"]
 
 _BORDER_PX = 1
 _ZOOM = 2
-# Larger images are shown as they are.
+# Larger images are not enlarged.
 _LARGEST_ZOOMED_PX = 64
 _MAX_MATRIX_CLASSES = 100
 _MAX_WRITTEN_CLASSES = 20
@@ -58,13 +58,13 @@ def write_confusion_picture(
 ) -> None:
     """Write a confusion matrix as a PNG with each row's shares in per cent.
 
-    Of more than 100 classes the picture shows the pairs that are confused most, since a matrix could not be read.
+    For more than 100 classes the picture shows the most confused pairs, since a matrix would be illegible.
 
     Args:
-        path: Where to write.
-        confusion: Counts per class of the row and class that the student says.
+        path: File to write.
+        confusion: Counts by class of the row and class of the student's answer.
         class_names: Names of the classes.
-        rows: What the classes of the rows are.
+        rows: Meaning of the rows.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -83,7 +83,7 @@ def _draw_matrix(shares: np.ndarray, class_names: Sequence[str], rows: str) -> F
     width, height, font = (0.6, 0.55, 10) if written else (0.2, 0.2, 7)
     size = (2 + width * len(shares), 1.5 + height * len(shares))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot(xlabel="student says", ylabel=rows)
+    axes = figure.add_subplot(xlabel="student's answer", ylabel=rows)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(shares)), class_names, rotation=45 if written else 90, ha="right", fontsize=font)
     axes.set_yticks(range(len(shares)), class_names, fontsize=font)

@@ -1,4 +1,4 @@
-"""Seconds of the core's own work per stage, kept outside of every result so that results stay reproducible."""
+"""Seconds of the core's work per stage. They are stored outside of the results, which stay reproducible."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _record(stage: str) -> Path:
 
 
 def clear_seconds(stage: str) -> None:
-    """Forget what was measured for `stage`."""
+    """Delete the measurements of `stage`."""
     _record(stage).unlink(missing_ok=True)
 
 
 @contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Measure the block as work of `stage`; several processes may do so at once."""
+    """Measure the block as work of `stage`; several processes may measure at once."""
     start = time.time()
     yield
     path = _record(stage)
@@ -34,9 +34,9 @@ def timed(stage: str) -> Iterator[None]:
 
 
 def stage_seconds(stage: str) -> tuple[float, float] | None:
-    """Return the seconds in which at least one process worked on `stage`, and when the last one ended.
+    """Return the seconds during which at least one process worked on `stage`, and the time of the last end.
 
-    None where the stage has not run here, for example because DVC had its result.
+    None if the stage has not run here, for example because DVC had its result.
     """
     try:
         lines = _record(stage).read_text(encoding="utf-8").splitlines()

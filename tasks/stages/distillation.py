@@ -1,4 +1,4 @@
-"""Distils the student from the transfer set."""
+"""Distil the student from the transfer set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compares the student with its teacher on the real test images, or on synthetic ones where there are none."""
+"""Compare the student with its teacher on the real test images, or on synthetic ones if there are none."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def make_evaluation(
     folder: str,
     compute: Compute,
 ) -> Artifact:
-    """Evaluate on the test images, or on held-out synthetic ones where there are none.
+    """Evaluate on the test images, or on held-out synthetic ones if there are none.
 
-    Writes `metrics.json`, tables and the confusion matrix into `folder`. `data_digest` is what the user's own files
-    come to, so that a result is not taken for that of others under the same name.
+    Write `metrics.json`, tables and the confusion matrix into `folder`. `data_digest` is the digest of the user's own
+    files, which distinguishes results of different files with the same name.
     """
     with timed("evaluate"):
         loaded = load_teacher(Path(teacher.path), compute=compute)
@@ -52,7 +52,7 @@ def make_evaluation(
             data=images,
             held_out=None if images else held_out_images(loaded.card.image_shape, config.num_held_out_images),
             config=config,
-            # An order that was set is the user's, and names are surer than a confusion matrix.
+            # An order that the user set or that follows from names is more reliable than a confusion matrix.
             check_order=images is not None and images.order == "as is",
             on_progress=report,
         )
@@ -67,7 +67,7 @@ def make_evaluation(
 
 @task(name="measure latency", cache_policy=NO_CACHE)
 def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path: str, compute: Compute) -> None:
-    """Time both models and write milliseconds to `path`; outside of the results, as times never repeat."""
+    """Time both models and write milliseconds to `path`; outside of the results, since times never repeat."""
     on = settled(compute).device
     with timed("evaluate"):
         latency = {
@@ -95,5 +95,5 @@ def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[s
     shares = (scores.per_class_accuracy if scores else () for scores in (teacher, student))
     per_class = zip(class_names if student else (), *shares, strict=True)
     write_csv(folder / "per_class.csv", ["class", "teacher_accuracy", "student_accuracy"], per_class)
-    rows = "true class" if student else "teacher says of synthetic images (proxy)"
+    rows = "true class" if student else "teacher's answer on synthetic images (proxy)"
     write_confusion_picture(folder / "confusion.png", confusion or found.answers, class_names, rows=rows)

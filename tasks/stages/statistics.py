@@ -1,4 +1,4 @@
-"""Estimates the statistics of the teacher's features."""
+"""Estimate the statistics of the teacher's features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["make_statistics"]
 def make_statistics(
     teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, compute: Compute
 ) -> Artifact:
-    """Estimate from the stored teacher and write the statistics into `folder`."""
+    """Estimate the statistics of the stored teacher and write them into `folder`."""
     with timed("statistics"):
         loaded = load_teacher(Path(teacher.path), compute=compute)
         statistics = estimate_statistics(loaded, config, seed=seed)

@@ -1,4 +1,4 @@
-"""Makes the shards of a transfer set, each as a task of its own, and puts them together."""
+"""Make the shards of a transfer set, one task each, and assemble them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def assemble_transfer_set(
     folder: str,
     picture: str | None,
 ) -> Artifact:
-    """Copy finished shards into `folder`, write their manifest and, if asked for, a picture of the first images."""
+    """Copy finished shards into `folder`; write their manifest and, with `picture`, a picture of the first images."""
     out = Path(folder)
     clear_folder(out)
     records = []

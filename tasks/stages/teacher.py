@@ -1,4 +1,4 @@
-"""Brings the teacher of a run: trained here, or from elsewhere."""
+"""Train the teacher of a run, or load one from elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tasks.records.timing import timed
 __all__ = ["NOTES_FILE", "make_teacher", "take_teacher"]
 
 NOTES_FILE = "teacher.txt"
-"""What was found out about a teacher from elsewhere."""
+"""File with the detected properties of a teacher from elsewhere."""
 
 
 @task(name="train teacher", **cached("teacher", "compute"))
@@ -41,10 +41,10 @@ def make_teacher(data: DataConfig, config: TeacherConfig, *, seed: int, folder: 
     return reference(out, {"loss": result.history[-1].loss})
 
 
-# Not cached: what a file holds does not follow from its path, and DVC runs the stage only where something has changed.
+# Not cached: the content of a file does not follow from its path, and DVC runs the stage only if something has changed.
 @task(name="take teacher", cache_policy=NO_CACHE)
 def take_teacher(source: SourceConfig, layer: str, image_size_hint: int, *, folder: str) -> Artifact:
-    """Read and check a teacher from elsewhere and write `model/`, notes and a table without epochs into `folder`."""
+    """Load and check a teacher from elsewhere; write `model/`, notes and a table without epochs into `folder`."""
     out = clear_folder(Path(folder))
     with timed("teacher"), tempfile.TemporaryDirectory() as scratch:
         local = local_source(source, Path(scratch))

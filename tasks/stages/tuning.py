@@ -1,4 +1,4 @@
-"""Tries settings: a student is made in memory and judged without real data."""
+"""Try settings: make a student in memory and score it without real data."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_render__one_verdict_per_finding_and_a_command_that_is_never_broken() ->
 
 
 def test_finding__must_say_what_to_do() -> None:
-    with pytest.raises(AssertionError, match="no next step"):
+    with pytest.raises(AssertionError, match="no next command"):
         Finding("git", Verdict.FAULT, "broken")
 
 
@@ -169,7 +169,7 @@ def test_disk__takes_the_images_that_the_teacher_sees(project: Path) -> None:
     params = apply_overrides(load_params(), ["data.dataset=cifar10", f"synthesis.num_images={2**20}"])
     assert f"1,048,576 images need {4 * 3 * 32 * 32:,} MiB" in only(check_disk(params)).text
     brought = parse_params({"teacher": {"source": {"model": "torchvision:resnet18"}}}, source="test")
-    assert "once the teacher was read" in only(check_disk(brought)).text
+    assert "known after the first run" in only(check_disk(brought)).text
 
 
 def data(dataset: str, **teacher: Any) -> list[Finding]:

@@ -38,7 +38,8 @@ def test_run_without_data__shows_a_proxy_and_no_accuracy(without_data: Any) -> N
     assert metrics["proxy"].keys() == {"agreement", "kl", "num_classes", "largest_class"}
     assert metrics["num_images"] == 300
     assert "accuracy" not in metrics["teacher"].keys() | metrics["student"].keys()
-    for words in ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "classes given", "first champion"):
+    labels = ("no real images", "agreement (proxy)", "synthetic ones (proxy)", "predicted classes", "first champion")
+    for words in labels:
         assert words in output
     assert "accuracy" not in output
     assert "Registered dfkd-student-proxy-" in output

@@ -68,7 +68,7 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
     model = mlflow.pyfunc.load_model("models:/dfkd-student-digits@champion")
     images = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
     with torch.no_grad():
-        expected = load_model(workspace.path / "artifacts" / "student")(torch.from_numpy(images))
+        expected = load_model(workspace.path / "artifacts/students/default")(torch.from_numpy(images))
     np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     lineage = {"git_commit", "lock_sha256", "teacher_digest", "transfer_set_sha256", "promotion_reason"}
@@ -82,7 +82,7 @@ def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     before = workspace.read_lock()
     output = workspace.run("dfkd", "run", "--set", "distillation.epochs=3")
     assert "distillation.epochs: 2 -> 3" in output
-    assert "Changed: distill; what depends on it follows" in output
+    assert "Changed: distill; the stages that depend on them follow" in output
     assert "synthesize:" not in output
     after = workspace.read_lock()
     for stage in ("teacher", "statistics", "synthesize"):
@@ -128,7 +128,7 @@ def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) 
         os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert output.rstrip().endswith("Go on with: dfkd run")
+    assert output.rstrip().endswith("Continue with: dfkd run")
     assert "Traceback" not in output
     assert len(_shards(workspace.path)) > earlier
     _wait_until_alone(workspace.path)

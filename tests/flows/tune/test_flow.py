@@ -150,7 +150,7 @@ def test_interrupted_before_further_seeds__says_so(open_it: Callable[..., Search
     search = open_it()
     with pytest.raises(KeyboardInterrupt):
         search.run(Score(stop_at=5), seconds=60, max_trials=5)
-    assert "Go on with the same command." in render(search)
+    assert "Continue with the same command." in render(search)
 
 
 def test_space__holds_what_there_is_and_what_the_method_has() -> None:
