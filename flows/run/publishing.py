@@ -1,4 +1,4 @@
-"""Log a finished run in MLflow, register its student and decide on its promotion, once per dvc.lock."""
+"""Log a finished run in MLflow, register its student and decide on its promotion, once per result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flows.settings.params import Params
 from flows.settings.parsing import flatten
 from flows.stages.command import STAGES
 from tasks.caching.workspace import METRICS, STUDENT, TRANSFER_SET
-from tasks.dvc_project.status import LOCK, git_commit
+from tasks.dvc_project.status import LOCK, git_commit, results_digest
 from tasks.mlflow_store.publishing import (
     Publication,
     champion_metrics,
@@ -32,15 +32,15 @@ __all__ = ["model_name", "publish"]
 
 def publish(params: Params) -> Publication:
     """Publish the current results, or find their publication. Call it within a flow."""
-    lock = file_sha256(LOCK)
+    results = results_digest()
     experiment = open_store(params.registry.experiment)
-    made = find_publication(experiment, lock) or _publish_new(params, experiment, lock)
-    write_json(PUBLISHED, {"lock_sha256": lock, **dataclasses.asdict(made)})
+    made = find_publication(experiment, results) or _publish_new(params, experiment, results)
+    write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made)})
     return made
 
 
-def _publish_new(params: Params, experiment: str, lock: str) -> Publication:
-    tags = _lineage(lock)
+def _publish_new(params: Params, experiment: str, results: str) -> Publication:
+    tags = _lineage(results)
     metrics = flatten(json.loads(METRICS.read_text(encoding="utf-8")))
     run_id, model_uri = log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
@@ -62,11 +62,12 @@ def model_name(params: Params, teacher_digest: str) -> str:
     return f"{params.registry.model_name}-{data}"
 
 
-def _lineage(lock: str) -> dict[str, str]:
+def _lineage(results: str) -> dict[str, str]:
     manifest = read_manifest(TRANSFER_SET)
     return {
         "dfkd.git_commit": git_commit(),
-        "dfkd.lock_sha256": lock,
+        "dfkd.lock_sha256": file_sha256(LOCK),
+        "dfkd.results_sha256": results,
         "dfkd.teacher_digest": manifest.teacher_digest,
         "dfkd.transfer_set_sha256": file_sha256(TRANSFER_SET / "manifest.json"),
         "dfkd.student_sha256": file_sha256(STUDENT / "model.safetensors"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.digests import write_json
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
@@ -15,7 +15,7 @@ from dfkd_core.priors.table import shows_photographs
 from flows.settings.params import Params
 from flows.stages.command import STAGES
 from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
-from tasks.dvc_project.status import LOCK
+from tasks.dvc_project.status import LOCK, results_digest
 from tasks.records.history import read_start
 from tasks.records.timing import stage_seconds
 
@@ -47,10 +47,10 @@ def read_latency() -> dict[str, dict[str, float]]:
 
 
 def is_published() -> bool:
-    """Return whether the current dvc.lock is published in MLflow."""
+    """Return whether the results in dvc.lock are published in MLflow."""
     if not LOCK.is_file() or not STORE.is_file():
         return False
-    return _read_json(PUBLISHED).get("lock_sha256") == file_sha256(LOCK)
+    return _read_json(PUBLISHED).get("results_sha256") == results_digest()
 
 
 def note_run(start: float, end: float) -> None:

@@ -8,11 +8,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
+from dfkd_core.common.digests import json_digest
 from dfkd_core.errors import DfkdError
 
-__all__ = ["LOCK", "changed_stages", "dvc_command", "git_commit", "last_error"]
+__all__ = ["LOCK", "changed_stages", "dvc_command", "git_commit", "last_error", "results_digest"]
 
 LOCK = Path("dvc.lock")
+
+
+def results_digest() -> str:
+    """Return the SHA-256 over the parameters and the outputs of all stages in dvc.lock, 64 hex digits.
+
+    Code does not count: an edit that changes no output is the same result.
+
+    Raises:
+        DfkdError: dvc.lock is missing or damaged.
+    """
+    try:
+        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+        return json_digest(
+            {
+                name: {"params": stage.get("params"), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
+                for name, stage in stages.items()
+            }
+        )
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DfkdError(f"{LOCK} cannot be read: {error!r}. Write it again with: dvc repro") from error
 
 
 def changed_stages() -> list[str]:

@@ -48,7 +48,7 @@ __all__ = [
 ARTIFACTS = Path("mlartifacts")
 CHALLENGER = "challenger"
 CHAMPION = "champion"
-LOCK_TAG = "dfkd.lock_sha256"
+RESULTS_TAG = "dfkd.results_sha256"
 DONE_TAG = "dfkd.published"
 
 _NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
@@ -77,9 +77,9 @@ def open_store(experiment: str) -> str:
 
 
 @task(name="find run", cache_policy=NO_CACHE)
-def find_publication(experiment_id: str, lock_sha256: str) -> Publication | None:
-    """Return the earlier publication of the same dvc.lock, None if there is none."""
-    query = f"tags.`{LOCK_TAG}` = '{lock_sha256}' and tags.`{DONE_TAG}` = 'true'"
+def find_publication(experiment_id: str, results_sha256: str) -> Publication | None:
+    """Return the earlier publication of the same results, None if there is none."""
+    query = f"tags.`{RESULTS_TAG}` = '{results_sha256}' and tags.`{DONE_TAG}` = 'true'"
     runs = mlflow.search_runs([experiment_id], query, max_results=1, output_format="list")
     if not runs:
         return None

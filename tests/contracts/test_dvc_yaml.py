@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
+from dvc_objects.fs.local import LocalFileSystem
 
 from flows.settings.params import Params
 from flows.settings.parsing import flatten
@@ -31,6 +33,14 @@ def test_deps__cover_what_the_stage_imports_and_nothing_else(stage: str) -> None
     assert [file for file in files if not any(file.is_relative_to(dep) for dep in deps)] == []
     assert [dep for dep in deps if not any(file.is_relative_to(dep) for file in files)] == []
     assert len(deps) <= MOST_CODE_DEPS
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps__are_seen_by_dvc_with_all_their_files(stage: str) -> None:
+    with Repo(str(ROOT)) as repo:
+        for dep in code_deps(stage):
+            found = {Path(path) for path in repo.dvcignore.find(LocalFileSystem(), str(dep))} if dep.is_dir() else {dep}
+            assert {path for path in found if path.suffix == ".py"} == set(dep.rglob("*.py") if dep.is_dir() else [dep])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -71,7 +71,14 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
         expected = load_model(workspace.path / "artifacts/students/default")(torch.from_numpy(images))
     np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    lineage = {"git_commit", "lock_sha256", "teacher_digest", "transfer_set_sha256", "promotion_reason"}
+    lineage = {
+        "git_commit",
+        "lock_sha256",
+        "results_sha256",
+        "teacher_digest",
+        "transfer_set_sha256",
+        "promotion_reason",
+    }
     assert {f"dfkd.{name}" for name in lineage} <= run.data.tags.keys()
     assert run.data.params["synthesis.num_images"] == "400"
     assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "student_training.loss")) == 2
