@@ -14,11 +14,11 @@ from torch.nn import functional
 from dfkd_core.common.rows import Rows
 from dfkd_core.errors import DistillationError
 
-__all__ = ["distillation_loss", "loss_terms", "temperature_of_confidence"]
+__all__ = ["VALUES_AT_ONCE", "distillation_loss", "loss_terms", "temperature_of_confidence"]
 
 _COLDEST, _HOTTEST = 1e-3, 1e4
-# Bounds the memory of one look at the logits of a large set.
-_VALUES_AT_ONCE = 2**24
+VALUES_AT_ONCE = 2**24
+"""Logits of a large set that are read at once, to bound the memory."""
 
 
 def distillation_loss(
@@ -69,7 +69,7 @@ def temperature_of_confidence(logits: Rows, confidence: float) -> float:
         largest = [(part.double() / math.exp(log_temperature)).softmax(1).amax(1) for part in parts]
         return torch.cat(largest).mean().item()
 
-    rows_at_once = max(1, _VALUES_AT_ONCE // logits.shape[1])
+    rows_at_once = max(1, VALUES_AT_ONCE // logits.shape[1])
     low, high = math.log(_COLDEST), math.log(_HOTTEST)
     if not mean_confidence(high) <= confidence <= mean_confidence(low):
         raise DistillationError(

@@ -56,5 +56,5 @@ def test_temperature_of_confidence__what_no_temperature_gives_is_an_error(logits
 def test_temperature_of_confidence__of_logits_in_pieces_is_that_of_all(monkeypatch):
     logits = 4 * torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
     whole = temperature_of_confidence(logits, 0.5)
-    monkeypatch.setattr(soft_labels, "_VALUES_AT_ONCE", 70)
+    monkeypatch.setattr(soft_labels, "VALUES_AT_ONCE", 70)
     assert temperature_of_confidence(ShardedRows(logits.split(33)), 0.5) == whole

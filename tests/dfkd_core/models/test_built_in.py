@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from dfkd_core.errors import ConfigError
-from dfkd_core.models import built_in as networks
 from dfkd_core.models.built_in import build_network, default_layer, network_names
 
 SMALLEST = {
@@ -116,16 +115,18 @@ def test_lenet5_forward_is_the_formula():
 
 
 def test_projected_shortcut_is_added_before_the_last_activation():
-    block = networks._BasicBlock(2, 4, stride=2).eval()
+    network = build_network("resnet18_eighth", in_channels=1, image_size=8, num_classes=10).eval()
+    block = network.get_submodule("layer2.0")
     nn.init.zeros_(block.bn2.weight)
-    maps = torch.rand(1, 2, 6, 6)
+    maps = torch.rand(1, 8, 6, 6)
     torch.testing.assert_close(block(maps), block.shortcut(maps).relu())
 
 
 @pytest.mark.parametrize("size", [8, 64])
 def test_a_projection_with_few_channels_has_the_gradients_of_a_strided_convolution(size):
     # With a convolution that strides itself and 64 pixels oneDNN ends the process, or damages its memory unseen.
-    layer = networks._BasicBlock(8, 16, stride=2).shortcut[0].to(memory_format=torch.channels_last)
+    network = build_network("resnet18_eighth", in_channels=1, image_size=8, num_classes=10)
+    layer = network.get_submodule("layer2.0.shortcut.0").to(memory_format=torch.channels_last)
     maps = torch.randn(3, 8, size, size).to(memory_format=torch.channels_last).requires_grad_()
     weights = torch.randn(3, 16, size // 2, size // 2)
     exact_maps, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (maps, layer.weight))
