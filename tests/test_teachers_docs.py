@@ -7,7 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +148,25 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop("my_nets", None)
 
 
-@pytest.fixture
-def user(written: Path, project: Path) -> Path:
-    """A project with the user's files in it."""
+@pytest.fixture(scope="module")
+def user(
+    written: Path, tmp_path_factory: pytest.TempPathFactory, make_project: Callable[[Path], Path]
+) -> Iterator[Path]:
+    """A project with the user's files in it, which is the current folder."""
+    project = make_project(tmp_path_factory.mktemp("project"))
     for path in written.iterdir():
         if path.name != "__pycache__":
             (project / path.name).symlink_to(path)
-    return project
+    params = (project / "params.yaml").read_text()
+    assert "  batch_size: 500\n" in params
+    # How long a synthesis takes is measured on so many images.
+    (project / "params.yaml").write_text(params.replace("  batch_size: 500\n", "  batch_size: 16\n", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        yield project
 
 
+@cache
 def call(command: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, options_of(command))
     assert result.exit_code == code, result.output

@@ -229,7 +229,8 @@ def num_hooks(network: nn.Module) -> int:
 
 
 def check_inspection(case: Case, teacher: Teacher, synthesis: SynthesisConfig) -> None:
-    found = inspect_teacher(teacher, StatisticsConfig(), synthesis, seed=0)
+    # Its time is measured on a batch.
+    found = inspect_teacher(teacher, StatisticsConfig(), dataclasses.replace(synthesis, batch_size=16), seed=0)
     assert found.num_features == case.num_features
     assert bool(case.normalisation) == bool(found.normalisations) or teacher.card.program_sha256
     assert found.normalisations.get(case.normalisation, 1) > 0

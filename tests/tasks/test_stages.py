@@ -154,11 +154,13 @@ def test_confusion_picture__can_be_read_with_any_number_of_classes(num_classes: 
 
     confusion = torch.eye(num_classes, dtype=torch.int64).mul(9).roll(1, 1).add(torch.eye(num_classes)).tolist()
     names = [f"class {number}" for number in range(num_classes)]
-    for name in ("one", "two"):
-        write_confusion_picture(tmp_path / name, confusion, names)
+    write_confusion_picture(tmp_path / "one", confusion, names)
     with Image.open(tmp_path / "one") as picture:
         assert max(picture.size) < 3000
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    # One matrix with its shares written in it, and one list of pairs.
+    if num_classes in (3, 101):
+        write_confusion_picture(tmp_path / "two", confusion, names)
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_measure_models__times_both(teacher: Artifact) -> None:
