@@ -48,7 +48,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "random, stored labels": {"start": "random", "feature_weight": 0.0, "augmentation.shift": 0.0},
     "random, MixUp": {"start": "random", "mixing": "mixup"},
     "random, disagreement": {"start": "random", "disagreement.share": 0.25},
-    "random, SGD": {"start": "random", "optimizer": "sgd", "learning_rate": 0.001},
 }
 
 

@@ -87,14 +87,13 @@ def refine(teacher: Teacher, starts: torch.Tensor, config: descent.DescentConfig
     def objective(images: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         with autocast_on_gpu(teacher.device) if is_bf16 else contextlib.nullcontext():
             logits = teacher(images)
-        return {"kl": target_losses(logits, targets, temperature=TEMPERATURE, loss="kl")}
+        return {"kl": target_losses(logits, targets, temperature=TEMPERATURE)}
 
     descent.descend(
         build_prior("pixels", teacher.card.image_shape),
         starts,
         objective,
         image_indices=range(len(starts)),
-        seed=0,
         descent=config,
         device=teacher.device,
     )

@@ -58,7 +58,7 @@ def make_images(name: str, methods: MethodSettings, teacher: Teacher, seed: int)
     config = SynthesisConfig(method=name, methods=methods)
     statistics = estimate_statistics(teacher, StatisticsConfig(), seed=seed)
     synthesizer = build_synthesizer(config, teacher, statistics)
-    # A whole batch, since some methods choose among the images of one.
+    # A whole batch, since with some methods an image depends on its batch.
     return synthesizer.synthesize(range(config.batch_size), seed=seed).images[: ROWS * COLUMNS]
 
 

@@ -60,7 +60,6 @@ PRIOR_STEPS: dict[str, dict[str, Any]] = {
     "procedural": {"learning_rate": 0.04, "smoothing_px": 1.0, "toned_share": 0.5},
     "mixed": {"learning_rate": 0.04, "smoothing_px": 1.0, "toned_share": 0.5},
 }
-AS_DRAWN: dict[str, Any] = {"refined_share": 0.0, "num_candidates": 1, "matching": "own"}
 OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.augmentation.shift": 0.0}}
 
 
@@ -106,23 +105,22 @@ def start_rows(params: Params) -> list[Row]:
 def method_rows(params: Params) -> list[Row]:
     """Return real labels, real-data KD and every method, those that take priors with each of them.
 
-    All rows have the same images, iterations, candidates and training; learning rates and smoothing go with the prior,
+    All rows have the same images, iterations and training; learning rates and smoothing go with the prior,
     and every other setting is the method's own default.
     """
     default = params.synthesis.methods.soft_target.refinement
-    names = ("iterations", "num_candidates", "temperature", "refined_share", "matching")
+    names = ("iterations", "temperature", "refined_share")
     shared = {name: getattr(default, name) for name in names}
     rows = [Row(name="real labels", real="labels"), Row(name="real-data KD", real="kd")]
     rows.append(Row(name="noise", changes={"synthesis.method": "noise"}))
     for method in ("dirichlet", "soft_target"):
         for prior, steps in PRIOR_STEPS.items():
-            settings = {**shared, **steps, "prior": prior, "loss": "kl"}
+            settings = {**shared, **steps, "prior": prior}
             changes = {REFINEMENT.format(method, name): value for name, value in settings.items()}
             rows.append(Row(name=f"{method}, {prior}", changes={"synthesis.method": method, **changes}))
     for prior in ("procedural", "photos", "mixed"):
-        changes = {
-            REFINEMENT.format("soft_target", name): value for name, value in {**AS_DRAWN, "prior": prior}.items()
-        }
+        settings = {"refined_share": 0.0, "prior": prior}
+        changes = {REFINEMENT.format("soft_target", name): value for name, value in settings.items()}
         rows.append(Row(name=f"{prior} images as drawn", changes=changes))
     has_batch_norm = params.teacher.network.endswith("_bn") or params.teacher.network.startswith("resnet")
     others = ("boundary", "inversion", "noise_engineered") if has_batch_norm else ("boundary",)
@@ -146,12 +144,6 @@ def part_rows(params: Params) -> list[Row]:
         "all images toned": {refinement("toned_share"): 1.0},
         "procedural images alone": {refinement("prior"): "procedural"},
         "crops of photographs alone": {refinement("prior"): "photos"},
-        "starts assigned to targets (2 per image)": {
-            refinement("matching"): "assignment",
-            refinement("num_candidates"): 2,
-        },
-        "shift in the refinement": {refinement("shift_px"): 2},
-        "sampled features matched": {"synthesis.methods.soft_target.feature_weight": 1.0},
         "classes not balanced": {"synthesis.methods.soft_target.balanced": False},
         "statistics from probes": {"statistics.source": "probes"},
         "no augmentation": {"distillation.augmentation.shift": 0.0},
@@ -161,7 +153,6 @@ def part_rows(params: Params) -> list[Row]:
         },
         "MixUp": {"distillation.mixing": "mixup"},
         "CutMix": {"distillation.mixing": "cutmix"},
-        "average of weights (0.99)": {"distillation.ema_decay": 0.99},
         "a quarter moved to where student and teacher disagree": {"distillation.disagreement.share": 0.25},
     }
     return [Row(name=name, changes=changes) for name, changes in parts.items()]
@@ -189,10 +180,6 @@ def question_rows(params: Params) -> list[Row]:
     for weight in (0.05, 0.1):
         changes = {REFINEMENT.format("soft_target", "activation_weight"): weight}
         rows.append(Row(name=f"lambda_a {weight}", changes=changes))
-    for count in (4, 8):
-        rows.append(
-            Row(name=f"{count} candidates", changes={REFINEMENT.format("soft_target", "num_candidates"): count})
-        )
     for count in (10, 60):
         rows.append(Row(name=f"{count} iterations", changes={REFINEMENT.format("soft_target", "iterations"): count}))
     return rows

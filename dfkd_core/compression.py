@@ -60,7 +60,7 @@ def make_student(
     Raises:
         ConfigError: The student's network rejects the image size.
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
-        DistillationError: The loss is not finite, or no temperature gives the confidence.
+        DistillationError: The loss is not finite.
     """
     made = make_transfer_set(teacher, statistics, synthesis, seed=seed)
     return distill_images(

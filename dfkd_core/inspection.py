@@ -6,14 +6,14 @@ import dataclasses
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
 
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.teacher import Teacher
-from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
+from dfkd_core.statistics.estimation import SOURCES, StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
 
@@ -70,11 +70,10 @@ def inspect_teacher(
         synthesis: How its transfer set would be made; its `method` is varied.
         seed: Addresses the random draws.
     """
-    network = teacher.classifier.network
+    network = teacher.network
     kinds = Counter(kind for module in network.modules() if (kind := _normalisation(module)))
-    sources = get_args(get_type_hints(StatisticsConfig)["source"])
     fits, found = {}, None
-    for source in sources:
+    for source in SOURCES:
         config = dataclasses.replace(statistics, source=source, num_probes=min(statistics.num_probes, 64))
         try:
             estimated = estimate_statistics(teacher, config, seed=seed)

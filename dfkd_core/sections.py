@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from dfkd_core.errors import ConfigError
 
-__all__ = ["Fraction", "NonNegative", "NonNegativeInt", "Positive", "PositiveInt", "config_section"]
+__all__ = ["Fraction", "NonNegative", "NonNegativeInt", "OneOf", "Positive", "PositiveInt", "config_section"]
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -21,6 +21,15 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OneOf:
+    """Annotation of a text that must be a name in a table."""
+
+    names: Callable[[], Iterable[str]]
+    """Returns the names, in the order in which messages and params.yaml list them; called when a value is checked."""
+
 
 _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Ge: ("at least", "ge", operator.ge),
@@ -59,9 +68,13 @@ def _range_faults(section: Any) -> Iterator[str]:
             yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} must be a finite number, got {value!r}"
-        if get_origin(hint) is not Annotated or not isinstance(value, int | float):
+        if get_origin(hint) is not Annotated:
             continue
         for bound in get_args(hint)[1:]:
+            if isinstance(bound, OneOf):
+                if value not in (names := tuple(bound.names())):
+                    yield f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}"
+                continue
             words, attribute, holds = _BOUNDS[type(bound)]
             limit = getattr(bound, attribute)
             if not holds(value, limit):

@@ -1,4 +1,4 @@
-"""The one codec between stored pixels, uint8, and what networks take, float32 in [0, 1].
+"""The one codec between stored pixels, uint8, and images, float32 in [0, 1].
 
 n images, m of them asked for, c channels, h height, w width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_core.common.rows import Rows
 
-__all__ = ["load_batch", "move_batch", "quantise"]
+__all__ = ["dequantise", "grey_images", "load_batch", "move_batch", "quantise"]
 
 
 def load_batch(images: Rows, positions: Tensor, device: torch.device | str | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def load_batch(images: Rows, positions: Tensor, device: torch.device | str | Non
         device: Where the batch is wanted; None leaves it where the set is.
     """
     batch = move_batch(images[positions.to(images.device)], device or images.device)
-    return batch.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    return dequantise(batch, memory_format=torch.channels_last)
 
 
 def move_batch(batch: Tensor, device: torch.device | str) -> Tensor:
@@ -31,6 +31,21 @@ def move_batch(batch: Tensor, device: torch.device | str) -> Tensor:
     return batch.pin_memory().to(device, non_blocking=True) if to_gpu else batch.to(device)
 
 
-def quantise(images: torch.Tensor) -> torch.Tensor:
-    """Turn images in [0, 1] into uint8 of the same shape, to the nearest of 256 grey levels."""
+def quantise(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as uint8 of the same shape, rounded to the nearest of 256 levels."""
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def dequantise(pixels: Tensor, *, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """Return uint8 pixels as float32 images in [0, 1] of the same shape.
+
+    Args:
+        pixels: uint8 of any shape; [m, c, h, w] for a memory format other than its own.
+        memory_format: Layout of the result.
+    """
+    return pixels.to(torch.float32, memory_format=memory_format).div_(255)
+
+
+def grey_images(num_images: int, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Return mid-grey images float32 [n, c, h, w], with which shapes and costs are probed."""
+    return torch.full((num_images, *image_shape), 0.5, device=device)

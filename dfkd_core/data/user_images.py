@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dfkd_core.common.digests import file_sha256, json_digest
+from dfkd_core.common.pixels import quantise
 from dfkd_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _pixels(images: Tensor, path: Path) -> Tensor:
             f"images in {path} are floats from {low:g} to {high:g}: they must be in [0, 1] and not normalised, as the "
             "teacher does that itself"
         )
-    return torch.cat([chunk.float().mul(255).round().byte() for chunk in torch.split(images, _CHUNK_IMAGES)])
+    return torch.cat([quantise(chunk.float()) for chunk in torch.split(images, _CHUNK_IMAGES)])
 
 
 def _channels_first(images: Tensor, path: Path) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfkd_core.common.devices import autocast_on_gpu
-from dfkd_core.distillation.soft_labels import loss_terms
+from dfkd_core.distillation.soft_labels import distillation_loss
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.sections import Fraction, Positive, PositiveInt, config_section
 
@@ -64,8 +64,8 @@ def seek_disagreement(
         moved = moved.detach().requires_grad_(True)
         with torch.enable_grad(), autocast_on_gpu(moved.device):
             logits, wanted = student(moved), teacher(moved.to(teacher.device)).to(moved.device)
-            terms = loss_terms(logits.float(), wanted.float(), temperature=temperature, mse_weight=0.0)
-        (gradient,) = torch.autograd.grad(terms["kl"], moved)
+            divergence = distillation_loss(logits.float(), wanted.float(), temperature=temperature)
+        (gradient,) = torch.autograd.grad(divergence, moved)
         step = config.radius / config.steps * _blurred(gradient).sign()
         change = (moved.detach() + step - images).clamp_(-config.radius, config.radius)
         moved = (images + change).clamp_(0, 1)

@@ -9,8 +9,8 @@ n images, c channels, h height, w width, d units of a layer, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,12 @@ from dfkd_core.common.least_squares import fit_linear
 from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_seed
-from dfkd_core.errors import TeacherError
-from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.layers import parse_layer, recorded
+from dfkd_core.models.access import Inspectable
+from dfkd_core.models.classifier import Classifier, output_shape
+from dfkd_core.models.layers import forward_with_outputs, parse_layer
 from dfkd_core.models.passes import joined
-from dfkd_core.models.teacher import Teacher
 
-__all__ = ["FeatureMatcher", "forward_with_outputs", "normalised_mse"]
+__all__ = ["FeatureMatcher", "normalised_mse"]
 
 # Below this share of the mean square a spread is rounding of outputs that are the same for all images.
 _CONSTANT = 1e-12
@@ -37,37 +36,34 @@ class FeatureMatcher(nn.Module):
     """Compares outputs of a student's layers with outputs of its teacher's; holds the learned map between widths.
 
     The modelled layer is always compared. Where the student lacks the teacher's, its own default one takes its place; a
-    layer with positions gives its mean over them unless both have the same positions. `shared` adds every step of the
-    teacher that the student has under the same path with the same output shape: layers with weights and stages of
+    layer with positions gives its mean over them unless both have the same positions. Every step of the teacher that
+    the student has under the same path with the same output shape is compared too: layers with weights and stages of
     residual blocks, the layer of the logits left out. For LeNet-5 and its half these are `conv3` and `fc1`.
     """
 
-    def __init__(
-        self, teacher: Teacher, student: Classifier, *, layers: Literal["shared", "modelled"], seed: int
-    ) -> None:
+    def __init__(self, teacher: Inspectable, student: Classifier, *, seed: int) -> None:
         """Find the layers with one probe image each.
 
         Args:
             teacher: The network whose outputs are the target.
             student: The network in training, any widths.
-            layers: Which layers are compared.
             seed: Seed of the first weights of the learned map.
         """
         super().__init__()
         modelled = teacher.card.layer
         own = modelled if _has_layer(student, modelled) else student.card.layer
-        shared = _shared_paths(teacher.classifier, student, without=modelled) if layers == "shared" else []
+        shared = _shared_paths(teacher, student, without=modelled)
         self.teacher_paths: tuple[str, ...] = (modelled, *shared)
         """Addresses of the teacher's layers, the modelled one first."""
         self.student_paths: tuple[str, ...] = (own, *shared)
         """Addresses of the student's layers in the same order."""
-        wide, narrow = _shape(teacher.classifier, modelled), _shape(student, own)
+        wide, narrow = teacher.output_shape(modelled), output_shape(student, own)
         self._by_unit = wide != narrow
         self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
         """Learned map from the student's units of the modelled layer to the teacher's; None where they are as many."""
 
     @torch.no_grad()
-    def fit_map(self, teacher: Teacher, student: Classifier, images: Rows) -> None:
+    def fit_map(self, teacher: Inspectable, student: Classifier, images: Rows) -> None:
         """Set the learned map, where there is one, to what least squares give on images, in float64 on the CPU.
 
         For a student that knows what its teacher knows from the start, a thinner copy: a drawn map would teach it
@@ -84,8 +80,9 @@ class FeatureMatcher(nn.Module):
         is_training = student.training
         student.eval()
         parts = teacher.passes.split(batch)
-        narrow = _units(student, self.student_paths[0], parts)
-        wide = _units(teacher.classifier, self.teacher_paths[0], parts)
+        own_parts = [part.to(student.mean.device) for part in parts]
+        narrow = _units(partial(forward_with_outputs, student), self.student_paths[0], own_parts)
+        wide = _units(teacher.forward_with_outputs, self.teacher_paths[0], parts)
         student.train(is_training)
         weights, bias = fit_linear(narrow, wide, narrow.new_zeros(wide.shape[1], narrow.shape[1]))
         self.projection.weight.copy_(weights)
@@ -121,43 +118,22 @@ def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.where(is_constant, 0.0, ratio)
 
 
-def forward_with_outputs(classifier: Classifier, paths: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and what is at these addresses of layers, in one pass."""
-    with recorded(classifier, paths) as found:
-        logits = classifier(images)
-    return logits, [found[path] for path in paths]
-
-
 def _has_layer(classifier: Classifier, address: str) -> bool:
     path = parse_layer(address).path
     return not path or path in dict(classifier.network.named_modules())
 
 
-def _shared_paths(teacher: Classifier, student: Classifier, *, without: str) -> list[str]:
-    in_both = [path for path in _weighted_steps(teacher) if path in _weighted_steps(student) and path != without]
-    shapes = {path: (_shape(teacher, path), _shape(student, path)) for path in in_both}
+def _shared_paths(teacher: Inspectable, student: Classifier, *, without: str) -> list[str]:
+    own = _weighted_steps(student.network)
+    in_both = [path for path in _weighted_steps(teacher.network) if path in own and path != without]
+    shapes = {path: (teacher.output_shape(path), output_shape(student, path)) for path in in_both}
     return [path for path, (wide, narrow) in shapes.items() if wide and wide == narrow]
 
 
-def _weighted_steps(classifier: Classifier) -> list[str]:
+def _weighted_steps(network: nn.Module) -> list[str]:
     """Return the network's steps with a kernel or a weight matrix, without the last, which gives the logits."""
-    steps = classifier.network.named_children()
+    steps = network.named_children()
     return [name for name, step in steps if any(weight.ndim > 1 for weight in step.parameters())][:-1]
-
-
-@torch.no_grad()
-def _shape(classifier: Classifier, path: str) -> tuple[int, ...]:
-    """Return the shape of what is at `path` for one image; empty where it cannot be looked at or is no tensor."""
-    is_training = classifier.training
-    images = torch.full((2, *classifier.card.image_shape), 0.5, device=classifier.mean.device)
-    # In training mode the probe would change the running statistics of a BatchNorm.
-    try:
-        _, (output,) = forward_with_outputs(classifier.eval(), [path], images)
-    except TeacherError:
-        return ()
-    finally:
-        classifier.train(is_training)
-    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
 
 def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
@@ -166,9 +142,11 @@ def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
         return nn.Linear(num_inputs, num_outputs)
 
 
-def _units(classifier: Classifier, path: str, parts: Sequence[Tensor]) -> Tensor:
+def _units(
+    forward: Callable[[Sequence[str], Tensor], tuple[Tensor, list[Tensor]]], path: str, parts: Sequence[Tensor]
+) -> Tensor:
     """Return the units [n, d] of a layer on images in parts, float64 on the CPU."""
-    passes = [forward_with_outputs(classifier, [path], part.to(classifier.mean.device)) for part in parts]
+    passes = [forward([path], part) for part in parts]
     return joined([_unit_means(output).cpu().double() for _, (output,) in passes])
 
 

@@ -25,9 +25,9 @@ from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.channel_choice import Regression, choose_channels
 from dfkd_core.errors import DistillationError
+from dfkd_core.models.access import Inspectable
 from dfkd_core.models.layers import BatchNorm
 from dfkd_core.models.passes import LABELLING_SHARE
-from dfkd_core.models.teacher import Teacher
 
 __all__ = ["can_prune", "check_thinner", "prune_into"]
 
@@ -62,7 +62,7 @@ _SIZES = ("size", "dim", getattr, operator.getitem)
 
 
 @torch.no_grad()
-def prune_into(teacher: Teacher, student: nn.Module, images: Rows) -> None:
+def prune_into(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
     """Fill a network's weights and BatchNorm buffers, in place, with a thinner copy of the teacher.
 
     Both networks must have the same modules under the same paths; where widths differ, the student's are the smaller
@@ -77,7 +77,7 @@ def prune_into(teacher: Teacher, student: nn.Module, images: Rows) -> None:
     Raises:
         DistillationError: The student is not a thinner copy of the teacher.
     """
-    network = teacher.classifier.network
+    network = teacher.network
     check_thinner(network, student)
     graph = _trace(network)
     spaces = _find_spaces(graph, network, student, in_channels=images.shape[1])
@@ -89,9 +89,9 @@ def prune_into(teacher: Teacher, student: nn.Module, images: Rows) -> None:
     student.to(device).train(is_training)
 
 
-def can_prune(teacher: Teacher, student: nn.Module) -> bool:
+def can_prune(teacher: Inspectable, student: nn.Module) -> bool:
     """Tell whether `prune_into` accepts the two."""
-    network = teacher.classifier.network
+    network = teacher.network
     try:
         check_thinner(network, student)
         _trace(network)
@@ -223,9 +223,9 @@ def _layer_at(network: nn.Module, node: fx.Node) -> _Layer | None:
     return module if isinstance(module, _Layer) else None
 
 
-def _normalised_pixels(teacher: Teacher, images: Rows, graph: fx.Graph) -> Tensor:
+def _normalised_pixels(teacher: Inspectable, images: Rows, graph: fx.Graph) -> Tensor:
     """Return the input of the teacher's network for the first images, as many as memory is meant for, [n, c, h, w]."""
-    classifier, largest = teacher.classifier, 1
+    largest = 1
 
     class Sizes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -235,9 +235,9 @@ def _normalised_pixels(teacher: Teacher, images: Rows, graph: fx.Graph) -> Tenso
             return output
 
     def normalised(count: int) -> Tensor:
-        return classifier.normalise(load_batch(images, torch.arange(min(count, len(images))), teacher.device))
+        return teacher.normalise(load_batch(images, torch.arange(min(count, len(images))), teacher.device))
 
-    Sizes(classifier.network, graph=graph).run(normalised(1))
+    Sizes(teacher.network, graph=graph).run(normalised(1))
     count = _MAX_MAP_VALUES // largest
     if count < _MIN_IMAGES:
         room = LABELLING_SHARE * teacher.passes.memory

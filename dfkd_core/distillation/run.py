@@ -16,7 +16,6 @@ from dfkd_core.common.digests import json_digest
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.feature_matching import FeatureMatcher
-from dfkd_core.distillation.soft_labels import temperature_of_confidence
 from dfkd_core.distillation.steps import batch_loader, build_matcher, check_memory, step_cost, step_terms
 from dfkd_core.distillation.students import Start, build_student
 from dfkd_core.errors import DistillationError, TransferSetError
@@ -24,7 +23,6 @@ from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.layers import BatchNorm
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, Progress, ignore
-from dfkd_core.training.averaging import moving_average
 from dfkd_core.training.checkpoints import (
     CHECKPOINT_FORMAT,
     Checkpoint,
@@ -44,11 +42,9 @@ class DistillationResult:
     """A trained student and how it got there."""
 
     student: Classifier
-    """The student of the last epoch, or the average of the weights, in eval mode on the CPU."""
+    """The student of the last epoch, in eval mode on the CPU."""
     history: tuple[EpochRecord, ...]
     """One record per epoch, those before a resumption included."""
-    temperature: float
-    """Temperature of the loss: the configured one or the one chosen by `confidence`."""
     start: Start
     """What the first weights were."""
 
@@ -124,15 +120,13 @@ def distill_images(
 
     Raises:
         ConfigError: The student's network rejects the image size.
-        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, no
-            temperature gives the confidence, the loss is not finite, or the checkpoint cannot be written.
+        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, the
+            loss is not finite, or the checkpoint cannot be written.
     """
     _check_inputs(teacher, images, teacher_logits)
     device = torch.device(device)
     cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
     check_memory(cost, config, num_images=len(images), memory=teacher.passes.memory)
-    wanted = config.confidence
-    temperature = temperature_of_confidence(teacher_logits, wanted) if wanted else config.temperature
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
     found = read_checkpoint(checkpoint, key) if checkpoint else None
     student, start = build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
@@ -148,7 +142,7 @@ def distill_images(
         trainee.trained,
         trainee.optimizer,
         batch_loader(teacher, images, teacher_logits, matcher, config, device),
-        step_terms(teacher, student, matcher, temperature, config),
+        step_terms(teacher, student, matcher, config),
         num_images=len(images),
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -162,19 +156,17 @@ def distill_images(
         if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
             save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
         _report(on_progress, history, config.epochs)
-    return DistillationResult(student=trainee.result(), history=tuple(history), temperature=temperature, start=start)
+    return DistillationResult(student=trainee.result(), history=tuple(history), start=start)
 
 
 class _Trainee:
-    """The student with all that is trained beside it, the optimizer of both and the student's average."""
+    """The student with all that is trained beside it, and the optimizer of both."""
 
     def __init__(
         self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig, start: Start
     ) -> None:
         self._student = student
-        self._average = moving_average(student, config.ema_decay) if config.ema_decay else None
-        named = {"network": student.network, "matcher": matcher, "average": self._average}
-        self._parts = {name: module for name, module in named.items() if module is not None}
+        self._parts = {"network": student.network} | ({"matcher": matcher} if matcher else {})
         parts = [student] if matcher is None else [student, matcher]
         # Drawn weights have no statistics that are worth keeping.
         keeps_statistics = start == "pruned" and _has_batch_norm(student)
@@ -182,16 +174,7 @@ class _Trainee:
         learning_rate = config.learning_rate
         if keeps_statistics:
             learning_rate *= config.batch_norm_rate_factor
-        self.optimizer = build_optimizer(
-            self.trained,
-            name=config.optimizer,
-            learning_rate=learning_rate,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-        )
-        if self._average is not None:
-            average = self._average
-            self.optimizer.register_step_post_hook(lambda *arguments: average.update_parameters(student))
+        self.optimizer = build_optimizer(self.trained, learning_rate=learning_rate, weight_decay=config.weight_decay)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Return the parts of a checkpoint."""
@@ -203,14 +186,12 @@ class _Trainee:
         for name, module in self._parts.items():
             # A part without tensors leaves no trace in the file.
             module.load_state_dict(checkpoint.parts.get(name, {}))
-        load_optimizer(self.optimizer, checkpoint.parts.get("optimizer", {}))
+        load_optimizer(self.optimizer, checkpoint.parts["optimizer"])
         return list(checkpoint.history)
 
     def result(self) -> Classifier:
-        """Return the student that counts, in eval mode on the CPU."""
-        student: nn.Module = self._student if self._average is None else self._average.module
-        assert isinstance(student, Classifier)
-        return student.cpu().eval()
+        """Return the student in eval mode on the CPU."""
+        return self._student.cpu().eval()
 
 
 class _KeepingStatistics(nn.ModuleList):

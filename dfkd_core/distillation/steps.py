@@ -18,12 +18,13 @@ from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.disagreement import seek_disagreement
-from dfkd_core.distillation.feature_matching import FeatureMatcher, forward_with_outputs
+from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.mixing import mix
-from dfkd_core.distillation.soft_labels import loss_terms
+from dfkd_core.distillation.soft_labels import distillation_loss
 from dfkd_core.distillation.students import student_card
 from dfkd_core.errors import DistillationError
 from dfkd_core.models.classifier import Classifier, build_classifier
+from dfkd_core.models.layers import forward_with_outputs
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.training.augmentation import augment
@@ -52,7 +53,7 @@ def build_matcher(
     """Return what compares inner outputs, its learned map drawn from `seed`; None where they do not count."""
     if not config.feature_weight:
         return None
-    return FeatureMatcher(teacher, student, layers=config.feature_layers, seed=seed).to(device)
+    return FeatureMatcher(teacher, student, seed=seed).to(device)
 
 
 def batch_loader(
@@ -82,7 +83,7 @@ def batch_loader(
             logits = teacher_logits[positions.to(teacher_logits.device)]
             return LabelledBatch(batch, move_batch(logits, device).float(), [])
         batch = augment(batch, config.augmentation, generator)
-        batch = mix(batch, config.mixing, config.mixing_alpha, generator)
+        batch = mix(batch, config.mixing, generator)
         return _labelled(teacher, paths, batch)
 
     return load
@@ -93,18 +94,14 @@ def _labelled(teacher: Teacher, paths: Sequence[str], images: Tensor) -> Labelle
     """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
     with autocast_on_gpu(images.device):
         parts = teacher.passes.split(images.to(teacher.device))
-        passes = [forward_with_outputs(teacher.classifier, paths, part) for part in parts]
+        passes = [teacher.forward_with_outputs(paths, part) for part in parts]
     logits = joined([logits for logits, _ in passes]).to(images.device).float()
     outputs = [joined(list(of_layer)).to(images.device) for of_layer in zip(*(outputs for _, outputs in passes))]
     return LabelledBatch(images, logits, outputs)
 
 
 def step_terms(
-    teacher: Teacher,
-    student: Classifier,
-    matcher: FeatureMatcher | None,
-    temperature: float,
-    config: DistillationConfig,
+    teacher: Teacher, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig
 ) -> Callable[[LabelledBatch], dict[str, Tensor]]:
     """Return the function from a batch to the named terms of its loss, scalars that add up to it.
 
@@ -112,8 +109,7 @@ def step_terms(
         teacher: Labels the images that are moved to where the networks disagree.
         student: The network in training.
         matcher: Compares inner outputs; None for none.
-        temperature: Temperature of the soft labels.
-        config: Weights of the terms.
+        config: Temperature of the soft labels and weights of the terms.
     """
     paths = matcher.student_paths if matcher else ()
     teacher_paths = matcher.teacher_paths if matcher else ()
@@ -123,7 +119,8 @@ def step_terms(
         count = round(config.disagreement.share * len(batch.images))
         if not count:
             return batch
-        moved = seek_disagreement(teacher, student, batch.images[:count], config.disagreement, temperature=temperature)
+        chosen, temperature = batch.images[:count], config.temperature
+        moved = seek_disagreement(teacher, student, chosen, config.disagreement, temperature=temperature)
         labelled = _labelled(teacher, teacher_paths, moved)
         pairs = zip(labelled.outputs, batch.outputs, strict=True)
         return LabelledBatch(
@@ -136,7 +133,7 @@ def step_terms(
         batch = disputed(batch)
         with autocast_on_gpu(batch.images.device):
             logits, outputs = forward_with_outputs(student, paths, batch.images)
-        found = loss_terms(logits.float(), batch.logits, temperature=temperature, mse_weight=config.mse_weight)
+        found = {"kl": distillation_loss(logits.float(), batch.logits, temperature=config.temperature)}
         if matcher:
             found["features"] = config.feature_weight * matcher(outputs, batch.outputs)
         return found
@@ -186,7 +183,7 @@ def step_cost(
     load = batch_loader(teacher, images, teacher_logits, matcher, config, device)
     # The same image several times: there may be fewer.
     batches = {n: load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
-    terms = step_terms(teacher, student, matcher, 1.0, config)
+    terms = step_terms(teacher, student, matcher, config)
 
     def step(num_images: int) -> None:
         torch.autograd.backward(torch.stack(tuple(terms(batches[num_images]).values())).sum())

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.pruning import can_prune, prune_into
@@ -42,7 +43,7 @@ def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
     """
     student = build_classifier(student_card(teacher, config), seed=0).eval()
     try:
-        shape = tuple(student(torch.full((2, *teacher.image_shape), 0.5)).shape)
+        shape = tuple(student(grey_images(2, teacher.image_shape)).shape)
     except (TeacherError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"The student {config.student} cannot take the teacher's images {teacher.image_shape}: {error}. "

@@ -6,10 +6,11 @@ n images, k classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import Rows
@@ -18,9 +19,9 @@ from dfkd_core.errors import DataError
 from dfkd_core.evaluation.class_order import check_class_order
 from dfkd_core.evaluation.labelled_images import EvaluationData
 from dfkd_core.evaluation.metrics import LabelScores, confusion_matrix, label_scores, mean_kl
+from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.passes import PassSizes, joined
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import PositiveInt, config_section
 
@@ -50,16 +51,18 @@ class EvaluationConfig:
 class ModelReport:
     """One model's figures."""
 
-    num_parameters: int
-    """Trainable numbers in the network."""
-    size_bytes: int
-    """Size of its safetensors file."""
+    num_parameters: int | None
+    """Trainable numbers in the network; None for a teacher that does not show it."""
+    size_bytes: int | None
+    """Size of its safetensors file; None likewise."""
     scores: LabelScores | None
     """None where there were no labels."""
 
     def to_metrics(self) -> dict[str, float]:
         """Return the single figures by name; shares are fractions."""
-        metrics: dict[str, float] = {"num_parameters": self.num_parameters, "size_bytes": self.size_bytes}
+        metrics: dict[str, float] = {}
+        if self.num_parameters is not None and self.size_bytes is not None:
+            metrics |= {"num_parameters": self.num_parameters, "size_bytes": self.size_bytes}
         if self.scores:
             metrics |= {"accuracy": self.scores.accuracy, "ece": self.scores.ece}
         return metrics
@@ -102,7 +105,7 @@ class EvaluationReport:
 
 def evaluate(
     student: Classifier,
-    teacher: Teacher,
+    teacher: Labeller,
     *,
     data: LabelledImages | EvaluationData | None = None,
     held_out: Rows | None = None,
@@ -136,10 +139,11 @@ def evaluate(
     logits = _predict(student, teacher, images, config.batch_size, on_progress)
     if labels is not None and check_order:
         check_class_order(logits[1].argmax(1), labels.cpu(), teacher.card.num_classes)
+    shown = cast(Inspectable, teacher).network if has_access(teacher, "layers") else None
     agreement = (logits[0].argmax(1) == logits[1].argmax(1)).double().mean().item()
     return EvaluationReport(
-        student=_model_report(student, logits[0], labels, config.num_bins),
-        teacher=_model_report(teacher.classifier, logits[1], labels, config.num_bins),
+        student=_model_report(student.network, logits[0], labels, config.num_bins),
+        teacher=_model_report(shown, logits[1], labels, config.num_bins),
         agreement=agreement,
         kl=mean_kl(logits[1], logits[0]),
         num_images=len(images),
@@ -150,33 +154,36 @@ def evaluate(
 
 @torch.inference_mode()
 def _predict(
-    student: Classifier, teacher: Teacher, images: Rows, batch_size: int, on_progress: OnProgress
+    student: Classifier, teacher: Labeller, images: Rows, batch_size: int, on_progress: OnProgress
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [n, k] of student and teacher on the CPU."""
     student = student.to(teacher.device).eval()
-    own_passes = PassSizes(student, memory=teacher.passes.memory)
+    own_passes = PassSizes(student, memory=teacher.memory)
     parts = []
     for first in range(0, len(images), batch_size):
         done = min(first + batch_size, len(images))
         batch = load_batch(images, torch.arange(first, done), teacher.device)
         student_logits = joined([student(part).cpu() for part in own_passes.split(batch)])
-        parts.append((student_logits, joined([teacher(part).cpu() for part in teacher.passes.split(batch)])))
+        parts.append((student_logits, teacher.label(batch).cpu()))
         on_progress(Progress(stage="evaluate", done=done, total=len(images), unit="images"))
     by_model = zip(*parts, strict=True)
     of_student, of_teacher = (torch.cat(logits) for logits in by_model)
     return of_student, of_teacher
 
 
-def _model_report(classifier: Classifier, logits: Tensor, labels: Tensor | None, num_bins: int) -> ModelReport:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.network.state_dict().items()}
+def _model_report(network: nn.Module | None, logits: Tensor, labels: Tensor | None, num_bins: int) -> ModelReport:
+    scores = None if labels is None else label_scores(logits, labels, num_bins)
+    if network is None:
+        return ModelReport(num_parameters=None, size_bytes=None, scores=scores)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return ModelReport(
-        num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
         size_bytes=len(save(tensors)),
-        scores=None if labels is None else label_scores(logits, labels, num_bins),
+        scores=scores,
     )
 
 
-def _check_fit(images: Rows, labels: Tensor | None, teacher: Teacher) -> None:
+def _check_fit(images: Rows, labels: Tensor | None, teacher: Labeller) -> None:
     card = teacher.card
     if tuple(images.shape[1:]) != card.image_shape:
         raise DataError(

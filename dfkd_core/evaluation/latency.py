@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.models.classifier import Classifier
 
 __all__ = ["measure_latency"]
@@ -34,7 +35,7 @@ def measure_latency(
     classifier = classifier.to(device).eval()
     medians = {}
     for size in batch_sizes:
-        images = torch.full((size, *classifier.card.image_shape), 0.5, device=device)
+        images = grey_images(size, classifier.card.image_shape, device)
         images = images.contiguous(memory_format=torch.channels_last)
         seconds = [_time_forward(classifier, images) for _ in range(num_runs + num_runs // 10 + 1)]
         medians[f"batch_{size}_ms"] = 1000 * statistics.median(seconds[-num_runs:])

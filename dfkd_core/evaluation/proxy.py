@@ -24,11 +24,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dfkd_core.common.pixels import quantise
 from dfkd_core.data.fitting import FittedImages, resize
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.access import Labeller
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.passes import PassSizes, joined
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.priors.table import PriorName, build_prior
 
 __all__ = ["HELD_OUT_PRIOR", "held_out_images", "held_out_logits", "proxy_score", "weighted_agreement"]
@@ -40,7 +41,7 @@ _STREAM = "proxy"
 
 
 def proxy_score(
-    teacher: Teacher, student: Classifier, *, num_images: int = 20_000, seed: int = 0, batch_size: int = 500
+    teacher: Labeller, student: Classifier, *, num_images: int = 20_000, seed: int = 0, batch_size: int = 500
 ) -> float:
     """Return how well the student gives the teacher's answers on held-out images, from 0 to 1 (always).
 
@@ -97,28 +98,27 @@ def held_out_images(image_shape: tuple[int, int, int], num_images: int, *, seed:
     prior = build_prior(HELD_OUT_PRIOR, image_shape)
 
     def paint(positions: list[int]) -> list[Tensor]:
-        return [prior.decode(prior.start(positions, seed=seed, stream=_STREAM)).mul(255).round().byte()]
+        return [quantise(prior.decode(prior.start(positions, seed=seed, stream=_STREAM)))]
 
     return FittedImages(paint, num_images, image_shape, resize)
 
 
 @torch.inference_mode()
 def held_out_logits(
-    teacher: Teacher, student: Classifier, *, num_images: int = 20_000, seed: int = 0, batch_size: int = 500
+    teacher: Labeller, student: Classifier, *, num_images: int = 20_000, seed: int = 0, batch_size: int = 500
 ) -> tuple[Tensor, Tensor]:
     """Return the logits [n, k] of teacher and student on held-out images, on the CPU.
 
     Arguments as in `proxy_score`.
     """
     student = student.to(teacher.device).eval()
-    own_passes = PassSizes(student, memory=teacher.passes.memory)
+    own_passes = PassSizes(student, memory=teacher.memory)
     prior = build_prior(HELD_OUT_PRIOR, teacher.card.image_shape)
     parts = []
     for first in range(0, num_images, batch_size):
         indices = range(first, min(first + batch_size, num_images))
         images = prior.decode(prior.start(indices, seed=seed, stream=_STREAM)).to(teacher.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        labels = joined([teacher(part).cpu() for part in teacher.passes.split(images)])
-        parts.append((labels, joined([student(part).cpu() for part in own_passes.split(images)])))
+        parts.append((teacher.label(images).cpu(), joined([student(part).cpu() for part in own_passes.split(images)])))
     teacher_logits, student_logits = (torch.cat(logits) for logits in zip(*parts, strict=True))
     return teacher_logits, student_logits

@@ -15,11 +15,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.common.seeding import derive_seed
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import default_layer, is_built_in
-from dfkd_core.models.layers import find_modelled_layer
+from dfkd_core.models.layers import find_modelled_layer, forward_with_outputs
 from dfkd_core.models.outputs import OutputKind, select_output, to_logits
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "build_classifier",
     "describe",
     "in_memory_format",
+    "output_shape",
 ]
 
 # Channels that oneDNN takes at once with AVX-512; less with AVX2.
@@ -183,7 +185,7 @@ def describe(classifier: Classifier) -> None:
         classifier.card = dataclasses.replace(card, layer=default_layer(card.network), channels_last=True)
         return
     is_training = classifier.training
-    images = torch.full((2, *card.image_shape), 0.5)
+    images = grey_images(2, card.image_shape)
     classifier.card = dataclasses.replace(card, channels_last=False)
     try:
         layer = find_modelled_layer(classifier.eval(), images)
@@ -201,7 +203,7 @@ def _takes_channels_last(classifier: Classifier) -> bool:
         return False
     card, network = classifier.card, copy.deepcopy(classifier.network)
     trial = in_memory_format(Classifier(network, dataclasses.replace(card, channels_last=True)).eval())
-    images = torch.full((2, *card.image_shape), 0.5).contiguous(memory_format=torch.channels_last)
+    images = grey_images(2, card.image_shape).contiguous(memory_format=torch.channels_last)
     try:
         trial(images)
     except RuntimeError:
@@ -214,3 +216,20 @@ def _is_written_past(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
         return False
     return module.in_channels // module.groups < _WHOLE_BLOCK
+
+
+@torch.no_grad()
+def output_shape(classifier: Classifier, address: str) -> tuple[int, ...]:
+    """Return the shape of the value at a layer's address for one image; empty if it cannot be read or is no tensor.
+
+    The classifier stays as it is: it is probed in eval mode, since BatchNorm would otherwise note the probe.
+    """
+    is_training = classifier.training
+    images = grey_images(2, classifier.card.image_shape, classifier.mean.device)
+    try:
+        _, (output,) = forward_with_outputs(classifier.eval(), [address], images)
+    except TeacherError:
+        return ()
+    finally:
+        classifier.train(is_training)
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()

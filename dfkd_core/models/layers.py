@@ -25,6 +25,7 @@ __all__ = [
     "LayerAddress",
     "LayerCandidate",
     "find_modelled_layer",
+    "forward_with_outputs",
     "layer_candidates",
     "parse_layer",
     "recorded",
@@ -145,6 +146,24 @@ def recorded(classifier: nn.Module, addresses: Sequence[str]) -> Iterator[dict[s
         for address in addresses:
             stack.enter_context(watched(classifier, address, keep(address)))
         yield found
+
+
+def forward_with_outputs(
+    classifier: nn.Module, addresses: Sequence[str], images: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Map images [n, c, h, w] in [0, 1] to logits [n, k] and the values at addresses of layers, in one pass.
+
+    Args:
+        classifier: A `Classifier`, in any mode.
+        addresses: Addresses of layers.
+        images: On the classifier's device.
+
+    Raises:
+        TeacherError: There is no such layer, or it cannot be read.
+    """
+    with recorded(classifier, addresses) as found:
+        logits = classifier(images)
+    return logits, [found[address] for address in addresses]
 
 
 @contextmanager

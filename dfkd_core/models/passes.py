@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.common.memory import GIB, memory_at_hand
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.classifier import Classifier
 
@@ -149,7 +150,7 @@ class PassSizes:
 
     def _run(self, num_images: int, with_gradient: bool) -> None:
         device = self._device
-        images = torch.full((num_images, *self._classifier.card.image_shape), 0.5, device=device)
+        images = grey_images(num_images, self._classifier.card.image_shape, device)
         images = images.contiguous(memory_format=torch.channels_last).requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient), _precision(device, with_gradient):
             total = self._classifier(images).float().sum()

@@ -5,27 +5,34 @@ n images, c channels, h height, w width, d units of the modelled layer, k classe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.classifier import Classifier, ModelCard
-from dfkd_core.models.layers import OUTPUT, BatchNorm, parse_layer, recorded, replaced, watched, weight_of
+from dfkd_core.models.access import Access, Side
+from dfkd_core.models.classifier import Classifier, ModelCard, output_shape
+from dfkd_core.models.layers import (
+    OUTPUT,
+    BatchNorm,
+    forward_with_outputs,
+    parse_layer,
+    recorded,
+    replaced,
+    watched,
+    weight_of,
+)
 from dfkd_core.models.merging import merge_batch_norm
-from dfkd_core.models.passes import PassSizes
+from dfkd_core.models.passes import PassSizes, joined
 from dfkd_core.models.storage import load_model, model_digest
 
-__all__ = ["Side", "Teacher", "load_teacher"]
-
-Side = Literal["incoming", "outgoing"]
-"""Which weights of the modelled layer's units are meant: those that feed them or those that read them."""
+__all__ = ["Teacher", "load_teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +86,64 @@ class Teacher:
         return self._classifier.card
 
     @property
+    def access(self) -> Access:
+        """Everything: labels, gradients, layers and weights."""
+        return "layers"
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a pass may use."""
+        return self.passes.memory
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network; takes normalised images."""
+        return self._classifier.network
+
+    @property
     def classifier(self) -> Classifier:
-        """The wrapped classifier, frozen."""
+        """The frozen classifier, for storing it; what it computes is this class's to say."""
         return self._classifier
 
     def merged(self, *, keep: Sequence[str] = ()) -> Teacher:
-        """Return this teacher with its BatchNorm merged into the layers before, which takes less time, if any can be.
+        """Return this teacher with its BatchNorm merged into the layers before, if any can be; it then takes less time.
 
-        It is the same function up to rounding, with the same digest, and the modelled layer and those at the addresses
-        in `keep` give what they did. See `dfkd_core.models.merging`.
+        It is the same function up to rounding and keeps digest and sizes of passes. The values of the modelled layer
+        and of the layers at the addresses in `keep` stay. See `dfkd_core.models.merging`.
         """
         classifier = merge_batch_norm(self._classifier, keep=(self.card.layer, *keep))
         if classifier is self._classifier:
             return self
-        other = copy.copy(self)
-        other._classifier = classifier
-        return other
+        whole = Teacher(classifier, device=self.device)
+        whole.digest, whole.passes = self.digest, self.passes
+        return whole
 
     @property
     def num_features(self) -> int:
         """Units d of the modelled layer."""
         return self._trace.features_shape[1]
 
-    @property
-    def layer_is_rectified(self) -> bool:
-        """Whether a ReLU reads the modelled layer's output."""
-        return bool(self._trace.after) and isinstance(self._trace.after[0], nn.ReLU)
-
     def __call__(self, images: Tensor) -> Tensor:
         """Map images [n, c, h, w] in [0, 1] to logits [n, k]."""
         logits: Tensor = self._classifier(images)
         return logits
+
+    @torch.no_grad()
+    def label(self, images: Tensor) -> Tensor:
+        """Return logits float32 [n, k] for images [n, c, h, w] in [0, 1], in parts if memory is short; no gradient."""
+        return joined([self(part).float() for part in self.passes.split(images)])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return the network's input for images [n, c, h, w] in [0, 1]."""
+        return self._classifier.normalise(images)
+
+    def forward_with_outputs(self, addresses: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map images to logits and the values at addresses of layers, see `dfkd_core.models.layers`."""
+        return forward_with_outputs(self._classifier, addresses, images)
+
+    def output_shape(self, address: str) -> tuple[int, ...]:
+        """Return the shape of the value at an address for one image; empty if it cannot be read or is no tensor."""
+        return output_shape(self._classifier, address)
 
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [n, c, h, w] in [0, 1] to logits [n, k] and features [n, d].
@@ -211,7 +245,7 @@ class Teacher:
                 stack.enter_context(
                     watched(self._classifier, self.card.layer, lambda value: split.append((len(order), value)))
                 )
-                logits = self(torch.full((2, *self.card.image_shape), 0.5, device=self.device))
+                logits = self(grey_images(2, self.card.image_shape, self.device))
         except (RuntimeError, ValueError) as error:
             raise TeacherError(
                 f"The teacher rejects images of shape {self.card.image_shape}: {error}. Correct data.image_size"

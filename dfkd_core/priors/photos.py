@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from dfkd_core.common.pixels import dequantise
 from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.errors import DataError
 from dfkd_core.priors.blurring import blur_maps
@@ -122,7 +123,7 @@ def _load_photo(name: str) -> torch.Tensor:
             f"the photograph {name} that scikit-learn ships cannot be read ({error}): "
             "install scikit-learn and pillow (pip install scikit-learn pillow), or choose another prior"
         ) from error
-    return torch.tensor(picture).movedim(2, 0).float() / 255
+    return dequantise(torch.tensor(picture).movedim(2, 0))
 
 
 def _pyramid(photo: torch.Tensor) -> list[torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Annotated
 
 import torch
 
@@ -16,12 +16,11 @@ from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
 from dfkd_core.priors.tone import Tone, TonedPrior, count_levels, fit_tone
+from dfkd_core.sections import OneOf
 
-__all__ = ["PriorName", "build_prior", "build_toned_prior", "prior_names", "shows_photographs"]
+__all__ = ["PRIORS", "PriorName", "build_prior", "build_toned_prior", "prior_names", "shows_photographs"]
 
-PriorName = Literal["fourier", "mixed", "mosaic", "photos", "pixels", "procedural"]
-
-_PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
+PRIORS: dict[str, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "fourier": FourierPrior,
     "mixed": MixedPrior,
     "mosaic": MosaicPrior,
@@ -29,6 +28,11 @@ _PRIORS: dict[PriorName, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "pixels": PixelPrior,
     "procedural": ProceduralPrior,
 }
+"""What builds each prior for images of shape (c, h, w)."""
+
+PriorName = Annotated[str, OneOf(PRIORS.keys)]
+"""Name of a prior in `PRIORS`."""
+
 # Images that a tone is fitted on: enough to know their mean brightness to 0.005, and small enough to be drawn in a
 # second, since brightness and contrast hardly depend on the size.
 _NUM_FITTED = 2048
@@ -36,9 +40,9 @@ _FITTED_AT_ONCE = 256
 _LARGEST_FITTED_PX = 32
 
 
-def prior_names() -> tuple[PriorName, ...]:
+def prior_names() -> tuple[str, ...]:
     """Return the names of all priors, sorted."""
-    return tuple(sorted(_PRIORS))
+    return tuple(sorted(PRIORS))
 
 
 def shows_photographs(name: PriorName) -> bool:
@@ -48,7 +52,7 @@ def shows_photographs(name: PriorName) -> bool:
 
 def build_prior(name: PriorName, image_shape: tuple[int, int, int]) -> ImagePrior:
     """Build the prior called `name` for images of shape (c, h, w)."""
-    return _PRIORS[name](image_shape)
+    return PRIORS[name](image_shape)
 
 
 def build_toned_prior(

@@ -33,7 +33,7 @@ def batch_norm_layers(teacher: Teacher, *, method: str) -> tuple[BatchNorm, ...]
     Raises:
         TeacherError: There is none.
     """
-    modules = teacher.classifier.network.modules()
+    modules = teacher.network.modules()
     layers = tuple(m for m in modules if isinstance(m, BatchNorm) and m.running_mean is not None)
     if not layers:
         raise TeacherError(

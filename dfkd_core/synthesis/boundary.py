@@ -30,7 +30,7 @@ from dfkd_core.sections import NonNegative, config_section
 from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
-from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, total_variation
+from dfkd_core.synthesis.image_losses import label_losses, one_hot_labels, total_variation
 
 __all__ = ["BoundaryConfig", "BoundarySynthesizer", "pair_label", "whole_pairs"]
 
@@ -99,13 +99,12 @@ class BoundarySynthesizer:
         """Return the labels of these images as distributions [n, k]."""
         num_classes = self.teacher.card.num_classes
         labels = torch.tensor([pair_label(int(index), num_classes) for index in image_indices])
-        return smoothed_labels(labels, num_classes, smoothing=0.0)
+        return one_hot_labels(labels, num_classes)
 
     def objective(self, image_indices: Sequence[int], *, seed: int) -> Objective:
         """Return the losses, each [n], of a batch of whole pairs.
 
-        Half of a pair's loss stands in the row of each of its two images: where steps end below a loss, they end for
-        both at once.
+        Half of a pair's contrast is in the row of each of its two images.
 
         Args:
             image_indices: The images' positions in the whole transfer set, as `whole_pairs` returns them.
@@ -130,7 +129,7 @@ class BoundarySynthesizer:
                 terms["contrast"] = config.contrast_weight * _halved_differences(logits)
             if config.total_variation_weight:
                 terms["total_variation"] = config.total_variation_weight * total_variation(images)
-            return {name: _shared(term) for name, term in terms.items()}
+            return terms
 
         return losses
 
@@ -145,7 +144,6 @@ class BoundarySynthesizer:
             prior.start(made, seed=seed),
             self.objective(made, seed=seed),
             image_indices=made,
-            seed=seed,
             descent=self.config.descent,
             device=self.teacher.device,
             # A power of two, so that both images of a pair go through together.
@@ -161,8 +159,3 @@ def _halved_differences(logits: Tensor) -> Tensor:
     """Return half the mean squared difference between the logits [n, k] of the pairs (0, 1), (2, 3), ..., [n]."""
     differences: Tensor = 0.5 * (logits[::2] - logits[1::2]).square().mean(1)
     return differences.repeat_interleave(2)
-
-
-def _shared(losses: Tensor) -> Tensor:
-    """Return the losses [n] with each pair's mean in both of its rows."""
-    return losses.view(-1, 2).mean(1).repeat_interleave(2)

@@ -1,6 +1,6 @@
 """Gradient descent on images under any objective of a teacher.
 
-n images, m of them still active, c channels, h height, w width.
+n images, m of them in one pass, c channels, h height, w width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import SynthesisError
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.passes import joined
@@ -33,7 +31,6 @@ their losses, each [m]. On a GPU it is recorded, so that what differs from step 
 
 _REPORT_EVERY = 10
 _LOOK_EVERY = 5
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @config_section
@@ -53,12 +50,6 @@ class DescentConfig:
     """Adam's step: in grey levels of [0, 1] for pixels, in whitened coefficients for fourier."""
     smoothing_px: NonNegative = 0.0
     """Standard deviation in pixels of the blur of every step, so that shapes change and not single pixels; 0 is off."""
-    shift_px: NonNegativeInt = 0
-    """Largest shift in pixels of the batch before each step, so that an image holds its target where it is moved."""
-    start_weight: NonNegative = 0.0
-    """Weight of the mean squared distance to the start, in grey levels of [0, 1]; keeps images near the prior."""
-    stop_loss: NonNegative = 0.0
-    """Images whose loss is below it are done, and steps go to the others; 0 gives every image all iterations."""
 
     def faults(self) -> Iterator[str]:
         """Yield what no single field shows."""
@@ -85,7 +76,6 @@ def descend(
     objective: Objective,
     *,
     image_indices: Sequence[int],
-    seed: int,
     descent: DescentConfig,
     device: torch.device,
     images_per_pass: int | None = None,
@@ -101,12 +91,11 @@ def descend(
         starts: Its parameters [n, ...]; not changed.
         objective: Terms of each image's loss.
         image_indices: The images' positions in the whole transfer set, for messages.
-        seed: Addresses the shifts.
         descent: Number and kind of the steps.
         device: Where to compute.
         images_per_pass: Most images moved at once, neighbours together; None moves all at once, as an objective that
             couples them needs. Changes images by rounding alone.
-        on_progress: Called every few iterations with the mean loss of the active images.
+        on_progress: Called every few iterations with the images' mean loss.
 
     Returns:
         Images float32 [n, c, h, w] in [0, 1] on the CPU.
@@ -114,126 +103,85 @@ def descend(
     Raises:
         SynthesisError: A loss is not finite; names iteration, term and images.
     """
-    parts = torch.split(starts, max(1, images_per_pass or len(starts)))
-    images, first = [], 0
-    for part in parts:
-        parameters = part.to(device).clone()
+    size = max(1, images_per_pass or len(starts))
+    images = []
+    for first in range(0, len(starts), size):
+        parameters = starts[first : first + size].to(device).clone()
         if descent.iterations:
-            indices = image_indices[first : first + len(part)]
-            own, report = _of_part(first, len(starts), objective, on_progress)
-            parameters = _optimise(prior, parameters, own, indices, seed, descent, report)
+            rows = torch.arange(first, first + len(parameters), device=device)
+            indices = image_indices[first : first + size]
+            report = _for_the_whole(on_progress, first, len(starts))
+            parameters = _optimise(prior, parameters, rows, objective, indices, descent, report)
         with torch.no_grad():
             images.append(prior.decode(parameters).float().contiguous().cpu())
-        first += len(part)
     return joined(images)
 
 
-def _of_part(
-    first: int, num_images: int, objective: Objective, on_progress: OnProgress
-) -> tuple[Objective, OnProgress]:
-    """Return the objective and the report of the whole batch for a part of it that begins at row `first`."""
-
-    def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
-        return objective(images, rows + first)
+def _for_the_whole(on_progress: OnProgress, first: int, num_images: int) -> OnProgress:
+    """Return the report of a part that begins at row `first` as one of the whole batch."""
 
     def report(progress: Progress) -> None:
         on_progress(dataclasses.replace(progress, done=first + progress.done, total=num_images))
 
-    return losses, report
+    return report
 
 
 def _optimise(
     prior: ImagePrior,
     starts: Tensor,
+    rows: Tensor,
     objective: Objective,
     image_indices: Sequence[int],
-    seed: int,
     descent: DescentConfig,
     on_progress: OnProgress,
 ) -> Tensor:
-    finished = starts.clone()
-    moving = _Moving(prior, starts, objective, seed, descent)
-    # Where images are taken out, a recording would be of a batch that is no more.
-    step = moving.step if descent.stop_loss else recorded_on_gpu(moving.step, starts.device)
+    moving = _Moving(prior, starts, rows, objective, descent)
+    step = recorded_on_gpu(moving.step, starts.device)
     for iteration in range(1, descent.iterations + 1):
-        moving.choose_shift(iteration)
         step()
         is_last = iteration == descent.iterations
         # Each look makes a GPU wait.
         if starts.is_cuda and not is_last and iteration % _LOOK_EVERY:
             continue
         total = moving.total.item()
-        mean_loss = total / len(moving.rows)
         if not math.isfinite(total):
-            indices = [image_indices[row] for row in moving.rows.tolist()]
-            raise SynthesisError(_non_finite_message(moving.terms, indices, iteration, descent))
+            raise SynthesisError(_non_finite_message(moving.terms, image_indices, iteration, descent))
         if iteration % _REPORT_EVERY == 0 or is_last:
-            on_progress(_report(len(starts), iteration, descent, mean_loss))
-        if descent.stop_loss and iteration % _LOOK_EVERY == 0:
-            is_active = moving.losses >= descent.stop_loss
-            if not is_active.all():
-                finished[moving.rows] = moving.parameters.detach()
-                if not is_active.any():
-                    on_progress(_report(len(starts), descent.iterations, descent, mean_loss))
-                    return finished
-                moving.keep(is_active)
-    finished[moving.rows] = moving.parameters.detach()
-    return finished
+            on_progress(_report(len(starts), iteration, descent, total / len(starts)))
+    return moving.parameters.detach()
 
 
 class _Moving:
     """Images on their way; a step reads and writes tensors alone, so that a GPU can record it."""
 
     def __init__(
-        self, prior: ImagePrior, starts: Tensor, objective: Objective, seed: int, descent: DescentConfig
+        self, prior: ImagePrior, starts: Tensor, rows: Tensor, objective: Objective, descent: DescentConfig
     ) -> None:
-        self._prior, self._objective, self._descent = prior, objective, descent
-        self.rows = torch.arange(len(starts), device=starts.device)
-        """Positions in the batch of the images that are still moved."""
+        self._prior, self._rows, self._objective = prior, rows, objective
         with torch.no_grad():
             images = prior.decode(starts)
-        self._homes = images.clone() if descent.start_weight else None
         self._blur = (
             [blur_matrix(size, descent.smoothing_px).to(images) for size in images.shape[-2:]]
             if descent.smoothing_px
             else None
         )
-        self._shifts = _Shifts(images, seed, descent) if descent.shift_px else None
         self.parameters = starts.requires_grad_(True)
-        self._adam = self._build_adam(self.parameters)
+        self._adam = torch.optim.Adam(
+            [self.parameters], lr=descent.learning_rate, fused=True, capturable=starts.is_cuda
+        )
         self.terms: dict[str, Tensor] = {}
         """Terms of the loss of the last step, each [m]."""
-        self.losses = self.total = torch.empty(0)
-
-    def choose_shift(self, iteration: int) -> None:
-        """Draw how the next step moves the batch; iterations count from 1."""
-        if self._shifts is not None:
-            self._shifts.choose(iteration)
+        self.total = torch.empty(0)
 
     def step(self) -> None:
         """Take one step of Adam; note the losses before it."""
-        images = self._prior.decode(self.parameters)
-        seen = images if self._shifts is None else self._shifts.of(images)
-        terms = dict(self._objective(seen.contiguous(memory_format=torch.channels_last), self.rows))
-        losses = torch.stack(tuple(terms.values())).sum(0)
-        if self._homes is not None:
-            distances = (images - self._homes[self.rows]).square().flatten(1).mean(1)
-            terms["start"] = self._descent.start_weight * distances
+        images = self._prior.decode(self.parameters).contiguous(memory_format=torch.channels_last)
+        terms = self._objective(images, self._rows)
         total = torch.stack([term.sum() for term in terms.values()]).sum()
         (gradient,) = torch.autograd.grad(total, self.parameters)
         self._move(gradient)
         self.terms = {name: term.detach() for name, term in terms.items()}
-        self.losses, self.total = losses.detach(), total.detach()
-
-    def keep(self, is_active: Tensor) -> None:
-        """Go on with these of the images, bool [m], and with Adam's moments of them."""
-        self.rows = self.rows[is_active]
-        kept = self.parameters.detach()[is_active].requires_grad_(True)
-        state = self._adam.state[self.parameters]
-        self._adam = self._build_adam(kept)
-        moments = {name: state[name][is_active] for name in _ADAM_MOMENTS}
-        self._adam.state[kept] = {"step": state["step"], **moments}
-        self.parameters = kept
+        self.total = total.detach()
 
     @torch.no_grad()
     def _move(self, gradient: Tensor) -> None:
@@ -251,40 +199,6 @@ class _Moving:
             self._adam.step()
             parameters.copy_(before + rows @ (parameters - before) @ columns.T)
         self._prior.project(parameters)
-
-    def _build_adam(self, parameters: Tensor) -> torch.optim.Adam:
-        return torch.optim.Adam([parameters], lr=self._descent.learning_rate, fused=True, capturable=parameters.is_cuda)
-
-
-class _Shifts:
-    """Moves a batch by whole pixels, each step by one draw; the border repeats.
-
-    As products with matrices of zeros and ones, whose gradient a GPU adds up in the same order each time.
-    """
-
-    def __init__(self, images: Tensor, seed: int, descent: DescentConfig) -> None:
-        reach = descent.shift_px
-        generator = derive_generator(seed, "refinement shift")
-        self._draws = torch.randint(2 * reach + 1, (descent.iterations, 2), generator=generator).to(images.device)
-        self._chosen = torch.zeros_like(self._draws[0])
-        self._down, self._across = (_shift_matrices(side, reach).to(images) for side in images.shape[-2:])
-
-    def choose(self, iteration: int) -> None:
-        """Take the draw of this iteration, from 1."""
-        self._chosen.copy_(self._draws[iteration - 1])
-
-    def of(self, images: Tensor) -> Tensor:
-        """Return the images [n, c, h, w] as the draw moves them."""
-        down, across = self._chosen[:1], self._chosen[1:]
-        moved: Tensor = self._down.index_select(0, down)[0] @ images @ self._across.index_select(0, across)[0].T
-        return moved
-
-
-def _shift_matrices(size: int, reach: int) -> Tensor:
-    """Return matrices [2 reach + 1, size, size]; number s makes pixel i of a column its pixel i + s - reach."""
-    offsets = torch.arange(-reach, reach + 1)[:, None]
-    sources = (torch.arange(size) + offsets).clamp(0, size - 1)
-    return functional.one_hot(sources, size).float()
 
 
 @cache

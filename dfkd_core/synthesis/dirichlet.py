@@ -24,7 +24,7 @@ from dfkd_core.sections import Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
-from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
+from dfkd_core.synthesis.targets import TargetedSynthesizer
 
 __all__ = ["DirichletConfig", "class_similarity"]
 
@@ -32,7 +32,7 @@ _SMALLEST_CONCENTRATION = 1e-4
 
 
 def _zskd_refinement() -> RefinementConfig:
-    return RefinementConfig(prior="pixels", iterations=150, learning_rate=0.1, loss="cross_entropy")
+    return RefinementConfig(prior="pixels", iterations=150, learning_rate=0.1)
 
 
 @config_section
@@ -70,7 +70,7 @@ def class_similarity(weights: torch.Tensor) -> torch.Tensor:
 
 def _last_weights(teacher: Teacher) -> torch.Tensor:
     num_classes = teacher.card.num_classes
-    for module in reversed(list(teacher.classifier.network.modules())):
+    for module in reversed(list(teacher.network.modules())):
         if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:
             return module.weight.detach().flatten(1).float().cpu()
     raise TeacherError(
@@ -81,10 +81,10 @@ def _last_weights(teacher: Teacher) -> torch.Tensor:
 
 def _draw_targets(
     config: DirichletConfig, similarity: torch.Tensor, image_indices: Sequence[int], seed: int
-) -> SoftTargets:
+) -> torch.Tensor:
     """Draw one target for each image from the distribution of a class; the classes take turns."""
     rows = [_soft_target(config, similarity, int(index), seed) for index in image_indices]
-    return SoftTargets(torch.stack(rows))
+    return torch.stack(rows)
 
 
 def _soft_target(config: DirichletConfig, similarity: torch.Tensor, image_index: int, seed: int) -> torch.Tensor:

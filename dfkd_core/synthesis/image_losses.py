@@ -5,25 +5,20 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, one_hot
 
-__all__ = ["label_losses", "smoothed_labels", "squared_norms", "total_variation"]
+__all__ = ["label_losses", "one_hot_labels", "squared_norms", "total_variation"]
 
 
-def smoothed_labels(labels: Tensor, num_classes: int, *, smoothing: float) -> Tensor:
-    """Return the distributions (1 - smoothing) onehot(label) + smoothing / k, [n, k].
-
-    Label smoothing: Szegedy et al., CVPR 2016, arXiv 1512.00567, section 7.
+def one_hot_labels(labels: Tensor, num_classes: int) -> Tensor:
+    """Return labels as distributions, [n, k]: 1 for the label, 0 for the other classes.
 
     Args:
         labels: int64 [n] in [0, k).
         num_classes: k.
-        smoothing: Share of the probability that is spread over all classes, in [0, 1).
     """
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
-    return (1 - smoothing) * one_hot + smoothing / num_classes
+    return one_hot(labels, num_classes).float()
 
 
 def label_losses(logits: Tensor, wanted: Tensor, *, temperature: float) -> Tensor:

@@ -14,12 +14,10 @@ n images of a batch, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
 
 from dfkd_core.common.devices import autocast_on_gpu
@@ -32,7 +30,7 @@ from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.batch_norm import batch_norm_layers, recording_distances
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
-from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, squared_norms, total_variation
+from dfkd_core.synthesis.image_losses import label_losses, one_hot_labels, squared_norms, total_variation
 
 __all__ = ["InversionConfig", "InversionSynthesizer"]
 
@@ -51,8 +49,6 @@ class InversionConfig:
 
     temperature: Positive = 1.0
     """Temperature of the teacher's output that is compared with the labels."""
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of a label's probability that is spread over all classes; more keeps the teacher's outputs softer."""
     batch_norm_weight: NonNegative = 10.0
     """lambda_bn, the weight of the distance between the moments of a batch and those that BatchNorm remembers."""
     total_variation_weight: NonNegative = 1.0
@@ -62,14 +58,6 @@ class InversionConfig:
     descent: DescentConfig = field(default_factory=_inversion_descent)
 
     couples_images = True
-
-    def faults(self) -> Iterator[str]:
-        """Yield what no single field shows."""
-        if self.descent.stop_loss:
-            yield (
-                f"descent.stop_loss must be 0 for inversion, got {self.descent.stop_loss}: the moments are those of a "
-                "whole batch, so no image of it is done before the others"
-            )
 
     def build(self, teacher: Teacher, statistics: FeatureStatistics) -> InversionSynthesizer:
         """Build the method for `teacher`; the feature statistics are not used.
@@ -94,10 +82,10 @@ class InversionSynthesizer:
         return self.config.temperature
 
     def soft_targets(self, image_indices: Sequence[int]) -> Tensor:
-        """Return the smoothed labels [n, k] of these images."""
+        """Return the labels of these images as distributions [n, k]."""
         num_classes = self.teacher.card.num_classes
         labels = torch.tensor([int(index) % num_classes for index in image_indices])
-        return smoothed_labels(labels, num_classes, smoothing=self.config.label_smoothing)
+        return one_hot_labels(labels, num_classes)
 
     def objective(self, soft_targets: Tensor) -> Objective:
         """Return the losses of a batch, each [n], that was made for `soft_targets` [n, k].
@@ -105,7 +93,8 @@ class InversionSynthesizer:
         The BatchNorm term of the batch stands in every row: the sum of all rows is then n times the loss of the
         paper, whose label term is a mean over images.
         """
-        config, wanted = self.config, soft_targets.to(self.teacher.device)
+        config, card, wanted = self.config, self.teacher.card, soft_targets.to(self.teacher.device)
+        mean, std = (torch.tensor(values, device=wanted.device).view(1, -1, 1, 1) for values in (card.mean, card.std))
 
         def losses(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
             with autocast_on_gpu(self.teacher.device), recording_distances(self.layers) as distances:
@@ -116,7 +105,6 @@ class InversionSynthesizer:
             if config.total_variation_weight:
                 terms["total_variation"] = config.total_variation_weight * total_variation(images)
             if config.squared_norm_weight:
-                mean, std = self.teacher.classifier.mean, self.teacher.classifier.std
                 terms["squared_norm"] = config.squared_norm_weight * squared_norms(images, mean=mean, std=std)
             return terms
 
@@ -144,7 +132,6 @@ class InversionSynthesizer:
             prior.start(image_indices, seed=seed),
             self.objective(targets),
             image_indices=image_indices,
-            seed=seed,
             descent=self.config.descent,
             device=self.teacher.device,
             on_progress=on_progress,

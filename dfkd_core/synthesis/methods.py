@@ -17,7 +17,6 @@ from dfkd_core.synthesis.dirichlet import DirichletConfig
 from dfkd_core.synthesis.inversion import InversionConfig
 from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
-from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
 __all__ = ["MethodConfig", "MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names"]
@@ -85,9 +84,7 @@ class SynthesisConfig:
     @property
     def couples_images(self) -> bool:
         """Whether an image depends on the others of its batch, so that `batch_size` decides more than rounding."""
-        _, steps = self.descent or ("", None)
-        is_assigned = isinstance(steps, RefinementConfig) and steps.matching == "assignment"
-        return is_assigned or getattr(self.method_config, "couples_images", False)
+        return getattr(self.method_config, "couples_images", False)
 
     @property
     def descent(self) -> tuple[str, DescentConfig] | None:

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.models.passes import joined
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
@@ -51,7 +48,5 @@ class NoiseSynthesizer:
         """Make images, see `Synthesizer.synthesize`."""
         noise = normal_rows(seed, "prior", image_indices, self.teacher.card.image_shape)
         images = (0.5 + self.config.std * noise).clamp(0, 1)
-        with torch.no_grad():
-            parts = self.teacher.passes.split(images.to(self.teacher.device))
-            targets = joined([self.teacher(part).float().softmax(1).cpu() for part in parts])
+        targets = self.teacher.label(images.to(self.teacher.device)).softmax(1).cpu()
         return SynthesizedBatch(images, targets)

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from dfkd_core.common.pixels import quantise
+from dfkd_core.common.pixels import dequantise, quantise
 from dfkd_core.errors import SynthesisError
-from dfkd_core.models.passes import joined
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.synthesis.base import Labelling, Synthesizer
@@ -138,7 +137,7 @@ class _BatchProgress:
 @torch.no_grad()
 def _label(synthesizer: Synthesizer, teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
     """Return the teacher's logits, float32 [n, k] on the CPU, for stored images uint8 [n, c, h, w]."""
-    inputs = (images.to(teacher.device).float() / 255).contiguous(memory_format=torch.channels_last)
+    inputs = dequantise(images.to(teacher.device), memory_format=torch.channels_last)
     if isinstance(synthesizer, Labelling):
         return synthesizer.label(inputs)
-    return joined([teacher(part).float().cpu() for part in teacher.passes.split(inputs)])
+    return teacher.label(inputs).cpu()

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dfkd_core.common.seeding import normal_rows
 from dfkd_core.models.teacher import Teacher
-from dfkd_core.sections import NonNegative, config_section
+from dfkd_core.sections import config_section
 from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
-from dfkd_core.synthesis.targets import SoftTargets, TargetedSynthesizer
+from dfkd_core.synthesis.targets import TargetedSynthesizer
 
 __all__ = ["SoftTargetConfig"]
 
@@ -38,8 +38,6 @@ class SoftTargetConfig:
 
     balanced: bool = True
     """Whether the classes take turns as the targets' most likely one: of 32 draws of h the first that fits is taken."""
-    feature_weight: NonNegative = 0.0
-    """Weight of the distance of the image's features to h itself, beside that of the outputs; 0 saves its cost."""
     refinement: RefinementConfig = field(default_factory=_settled_refinement)
 
     def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
@@ -53,13 +51,12 @@ class SoftTargetConfig:
             teacher=teacher.merged(),
             draw_targets=partial(_draw_targets, teacher, statistics, self),
             refinement=self.refinement,
-            feature_weight=self.feature_weight,
         )
 
 
 def _draw_targets(
     teacher: Teacher, statistics: FeatureStatistics, config: SoftTargetConfig, image_indices: Sequence[int], seed: int
-) -> SoftTargets:
+) -> Tensor:
     num_draws = _BALANCING_DRAWS if config.balanced else 1
     noise = normal_rows(seed, "target", image_indices, (num_draws * statistics.rank,))
     features = statistics.transform(noise.view(-1, statistics.rank))
@@ -68,8 +65,8 @@ def _draw_targets(
         wanted = torch.tensor([int(index) % teacher.card.num_classes for index in image_indices])
         chosen = choose_draws(probabilities.view(len(wanted), num_draws, -1), wanted)
         chosen += torch.arange(len(wanted)) * num_draws
-        features, probabilities = features[chosen], probabilities[chosen]
-    return SoftTargets(probabilities, features)
+        probabilities = probabilities[chosen]
+    return probabilities
 
 
 def choose_draws(probabilities: Tensor, wanted: Tensor) -> Tensor:

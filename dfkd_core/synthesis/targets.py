@@ -1,6 +1,6 @@
 """Synthesis towards soft targets, whatever draws them.
 
-n images, d features, k classes.
+n images, k classes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,12 @@ from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
 
-__all__ = ["DrawTargets", "SoftTargets", "TargetedSynthesizer"]
+__all__ = ["DrawTargets", "TargetedSynthesizer"]
 
 
-@dataclass(frozen=True, slots=True)
-class SoftTargets:
-    """What images are to be made for."""
-
-    probabilities: Tensor
-    """float32 [n, k] on the CPU; rows sum to 1."""
-    features: Tensor | None = None
-    """Features [n, d] of the modelled layer that gave them, where there are such."""
-
-
-DrawTargets = Callable[[Sequence[int], int], SoftTargets]
-"""Draws the targets of the images at these positions of the transfer set, under this seed."""
+DrawTargets = Callable[[Sequence[int], int], Tensor]
+"""Draws the soft targets of the images at these positions of the transfer set, under this seed: float32 [n, k] on the
+CPU; rows sum to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +30,6 @@ class TargetedSynthesizer:
     teacher: Teacher
     draw_targets: DrawTargets
     refinement: RefinementConfig
-    feature_weight: float = 0.0
-    """Weight of the distance to the targets' features."""
 
     @property
     def temperature(self) -> float:
@@ -49,7 +38,7 @@ class TargetedSynthesizer:
 
     def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> Tensor:
         """Draw the soft targets [n, k] of these images."""
-        return self.draw_targets(image_indices, seed).probabilities
+        return self.draw_targets(image_indices, seed)
 
     def synthesize(
         self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
@@ -58,12 +47,10 @@ class TargetedSynthesizer:
         targets = self.draw_targets(image_indices, seed)
         images = refine(
             self.teacher,
-            targets.probabilities,
+            targets,
             image_indices=image_indices,
             seed=seed,
             config=self.refinement,
-            target_features=targets.features,
-            feature_weight=self.feature_weight,
             on_progress=on_progress,
         )
-        return SynthesizedBatch(images, targets.probabilities)
+        return SynthesizedBatch(images, targets)

@@ -53,8 +53,6 @@ class TeacherConfig:
     """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay of the weight matrices and kernels; biases and norms have none."""
-    label_smoothing: Fraction = 0.0
-    """Probability mass taken from the label and spread over all classes; above 0 it flattens the soft targets."""
     augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(flip=True))
     """How training images are moved."""
 
@@ -110,8 +108,7 @@ def train_teacher(
         moved, classes = batch
         with autocast_on_gpu(images.device):
             logits = classifier(moved)
-        smoothing = config.label_smoothing
-        return {"cross_entropy": functional.cross_entropy(logits.float(), classes, label_smoothing=smoothing)}
+        return {"cross_entropy": functional.cross_entropy(logits.float(), classes)}
 
     optimizer = build_optimizer(classifier, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     history: list[EpochRecord] = []

@@ -1,4 +1,4 @@
-"""The epoch loop that teacher and student share, with augmentation, averaged weights and checkpoints.
+"""The epoch loop that teacher and student share, with augmentation and checkpoints.
 
 Imports: common. Begin with `loop`.
 """

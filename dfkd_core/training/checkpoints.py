@@ -87,7 +87,7 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's state by position of the parameter and name, such as `3.exp_avg`."""
     states = optimizer.state_dict()["state"].items()
-    return {f"{place}.{name}": value for place, state in states for name, value in state.items() if value is not None}
+    return {f"{place}.{name}": value for place, state in states for name, value in state.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:

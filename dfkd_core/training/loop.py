@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -112,31 +112,20 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_fraction: float) -> flo
     return (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
 
 
-def build_optimizer(
-    classifier: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    name: Literal["adamw", "sgd"] = "adamw",
-    momentum: float = 0.9,
-) -> torch.optim.Optimizer:
-    """Return AdamW or SGD with Nesterov momentum; weight decay holds for tensors of two or more axes only.
+def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Return AdamW; weight decay holds for tensors of two or more axes only.
 
     Args:
         classifier: The model whose parameters are trained.
         learning_rate: Highest learning rate.
-        weight_decay: Weight decay: decoupled for AdamW, added to the gradient for SGD.
-        name: Which optimizer.
-        momentum: Momentum of SGD.
+        weight_decay: Decoupled weight decay.
     """
     parameters = list(classifier.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "peak": learning_rate},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "peak": learning_rate},
     ]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def _take_step(

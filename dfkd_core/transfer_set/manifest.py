@@ -32,7 +32,7 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -60,6 +60,8 @@ class Manifest:
     """Number of images per class that the teacher predicts."""
     mean_confidence: float
     """Mean over images of the teacher's largest probability at temperature 1."""
+    target_agreement: float
+    """Share of the images whose class for the teacher is the most likely one of their soft target."""
     shards: tuple[ShardRecord, ...]
 
 
@@ -77,19 +79,22 @@ def write_manifest(
 ) -> Manifest:
     """Write `manifest.json` for the shards that lie in `folder` and return what it says.
 
-    The class histogram and the confidence are computed from the shards, so that reused shards count like new ones.
+    The class histogram, the confidence and the agreement with the soft targets are computed from the shards, so that
+    reused shards count like new ones.
 
     Raises:
         TransferSetError: A shard cannot be read, or the manifest cannot be written.
     """
     if not shards:
         raise TransferSetError(f"No shards for {folder}: a transfer set has at least one. {REDO}")
-    confidences, histograms = [], []
+    confidences, histograms, reached = [], [], []
     for record in shards:
         stored = read_shard(folder / record.file)
         num_classes = stored.teacher_logits.shape[1]
         confidences.append(stored.teacher_logits.double().softmax(1).amax(1))
-        histograms.append(torch.bincount(stored.teacher_logits.argmax(1), minlength=num_classes))
+        classes = stored.teacher_logits.argmax(1)
+        histograms.append(torch.bincount(classes, minlength=num_classes))
+        reached.append(classes == stored.soft_targets.argmax(1))
     confidence = torch.cat(confidences)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -105,6 +110,7 @@ def write_manifest(
         num_classes=num_classes,
         class_histogram=tuple(torch.stack(histograms).sum(0).tolist()),
         mean_confidence=confidence.mean().item(),
+        target_agreement=torch.cat(reached).double().mean().item(),
         shards=tuple(shards),
     )
     path = folder / MANIFEST_NAME

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from dfkd_core.common.pixels import dequantise
 from dfkd_core.common.rows import ShardedRows
 from dfkd_core.errors import TransferSetError
 from dfkd_core.transfer_set.manifest import read_manifest
@@ -67,4 +68,4 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self.manifest.num_images
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images[index].float() / 255, self.teacher_logits[index]
+        return dequantise(self.images[index]), self.teacher_logits[index]

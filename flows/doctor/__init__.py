@@ -1,7 +1,7 @@
-"""`dfkd doctor`: whether this machine and this project are fit.
+"""`dfkd doctor`: whether this machine and this project are ready for a run.
 
-Nothing is fetched or started, and nothing but the folder `.dfkd` is written. A check that fails in a way that nobody
-thought of is a fault of its own, so that the others still tell what they found.
+It checks only what DVC, MLflow and Prefect do not report at their first command. Nothing is fetched or started, and
+nothing but the folder `.dfkd` is written. A check that fails unexpectedly is a fault, and the other checks still run.
 """
 
 from __future__ import annotations
@@ -19,73 +19,67 @@ from flows.session.environment import enter_project, prepare_environment
 __all__ = ["Finding", "Verdict", "examine", "render"]
 
 _Check = Callable[[], Iterable[Finding]]
+_Run = Callable[[str, _Check], list[Finding]]
 
 
 def examine(*, debug: bool = False) -> list[Finding]:
-    """Look at the machine and, where the current folder lies in a project, enter that and look at it.
+    """Check the machine and, if the current folder is in a project, enter it and check it.
 
     Args:
-        debug: Let an unexpected failure of a check through.
+        debug: Raise an unexpected failure of a check instead of reporting it.
     """
-    look = partial(_look, debug=debug)
-    findings = look("versions", versions.look_at_versions)
+    run = partial(_run, debug=debug)
+    with ThreadPoolExecutor() as pool:
+        # pip takes seconds, during which torch is imported.
+        conflicts = pool.submit(run, "packages", versions.check_packages)
+        installed, others = run("versions", versions.check_versions), _examine_folder(run)
+        return [*installed, *conflicts.result(), *others]
+
+
+def _examine_folder(run: _Run) -> list[Finding]:
     try:
         folder = enter_project()
     except ConfigError as error:
         outside = fault("project", str(error), "cd PROJECT && dfkd doctor")
-        return [
-            *findings,
-            *(look("torch", versions.look_at_torch) or look("machine", machine.look_at_machine)),
-            outside,
-        ]
-    writable = look("project", partial(_prepare, folder))
-    checks = {
-        "git": services.look_at_git,
-        "dvc": services.look_at_dvc,
-        "prefect": services.look_at_prefect,
-        "telemetry": services.look_at_telemetry,
-    }
-    with ThreadPoolExecutor() as pool:
-        # Waiting for commands and servers passes beside the import of torch.
-        pending = [pool.submit(look, area, check) for area, check in checks.items()]
-        # Without torch neither the machine nor the parameters can be looked at.
-        findings += look("torch", versions.look_at_torch) or [
-            *look("versions", versions.look_at_torchvision),
-            *look("machine", machine.look_at_machine),
-            *look("project", partial(_look_at_project, folder, look)),
-            *look("mlflow", services.look_at_mlflow),
-        ]
-        return [*findings, *writable, *(finding for found in pending for finding in found.result())]
+        return [*(run("torch", versions.check_torch) or run("machine", machine.check_machine)), outside]
+    writable = run("project", partial(_prepare, folder))
+    # Neither the machine nor the parameters can be checked without torch.
+    found = run("torch", versions.check_torch) or [
+        *run("machine", machine.check_machine),
+        *run("project", partial(_check_project, folder, run)),
+    ]
+    prefect, telemetry = run("prefect", services.check_prefect), run("telemetry", services.check_telemetry)
+    return [*found, *writable, *prefect, *telemetry]
 
 
 def _prepare(folder: Path) -> Iterable[Finding]:
     try:
         prepare_environment(folder)
     except OSError:
-        # The environment is set by then; that nothing can be written is told next.
+        # The environment is set before the folder is made; the next check reports that it cannot be written.
         pass
-    return project.look_at_folder(folder)
+    return project.check_folder(folder)
 
 
-def _look_at_project(folder: Path, look: Callable[[str, _Check], list[Finding]]) -> Iterable[Finding]:
+def _check_project(folder: Path, run: _Run) -> Iterable[Finding]:
     params, finding = project.read_params(folder)
     yield finding
     if params is not None:
-        yield from look("execution", partial(project.look_at_execution, params))
-        yield from look("data", partial(project.look_at_data, params))
-        yield from look("network", partial(project.look_at_networks, params))
-        yield from look("disk", partial(project.look_at_disk, params))
+        yield from run("execution", partial(project.check_execution, params))
+        yield from run("data", partial(project.check_data, params))
+        yield from run("network", partial(project.check_networks, params))
+        yield from run("disk", partial(project.check_disk, params))
 
 
-def _look(area: str, check: _Check, *, debug: bool) -> list[Finding]:
-    """Return what a check finds; what it fails on is a fault after what it found until then."""
+def _run(area: str, check: _Check, *, debug: bool) -> list[Finding]:
+    """Return the findings of a check; if it fails, a fault follows those that it had yielded."""
     found: list[Finding] = []
     try:
         found.extend(check())
     except Exception as error:
         if debug:
             raise
-        told = isinstance(error, DfkdError)
-        text = str(error) if told else f"cannot be looked at: {type(error).__name__}: {error}"
+        expected = isinstance(error, DfkdError)
+        text = str(error) if expected else f"cannot be checked: {type(error).__name__}: {error}"
         found.append(fault(area, text, "dfkd doctor --debug"))
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from dfkd_core.errors import ConfigError
 from flows.doctor.findings import Finding, fault, note, ok
 
-__all__ = ["device_findings", "look_at_machine", "num_cores", "parallelism_findings"]
+__all__ = ["check_machine", "device_findings", "num_cores", "parallelism_findings"]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -21,7 +21,7 @@ _LITTLE_MEMORY_GIB = 1.0
 _LITTLE_FREE_SHARE = 0.1
 
 
-def look_at_machine() -> Iterator[Finding]:
+def check_machine() -> Iterator[Finding]:
     """Yield what is to be said of the machine."""
     yield _cpu(num_cores(), os.cpu_count() or 1)
     yield _memory()
@@ -123,16 +123,12 @@ def _gpu(index: int) -> Finding:
 
 def device_findings(device: str) -> Iterator[Finding]:
     """Yield whether the device of the parameters is there."""
-    from dfkd_core.common.devices import resolve_device
+    from flows.settings.checks import check_device
 
-    change = "dfkd run --set execution.device=auto"
     try:
-        found = resolve_device(device)
+        found = check_device(device)
     except ConfigError as error:
-        yield fault("device", str(error), change)
-    except RuntimeError:
-        text = f"execution.device is {device!r}; it must be auto, cpu, cuda or cuda:N"
-        yield fault("device", text, change)
+        yield fault("device", str(error), "dfkd run --set execution.device=auto")
     else:
         yield ok("device", f"execution.device: {device}" + (f", here {found}" if device == "auto" else ""))
 

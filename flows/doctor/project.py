@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from flows.settings.params import Params
 
 __all__ = [
+    "check_data",
+    "check_disk",
+    "check_execution",
+    "check_folder",
+    "check_networks",
     "disk_finding",
-    "look_at_data",
-    "look_at_disk",
-    "look_at_execution",
-    "look_at_folder",
-    "look_at_networks",
     "read_params",
 ]
 
@@ -43,7 +43,7 @@ def read_params(project: Path) -> tuple[Params | None, Finding]:
         return None, fault("project", str(error), f"correct it, or see what was changed: git diff {PARAMS_FILE}")
 
 
-def look_at_folder(project: Path) -> Iterator[Finding]:
+def check_folder(project: Path) -> Iterator[Finding]:
     """Yield a fault if results cannot be written."""
     try:
         check_writable(project)
@@ -51,13 +51,13 @@ def look_at_folder(project: Path) -> Iterator[Finding]:
         yield fault("project", str(error), f"ls -ld {project} {project / '.dfkd'}; df -h {project}")
 
 
-def look_at_execution(params: Params) -> Iterator[Finding]:
+def check_execution(params: Params) -> Iterator[Finding]:
     """Yield whether the machine has what `execution` asks for."""
     yield from device_findings(params.execution.device)
     yield from parallelism_findings(params.execution.num_workers, params.execution.num_threads, num_cores())
 
 
-def look_at_disk(params: Params) -> Iterator[Finding]:
+def check_disk(params: Params) -> Iterator[Finding]:
     """Yield whether the transfer set fits on the disk."""
     yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, _image_bytes(params))
 
@@ -98,7 +98,7 @@ def _image_bytes(params: Params) -> int | None:
     return None
 
 
-def look_at_data(params: Params) -> Iterator[Finding]:
+def check_data(params: Params) -> Iterator[Finding]:
     """Yield whether the labelled images are there: those for evaluation and those that a teacher is trained on."""
     configs = {config.dataset: config for config in (params.data, params.training_data) if config}
     for config in configs.values():
@@ -139,7 +139,7 @@ def _data(config: DataConfig) -> Finding:
     return note("data", text, "dfkd run (or put its files there, see docs/data.md)")
 
 
-def look_at_networks(params: Params) -> Iterator[Finding]:
+def check_networks(params: Params) -> Iterator[Finding]:
     """Yield whether teacher and student can be had."""
     source = params.teacher.source
     if source.model:

@@ -1,4 +1,4 @@
-"""`dfkd run`: what comes before and after the pipeline's flow."""
+"""`dfkd run`: the work before and after the pipeline's flow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from concurrent.futures import Future
 from flows.run.ahead import Outlook, look_ahead
 from flows.run.table import is_published, note_run, render
 from flows.session.display import say
+from flows.session.environment import check_writable
 from flows.session.lifeline import OWNER
 from flows.session.server import await_server, start_server
-from flows.settings.overrides import settle_params
-from flows.settings.parsing import load_params
-from flows.settings.teacher_source import note_source
+from flows.settings.params import Params
+from flows.settings.settling import Plan, planned, settle
 from flows.stages.command import STAGES
 from tasks.dvc_project.status import changed_stages
 
@@ -24,31 +24,45 @@ __all__ = ["run_all"]
 def run_all(
     preset: str | None, assignments: Sequence[str], *, start: float, outlook: Future[Outlook] | None = None
 ) -> None:
-    """Apply overrides, run the pipeline if something has changed, and show the table.
+    """Settle the parameters, run the pipeline if something has changed, and show the table.
 
     Args:
         preset: Preset that params.yaml is set to first.
         assignments: Changes made after it.
         start: When the command was started, in seconds since the epoch.
-        outlook: What `look_ahead` gave, if it was called before and there are no overrides.
+        outlook: Result of an earlier `look_ahead`; only without preset and assignments.
 
     Raises:
-        DfkdError: The input is at fault, or a stage failed.
+        DfkdError: The input is at fault, and params.yaml is as it was; or a stage failed.
     """
-    params, changes = settle_params(preset, assignments)
-    for change in changes:
-        say(f"  {change}")
-    noted = note_source(params)
-    if any(change.old for change in noted):
-        say("The files of the teacher have changed")
-    params = load_params() if noted else params
-    ahead = (outlook or look_ahead()).result()
-    if noted and outlook:
-        ahead = Outlook(changed=changed_stages(), server=ahead.server)
+    with planned(preset, assignments) as plan:
+        ahead = _settled(plan, outlook)
     if not ahead.changed and is_published():
         say("Nothing has changed: all stages are up to date and the student is registered.")
-        say(render(params))
+        say(render(plan.params))
         return
+    _run_changed(plan.params, ahead, start)
+
+
+def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
+    """Return which stages have changed after the parameters are settled; if none have, nothing is checked."""
+    before = outlook.result() if outlook else None
+    if not plan.changes:
+        before = before or look_ahead().result()
+        if before.changed or not is_published():
+            check_writable()
+            settle(plan)
+        return before
+    check_writable()
+    settle(plan)
+    for change in plan.shown():
+        say(f"  {change}")
+    if plan.files_changed:
+        say("The files of the teacher have changed")
+    return Outlook(changed=changed_stages(), server=before.server) if before else look_ahead().result()
+
+
+def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
     if ahead.changed:
         names = [name for name in STAGES if name in ahead.changed]
         say(f"Changed: {', '.join(names)}; what depends on it follows")
@@ -57,10 +71,10 @@ def run_all(
     os.environ[OWNER] = str(os.getpid())
     server = ahead.server or start_server()
     # Imported while the server starts.
-    from flows.pipeline import pipeline
+    from flows.pipeline import settled_pipeline
 
     await_server(server)
-    made = pipeline()
+    made = settled_pipeline(params)
     note_run(start, time.time())
     say(render(params))
     say(f"Registered {made['model']} version {made['version']}: {made['reason']}")

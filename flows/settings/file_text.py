@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
+from dfkd_core.sections import OneOf
 from flows.settings.params import Params
 
 __all__ = ["params_text"]
@@ -79,6 +80,8 @@ def _allowed(hint: Any) -> str:
         return f" One of: {' | '.join(map(str, get_args(hint)))}."
     if get_origin(hint) is not Annotated:
         return ""
+    if names := [name for bound in get_args(hint)[1:] if isinstance(bound, OneOf) for name in bound.names()]:
+        return f" One of: {' | '.join(names)}."
     low = high = ""
     for bound in get_args(hint)[1:]:
         for kind, form in (_LOW | _HIGH).items():

@@ -1,4 +1,4 @@
-"""Changes of params.yaml from the command line, as `dvc exp run -S` makes them; comments stay."""
+"""Presets, `--set` and the editing of params.yaml, which keeps the comments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import ConfigError
 from flows.settings.params import Params
-from flows.settings.parsing import PARAMS_FILE, flatten, load_params, parse_params
+from flows.settings.parsing import PARAMS_FILE, flatten, parse_params
 
-__all__ = ["Change", "apply_overrides", "apply_preset", "override", "preset_names", "settle_params", "write_params"]
+__all__ = ["Change", "apply_overrides", "apply_preset", "changes_between", "preset_names", "write_params"]
 
 PRESETS = Path("presets")
 
@@ -65,34 +65,18 @@ def apply_overrides(params: Params, assignments: Sequence[str]) -> Params:
     return parse_params(content, source="--set") if assignments else params
 
 
-def override(preset: str | None, assignments: Sequence[str], current: Params) -> list[Change]:
-    """Change params.yaml and return what changed; nothing is written if there is a fault.
-
-    Args:
-        preset: Its values replace all current ones; None keeps them.
-        assignments: Applied after it.
-        current: What params.yaml says now.
-
-    Raises:
-        ConfigError: The preset or an assignment has a fault, or the file cannot be written.
-    """
-    wanted = apply_overrides(apply_preset(preset) if preset else current, assignments)
+def changes_between(current: Params, wanted: Params) -> list[Change]:
+    """Return the values that differ."""
     before, after = flatten(current), flatten(wanted)
-    changes = [Change(path, before.get(path), value) for path, value in after.items() if before.get(path) != value]
-    if changes:
-        write_params(changes)
-    return changes
-
-
-def settle_params(preset: str | None, assignments: Sequence[str]) -> tuple[Params, list[Change]]:
-    """Change params.yaml if need be, see `override`; return what it says then, and what changed."""
-    current = load_params()
-    changes = override(preset, assignments, current)
-    return (load_params() if changes else current), changes
+    return [Change(path, before.get(path), value) for path, value in after.items() if before.get(path) != value]
 
 
 def write_params(changes: Sequence[Change], path: Path = PARAMS_FILE) -> None:
-    """Write changed values into a parameter file and leave everything else as it is."""
+    """Write changed values into a parameter file in one step; everything else in it stays as it is.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 1000

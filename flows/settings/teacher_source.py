@@ -1,19 +1,12 @@
-"""The options that name a teacher and a student, and the digest that tells when a teacher's files have changed."""
+"""The options that name a teacher and a student, as changes of params.yaml."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from dfkd_core.teachers.loading import source_digest
-from dfkd_core.teachers.source import SourceConfig
-from flows.settings.overrides import Change, write_params
-from flows.settings.params import Params
-from tasks.mlflow_store.registry import local_source
-
-__all__ = ["note_source", "source_assignments"]
+__all__ = ["source_assignments"]
 
 
 def source_assignments(
@@ -58,20 +51,3 @@ def _placed(text: str, here: Path) -> str:
     path = path.resolve()
     project = Path.cwd().resolve()
     return path.relative_to(project).as_posix() if path.is_relative_to(project) else path.as_posix()
-
-
-def note_source(params: Params) -> list[Change]:
-    """Write into params.yaml the digest of the files that the teacher is read from, if it has changed.
-
-    Without it DVC would not see that a file outside of the project is another one.
-    """
-    source: SourceConfig = params.teacher.source
-    if not source.model:
-        return []
-    with tempfile.TemporaryDirectory() as scratch:
-        found = source_digest(local_source(source, Path(scratch)))
-    if found == source.sha256:
-        return []
-    change = Change("teacher.source.sha256", source.sha256, found)
-    write_params([change])
-    return [change]

@@ -9,11 +9,10 @@ import torch
 
 from dfkd_core.errors import ConfigError
 from flows.session.display import say
+from flows.session.environment import check_writable
 from flows.session.lifeline import OWNER
 from flows.session.server import await_server, start_server
-from flows.settings.overrides import apply_overrides, apply_preset, override
-from flows.settings.parsing import load_params
-from flows.settings.teacher_source import note_source
+from flows.settings.settling import planned, settle
 from flows.stages.command import run_flow
 from flows.tune.space import search_space
 
@@ -36,13 +35,13 @@ def tune_all(
         DfkdError: The input is at fault, or a stage failed.
     """
     _check_budget(minutes, trials)
-    current = load_params()
-    # Looked at before params.yaml is written.
-    search_space(apply_overrides(apply_preset(preset) if preset else current, settings))
-    for change in override(preset, settings, current):
+    check_writable()
+    with planned(preset, settings) as plan:
+        search_space(plan.params)
+        settle(plan, with_evaluation=False)
+    for change in plan.shown():
         say(f"  {change}")
-    note_source(load_params())
-    params = load_params()
+    params = plan.params
     os.environ[OWNER] = str(os.getpid())
     server = start_server()
     # Imported while the server starts.
@@ -50,7 +49,7 @@ def tune_all(
     from flows.tune.results import apply_best, open_search, render
 
     await_server(server)
-    make_inputs(params)
+    make_inputs()
     torch.set_num_threads(params.execution.num_threads)
     run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
     search = open_search(params)

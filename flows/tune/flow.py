@@ -7,7 +7,6 @@ from typing import Any
 
 from prefect import flow
 
-from dfkd_core.data.datasets import ensure_dataset
 from flows.session.display import say
 from flows.settings.overrides import apply_overrides
 from flows.settings.params import Params
@@ -23,10 +22,8 @@ __all__ = ["make_inputs", "tune"]
 
 
 @flow(name="tune inputs", **FLOW_OPTIONS)
-def make_inputs(params: Params) -> None:
-    """Bring the teacher and its statistics up to date."""
-    if params.training_data:
-        ensure_dataset(params.training_data, "train")
+def make_inputs() -> None:
+    """Update the teacher and its statistics."""
     reproduce("statistics")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dfkd_core.common.digests import json_digest
 from flows.session.display import say
-from flows.settings.overrides import override
+from flows.settings.overrides import apply_overrides, changes_between, write_params
 from flows.settings.params import Params
 from flows.settings.parsing import flatten
 from flows.tune.search import NUM_REPEATS, Search, Tried
@@ -60,7 +60,10 @@ def apply_best(search: Search, params: Params) -> None:
     if not search.is_clearly_better():
         say("params.yaml stays as it was.")
         return
-    for change in override(None, assignments(search.ranked()[0].changes), params):
+    # Every value was tried, so nothing is left to check.
+    changes = changes_between(params, apply_overrides(params, assignments(search.ranked()[0].changes)))
+    write_params(changes)
+    for change in changes:
         say(f"  {change}")
     say("Written into params.yaml. Make the student with: dfkd run")
 

@@ -56,9 +56,6 @@ def search_space(params: Params) -> dict[str, Domain]:
     if present.get(f"{steps}.prior") == "fourier":
         # Its coefficients have no tone.
         del found[f"{steps}.toned_share"]
-    if params.distillation.confidence:
-        # The temperature then follows from it.
-        del found["distillation.temperature"]
     return found
 
 

@@ -26,6 +26,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_B
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from dfkd_core.common.pixels import grey_images
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.storage import load_model
 from tasks.caching.workspace import REPORTS, STORE, STUDENT, TRANSFER_SET
@@ -179,7 +180,7 @@ def _log_files() -> None:
 def log_student(student: Classifier) -> str:
     """Log a student as a model of the run at hand and return the model's address."""
     # At least two images, so that the exported program takes batches of any size.
-    example = torch.full((2, *student.card.image_shape), 0.5)
+    example = grey_images(2, student.card.image_shape)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), student(example).numpy())
     with warnings.catch_warnings():

@@ -92,7 +92,8 @@ def assemble_transfer_set(
     if picture:
         first = TransferSet(out).images[:_GRID_IMAGES].numpy()
         write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)
-    return reference(out, {"num_images": manifest.num_images, "mean_confidence": manifest.mean_confidence})
+    names = ("num_images", "mean_confidence", "target_agreement")
+    return reference(out, {name: getattr(manifest, name) for name in names})
 
 
 def _load(

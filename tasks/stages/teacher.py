@@ -12,10 +12,11 @@ from dfkd_core.common.devices import resolve_device
 from dfkd_core.data.datasets import DataConfig, load_dataset
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import save_model
-from dfkd_core.teachers.loading import bring_teacher, source_digest
+from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
 from dfkd_core.teachers.training import TeacherConfig, train_teacher
 from tasks.caching.policy import cached
+from tasks.caching.source_files import teacher_digest
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.mlflow_store.registry import local_source
 from tasks.records.history import write_history
@@ -47,7 +48,7 @@ def take_teacher(source: SourceConfig, layer: str, image_size_hint: int, *, fold
     out = clear_folder(Path(folder))
     with timed("teacher"), tempfile.TemporaryDirectory() as scratch:
         local = local_source(source, Path(scratch))
-        found = source_digest(local)
+        found = teacher_digest(local)
         if source.sha256 and source.sha256 != found:
             raise TeacherError(
                 f"The teacher's files have changed (digest {found[:12]}, noted was {source.sha256[:12]}). Use them as "

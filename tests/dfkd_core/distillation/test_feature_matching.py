@@ -21,10 +21,10 @@ def make(network, *, layer="", image_size=32, seed=0):
     return build_classifier(card, seed=seed)
 
 
-def match(teacher, student, *, layer="", layers="shared", image_size=32):
+def match(teacher, student, *, layer="", image_size=32):
     teacher = Teacher(make(teacher, layer=layer, image_size=image_size))
     student = make(student, image_size=image_size, seed=1)
-    return FeatureMatcher(teacher, student, layers=layers, seed=0), teacher, student
+    return FeatureMatcher(teacher, student, seed=0), teacher, student
 
 
 def outputs(matcher, teacher, student, images):
@@ -65,14 +65,13 @@ def test_normalised_mse__a_teacher_of_nan_is_not_hidden():
         (("resnet34", "resnet18"), ("pool", "conv1", "layer1", "layer2", "layer3", "layer4")),
     ],
 )
-def test_shared__are_the_steps_of_one_shape_without_the_logits(networks, teacher_paths):
+def test_matched_layers__are_the_modelled_one_and_the_steps_of_one_shape_without_the_logits(networks, teacher_paths):
     matcher, _, _ = match(*networks)
     assert matcher.teacher_paths == matcher.student_paths == teacher_paths
     assert (matcher.projection is None) == (networks[0] != "alexnet")
 
 
-def test_modelled__is_the_one_layer_and_the_students_own_where_it_lacks_the_teachers():
-    assert match("lenet5", "lenet5_half", layers="modelled")[0].teacher_paths == ("fc1",)
+def test_modelled_layer__is_the_students_own_where_it_lacks_the_teachers():
     assert match("lenet5", "lenet5_half", layer="act_fc1")[0].student_paths == ("act_fc1", "conv3", "fc1")
     matcher, teacher, student = match("resnet18_quarter", "lenet5")
     assert (matcher.teacher_paths, matcher.student_paths) == (("pool",), ("fc1",))
@@ -88,16 +87,18 @@ def test_matcher__is_the_mean_over_layers():
 
 
 def test_matcher__a_layer_with_other_widths_is_compared_by_units_through_the_projection():
-    matcher, teacher, student = match("lenet5", "lenet5_half", layer="conv2", layers="modelled")
-    own, hints = outputs(matcher, teacher, student, torch.rand(6, 1, 32, 32))
+    matcher, teacher, student = match("lenet5", "lenet5_half", layer="conv2")
+    student_outputs, teacher_outputs = outputs(matcher, teacher, student, torch.rand(6, 1, 32, 32))
+    own, hints = list(student_outputs), list(teacher_outputs)
     assert (own[0].shape, hints[0].shape) == ((6, 8, 10, 10), (6, 16, 10, 10))
-    expected = normalised_mse(matcher.projection(own[0].mean((2, 3))), hints[0].mean((2, 3)))
-    torch.testing.assert_close(matcher(own, hints), expected)
+    own[0], hints[0] = matcher.projection(own[0].mean((2, 3))), hints[0].mean((2, 3))
+    expected = sum(normalised_mse(s, t) for s, t in zip(own, hints)) / 3
+    torch.testing.assert_close(matcher(student_outputs, teacher_outputs), expected)
 
 
 def test_matcher__equal_networks_differ_by_nothing():
     teacher = Teacher(make("lenet5"))
-    matcher = FeatureMatcher(teacher, make("lenet5"), layers="shared", seed=0)
+    matcher = FeatureMatcher(teacher, make("lenet5"), seed=0)
     own, hints = outputs(matcher, teacher, make("lenet5"), torch.rand(6, 1, 32, 32))
     assert matcher(own, hints).item() == 0
 
@@ -106,7 +107,7 @@ def test_matcher__looking_for_layers_changes_neither_network_nor_the_global_gene
     teacher, student = Teacher(make("alexnet")), make("alexnet_half").train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     state = torch.get_rng_state()
-    FeatureMatcher(teacher, student, layers="shared", seed=0)
+    FeatureMatcher(teacher, student, seed=0)
     assert student.training
     assert not teacher.classifier.training
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
@@ -115,7 +116,7 @@ def test_matcher__looking_for_layers_changes_neither_network_nor_the_global_gene
 
 
 def test_fit_map__is_the_least_squares_map_of_the_units_in_eval_mode():
-    matcher, teacher, student = match("lenet5_bn", "lenet5_half_bn", layer="conv2", layers="modelled")
+    matcher, teacher, student = match("lenet5_bn", "lenet5_half_bn", layer="conv2")
     images = torch.randint(0, 256, (1200, 1, 32, 32), dtype=torch.uint8)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     student.train()

@@ -20,14 +20,14 @@ def generator(seed=0):
 
 def test_none__changes_and_draws_nothing():
     images, draws = make(), generator()
-    assert mix(images, "none", 1.0, draws) is images
+    assert mix(images, "none", draws) is images
     assert torch.equal(draws.get_state(), generator().get_state())
 
 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_mix__every_bit_comes_from_the_generator_and_the_images_stay(mixing):
     images, before, state = make(), make(), torch.get_rng_state()
-    first, again, other = (mix(images, mixing, 1.0, generator(seed)) for seed in (0, 0, 1))
+    first, again, other = (mix(images, mixing, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(images, before)
@@ -37,21 +37,19 @@ def test_mix__every_bit_comes_from_the_generator_and_the_images_stay(mixing):
     assert first.max() <= 1
 
 
-def test_mixup__blends_with_the_neighbour_in_shares_of_the_beta_distribution():
+def test_mixup__blends_with_the_neighbour_in_shares_of_the_uniform_distribution():
     images = make()
-    for alpha in (0.3, 1.0, 4.0):
-        mixed = mix(images, "mixup", alpha, generator())
-        assert torch.equal(mixed.amin((1, 2, 3)), mixed.amax((1, 2, 3)))
-        own, other = images[:, 0, 0, 0], images.roll(1, 0)[:, 0, 0, 0]
-        shares = (mixed[:, 0, 0, 0] - other) / (own - other)
-        assert shares.mean().item() == pytest.approx(0.5, abs=0.06)
-        # Variance of Beta(a, a).
-        assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.2)
+    mixed = mix(images, "mixup", generator())
+    assert torch.equal(mixed.amin((1, 2, 3)), mixed.amax((1, 2, 3)))
+    own, other = images[:, 0, 0, 0], images.roll(1, 0)[:, 0, 0, 0]
+    shares = (mixed[:, 0, 0, 0] - other) / (own - other)
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.06)
+    assert shares.var().item() == pytest.approx(1 / 12, rel=0.2)
 
 
 def test_cutmix__pastes_a_box_of_the_neighbour():
     images = make()
-    mixed = mix(images, "cutmix", 1.0, generator())
+    mixed = mix(images, "cutmix", generator())
     pasted = mixed != images
     assert torch.equal(mixed, torch.where(pasted, images.roll(1, 0), images))
     rows, columns = pasted.any(1).any(2), pasted.any(1).any(1)
@@ -60,10 +58,14 @@ def test_cutmix__pastes_a_box_of_the_neighbour():
         assert (side.int().diff(dim=1).abs().sum(1) <= 2).all()
 
 
-def test_cutmix__the_area_is_that_of_the_share_where_nothing_is_cut_off():
-    # Nearly all shares of Beta(1e6, 1e6) are 1/2, so sides are floor(sqrt(1/2) * 40) = 28 and centres 14 to 26 fit.
-    pasted = mix(make(), "cutmix", 1e6, generator()) != make()
+def test_cutmix__boxes_are_cut_squares_of_the_shares_area():
+    images = make(2000)
+    pasted = mix(images, "cutmix", generator()) != images
     rows, columns = pasted.any(1).any(2).sum(1), pasted.any(1).any(1).sum(1)
-    side = math.floor(math.sqrt(0.5) * SIZE)
-    assert rows.max() == columns.max() == side
-    assert ((rows == side).float().mean() - 13 / 40).abs() < 0.1
+    # A share u in [0, 1) pastes a square of side floor(sqrt(u) * 40) around any pixel, cut off at the border.
+    expected = 0.0
+    for side in range(SIZE):
+        ends = [(math.floor(c - side / 2), math.floor(c + side / 2)) for c in range(SIZE)]
+        length = sum(min(end, SIZE) - max(start, 0) for start, end in ends) / SIZE
+        expected += ((side + 1) ** 2 - side**2) / SIZE**2 * length**2
+    assert (rows * columns).float().mean().item() == pytest.approx(expected, rel=0.03)

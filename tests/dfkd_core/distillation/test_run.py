@@ -70,12 +70,11 @@ def interrupt_after(epochs):
     return on_progress
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_student_comes_nearer_to_the_teacher(optimizer):
+def test_the_student_comes_nearer_to_the_teacher():
     reports = []
-    result = run(epochs=10, optimizer=optimizer, mse_weight=0.1, on_progress=reports.append)
+    result = run(epochs=10, on_progress=reports.append)
     assert result.history[-1].loss < 0.7 * result.history[0].loss
-    assert set(result.history[0].terms) == {"kl", "mse"}
+    assert set(result.history[0].terms) == {"kl"}
     assert not result.student.training
     assert result.student.card == dataclasses.replace(CARD, network="lenet5_half", layer="fc1")
     assert [report.done for report in reports] == list(range(11))
@@ -102,15 +101,13 @@ def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
     "changes",
     [
         {},
-        {"optimizer": "sgd", "augmentation": MOVED},
-        {"optimizer": "sgd", "momentum": 0.0},
-        {"student": "lenet5_half_bn", "mse_weight": 1.0, "weight_decay": 0.1},
+        {"augmentation": MOVED},
+        {"student": "lenet5_half_bn", "weight_decay": 0.1},
         {"feature_weight": 1.0},
-        {"feature_weight": 1.0, "feature_layers": "modelled", "layer": "conv2"},
-        {"ema_decay": 0.9, "student": "lenet5_half_bn"},
-        {"mixing": "mixup", "confidence": 0.5, "prefetch": 2},
-        {"mixing": "cutmix", "mixing_alpha": 0.5, "augmentation": MOVED},
-        {"start": "pruned", "feature_weight": 1.0, "ema_decay": 0.5},
+        {"feature_weight": 1.0, "layer": "conv2"},
+        {"mixing": "mixup", "prefetch": 2},
+        {"mixing": "cutmix", "augmentation": MOVED},
+        {"start": "pruned", "feature_weight": 1.0},
         {"disagreement": DISPUTED, "student": "lenet5_half_bn", "feature_weight": 1.0, "augmentation": MOVED},
     ],
 )
@@ -216,7 +213,7 @@ def test_inputs_that_do_not_fit_are_named():
         run(images=make_images().expand(24, 3, 32, 32), logits=torch.zeros(24, 3))
 
 
-@pytest.mark.parametrize("values", [{"student": "lenet6"}, {"epochs": 0}, {"temperature": 0.0}, {"optimizer": "lion"}])
+@pytest.mark.parametrize("values", [{"student": "lenet6"}, {"epochs": 0}, {"temperature": 0.0}, {"mixing": "blend"}])
 def test_a_value_out_of_range_is_named(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         DistillationConfig(**values)
@@ -266,7 +263,7 @@ def test_feature_weight__the_map_between_widths_is_trained_kept_in_checkpoints_a
     result = run(feature_weight=1.0, layer="conv2", checkpoint=path)
     stored = load_file(path)
     assert stored["matcher.projection.weight"].shape == (16, 8)
-    first = FeatureMatcher(make_teacher(layer="conv2"), result.student, layers="shared", seed=0).projection.weight
+    first = FeatureMatcher(make_teacher(layer="conv2"), result.student, seed=0).projection.weight
     assert not torch.equal(stored["matcher.projection.weight"], first)
     assert {f"network.{name}" for name in result.student.network.state_dict()} <= stored.keys()
 
@@ -299,40 +296,12 @@ def test_prefetch__does_not_change_a_bit(changes):
     assert model_digest(ahead.student) == model_digest(alone.student)
 
 
-def test_ema_decay__the_student_is_the_average_of_the_weights_after_each_step(tmp_path):
-    weights = []
-    for epochs in (1, 2, 3):
-        # One step per epoch and a constant learning rate in the warm-up: a checkpoint shows the weights after each.
-        path = tmp_path / "checkpoint.safetensors"
-        with pytest.raises(KeyboardInterrupt):
-            run(checkpoint=path, batch_size=24, on_progress=interrupt_after(epochs), student="lenet5_half_bn")
-        weights.append({name.partition(".")[2]: value for name, value in load_file(path).items() if "network" in name})
-        path.unlink()
-    last = run(batch_size=24, student="lenet5_half_bn").student.network.state_dict()
-    averaged = run(batch_size=24, student="lenet5_half_bn", ema_decay=0.2).student.network.state_dict()
-    for name, value in averaged.items():
-        expected = weights[0][name].double()
-        for steps, later in enumerate((weights[1][name], weights[2][name], last[name]), start=1):
-            decay = min(0.2, (1 + steps) / (10 + steps))
-            expected = decay * expected + (1 - decay) * later if value.is_floating_point() else later
-        torch.testing.assert_close(value, expected.to(value.dtype))
-
-
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_mixing__the_teacher_labels_the_mixed_images(mixing):
     mixed, plain = run(epochs=1, mixing=mixing), run(epochs=1)
     assert model_digest(mixed.student) != model_digest(plain.student)
     others = run(epochs=1, mixing=mixing, logits=torch.randn(24, 3))
     assert model_digest(others.student) == model_digest(mixed.student)
-
-
-def test_confidence__chooses_the_temperature_and_the_result_tells_it():
-    logits = 3 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    chosen = run(epochs=1, confidence=0.6, logits=logits)
-    assert (logits / chosen.temperature).softmax(1).amax(1).mean().item() == pytest.approx(0.6, abs=1e-4)
-    given = run(epochs=1, temperature=chosen.temperature, logits=logits)
-    assert model_digest(given.student) == model_digest(chosen.student)
-    assert run(epochs=1, temperature=3.0).temperature == 3.0
 
 
 def test_start__pruned_is_nearer_to_the_teacher_than_random_and_happens_once(tmp_path):
@@ -385,7 +354,7 @@ def test_batch_norm_rate_factor__counts_for_thinner_copies_with_batch_norm_alone
     [
         {},
         {"augmentation": MOVED, "mixing": "cutmix"},
-        {"start": "pruned", "feature_weight": 1.0, "confidence": 0.5, "prefetch": 2},
+        {"start": "pruned", "feature_weight": 1.0, "prefetch": 2},
     ],
 )
 def test_images_in_pieces_give_the_student_of_one_tensor_to_the_bit(changes):

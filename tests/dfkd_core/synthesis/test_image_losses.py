@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from dfkd_core.synthesis.image_losses import label_losses, smoothed_labels, squared_norms, total_variation
+from dfkd_core.synthesis.image_losses import label_losses, one_hot_labels, squared_norms, total_variation
 
 
-def test_smoothed_labels__spread_their_share_over_all_classes():
-    labels = smoothed_labels(torch.tensor([1, 0]), 4, smoothing=0.2)
-    torch.testing.assert_close(labels, torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]]))
+def test_one_hot_labels__are_distributions():
+    labels = one_hot_labels(torch.tensor([1, 0]), 4)
+    assert torch.equal(labels, torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
 
 
 def test_label_losses__are_the_cross_entropy_at_the_temperature():

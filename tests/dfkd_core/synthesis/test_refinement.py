@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import math
 
 import pytest
@@ -13,30 +12,26 @@ TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4,
 
 
 def mean_loss(teacher, images, temperature=2.0):
-    return target_losses(teacher(images), TARGETS, temperature=temperature, loss="kl").mean().item()
+    return target_losses(teacher(images), TARGETS, temperature=temperature).mean().item()
 
 
 def run(teacher, **changes):
-    config = dataclasses.replace(RefinementConfig(temperature=2.0, iterations=20, num_candidates=1), **changes)
+    config = dataclasses.replace(RefinementConfig(temperature=2.0, iterations=20), **changes)
     return refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config)
 
 
-def test_losses_are_their_formulas():
+def test_the_loss_is_its_formula():
     logits = torch.tensor([[1.0, 3.0]])
     p = [1 / (1 + math.e), math.e / (1 + math.e)]
     y = torch.tensor([[0.25, 0.75]])
-    cross_entropy = -(0.25 * math.log(p[0]) + 0.75 * math.log(p[1]))
-    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    found = target_losses(logits, y, temperature=2.0, loss="cross_entropy").item()
-    assert found == pytest.approx(cross_entropy, rel=1e-6)
-    found = target_losses(logits, y, temperature=2.0, loss="kl").item()
-    assert found == pytest.approx(cross_entropy - entropy, abs=1e-6)
+    expected = 0.25 * math.log(0.25 / p[0]) + 0.75 * math.log(0.75 / p[1])
+    assert target_losses(logits, y, temperature=2.0).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_kl_is_zero_at_the_target_and_finite_at_a_one_hot_target():
     logits = torch.tensor([[0.3, -1.0, 2.0]])
-    assert target_losses(logits, logits.softmax(1), temperature=1.0, loss="kl").item() == pytest.approx(0, abs=1e-6)
-    assert torch.isfinite(target_losses(logits, torch.eye(3)[:1], temperature=1.0, loss="kl")).all()
+    assert target_losses(logits, logits.softmax(1), temperature=1.0).item() == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(target_losses(logits, torch.eye(3)[:1], temperature=1.0)).all()
 
 
 @pytest.mark.parametrize("prior", prior_names())
@@ -52,24 +47,13 @@ def test_no_iterations_return_the_starts(teacher, prior):
     assert torch.equal(images, made.decode(made.start(range(4), seed=0)))
 
 
-def test_both_losses_give_the_same_steps(teacher):
-    torch.testing.assert_close(run(teacher, loss="kl"), run(teacher, loss="cross_entropy"), rtol=0, atol=1e-3)
-
-
 def test_one_step_is_adams(teacher):
     start, end = (run(teacher, prior="pixels", iterations=n, learning_rate=0.01) for n in (0, 1))
     images = start.clone().requires_grad_(True)
-    target_losses(teacher(images), TARGETS, temperature=2.0, loss="kl").sum().backward()
+    target_losses(teacher(images), TARGETS, temperature=2.0).sum().backward()
     gradient = images.grad
     expected = (start - 0.01 * gradient / (gradient.abs() + 1e-8)).clamp(0, 1)
     torch.testing.assert_close(end, expected, rtol=0, atol=2e-4)
-
-
-def test_more_candidates_start_nearer(teacher):
-    one, many = (run(teacher, iterations=0, num_candidates=n) for n in (1, 8))
-    losses = [target_losses(teacher(images), TARGETS, temperature=2.0, loss="kl") for images in (one, many)]
-    assert (losses[1] <= losses[0] + 1e-6).all()
-    assert losses[1].mean() < losses[0].mean()
 
 
 def test_the_activation_term_raises_the_features(teacher):
@@ -80,7 +64,7 @@ def test_the_activation_term_raises_the_features(teacher):
 
 def test_progress_tells_images_and_loss(teacher):
     reports = []
-    config = RefinementConfig(iterations=20, temperature=2.0, num_candidates=1)
+    config = RefinementConfig(iterations=20, temperature=2.0)
     refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config, on_progress=reports.append)
     assert [report.done for report in reports] == [2, 4]
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
@@ -93,38 +77,15 @@ def test_a_loss_that_is_not_finite_names_iteration_term_and_images(teacher):
         refine(teacher, targets, image_indices=range(10, 14), seed=0, config=RefinementConfig())
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0.0), ("learning_rate", -1.0), ("num_candidates", 0), ("prior", "gan")]
-)
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("learning_rate", -1.0), ("prior", "gan")])
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=name):
         RefinementConfig(**{name: value})
 
 
-def test_assignment__has_the_least_total_distance_of_all_assignments(teacher):
-    config = RefinementConfig(temperature=2.0, iterations=0, num_candidates=1, matching="assignment")
-    images = refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config)
-    prior = build_prior(config.prior, (1, 8, 8))
-    drawn = prior.decode(prior.start(range(4), seed=0))
-    losses = {
-        order: target_losses(teacher(drawn[list(order)]), TARGETS, temperature=2.0, loss="kl").sum().item()
-        for order in itertools.permutations(range(4))
-    }
-    assert torch.equal(images, drawn[list(min(losses, key=losses.__getitem__))])
-
-
-def test_assignment__gives_no_start_twice_and_is_nearer_than_own_starts(teacher):
-    found = {
-        matching: run(teacher, iterations=0, num_candidates=count, matching=matching)
-        for matching, count in (("own", 1), ("assignment", 3))
-    }
-    assert len({image.numpy().tobytes() for image in found["assignment"]}) == 4
-    assert mean_loss(teacher, found["assignment"]) < mean_loss(teacher, found["own"])
-
-
 def test_unrefined_share__stays_as_drawn(teacher):
     targets = TARGETS.repeat(2, 1)
-    config = RefinementConfig(temperature=2.0, iterations=5, num_candidates=1, refined_share=0.25)
+    config = RefinementConfig(temperature=2.0, iterations=5, refined_share=0.25)
     images = refine(teacher, targets, image_indices=range(4, 12), seed=0, config=config)
     prior = build_prior(config.prior, (1, 8, 8))
     drawn = prior.decode(prior.start(range(4, 12), seed=0))
@@ -136,10 +97,8 @@ def test_unrefined_share__stays_as_drawn(teacher):
     [
         {},
         {"prior": "fourier"},
-        {"shift_px": 1, "start_weight": 0.1, "smoothing_px": 1.0},
-        {"stop_loss": 0.05, "activation_weight": 0.01},
-        {"num_candidates": 3},
-        {"num_candidates": 2, "matching": "assignment"},
+        {"smoothing_px": 1.0},
+        {"activation_weight": 0.01},
         {"refined_share": 0.5},
     ],
 )

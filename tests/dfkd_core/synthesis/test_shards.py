@@ -4,10 +4,8 @@ import torch
 from dfkd_core.errors import SynthesisError
 from dfkd_core.progress import ignore
 from dfkd_core.synthesis.base import SynthesizedBatch
-from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig, build_synthesizer
-from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
 from dfkd_core.synthesis.shards import images_at_once, num_shards, shard_indices, synthesize_shard
-from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
 
 class Constant:
@@ -48,12 +46,6 @@ def test_a_gpu_takes_a_shard_at_once_where_images_do_not_depend_on_each_other(de
     config = SynthesisConfig(**changes)
     size = images_at_once(config, num_images=5000, image_shape=image_shape, device=torch.device(device))
     assert size == expected
-
-
-def test_starts_that_are_assigned_depend_on_the_batch():
-    settings = MethodSettings(soft_target=SoftTargetConfig(refinement=RefinementConfig(matching="assignment")))
-    assert SynthesisConfig(methods=settings).couples_images
-    assert not SynthesisConfig().couples_images
 
 
 def test_a_whole_number_of_shards_has_no_empty_one():

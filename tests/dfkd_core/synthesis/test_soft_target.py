@@ -40,19 +40,6 @@ def test_balanced_targets__are_of_the_classes_in_turn(teacher, statistics):
     assert targets.argmax(1).tolist() == [0, 1, 2] * 10
 
 
-def test_feature_term__brings_features_nearer_to_the_sampled_ones(teacher, statistics):
-    def distance(weight):
-        config = SoftTargetConfig(
-            feature_weight=weight, refinement=RefinementConfig(iterations=40, learning_rate=0.05, num_candidates=1)
-        )
-        synthesizer = config.build(teacher, statistics)
-        wanted = synthesizer.draw_targets(range(12), 0).features.relu()
-        images = synthesizer.synthesize(range(12), seed=0).images
-        return (teacher.forward_with_features(images)[1].relu() - wanted).square().mean().item()
-
-    assert distance(1.0) < 0.7 * distance(0.0)
-
-
 def test_a_layer_with_positions_is_refused_before_anything_is_drawn(teacher, statistics):
     card = dataclasses.replace(teacher.card, layer="conv")
     with pytest.raises(TeacherError, match="only from a layer with one position"):

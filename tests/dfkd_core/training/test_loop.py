@@ -146,16 +146,13 @@ def test_the_learning_rate_rises_straight_then_falls_along_half_a_cosine():
     assert warmup_cosine(0, total_steps=1, warmup_fraction=0.0) == 1.0
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_the_fused_kernels_give_what_the_plain_ones_give_on_channels_last_weights(name):
-    plain_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
-    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+def test_the_fused_kernel_gives_what_the_plain_one_gives_on_channels_last_weights():
     models = [build_classifier(CARD, seed=0) for _ in range(2)]
-    fused = build_optimizer(models[0], name=name, learning_rate=0.01, weight_decay=0.1)
+    fused = build_optimizer(models[0], learning_rate=0.01, weight_decay=0.1)
     decayed = [p for p in models[1].parameters() if p.ndim > 1]
     others = [p for p in models[1].parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    plain = plain_class(groups, lr=0.01, foreach=False, **options)
+    plain = torch.optim.AdamW(groups, lr=0.01, foreach=False)
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for model, optimizer in zip(models, (fused, plain), strict=True):
         for _ in range(3):
@@ -190,7 +187,7 @@ def test_bad_labels_and_too_few_images_are_named():
         train_teacher(make_config(), few, seed=0)
 
 
-@pytest.mark.parametrize("values", [{"network": "lenet6"}, {"epochs": 0}, {"label_smoothing": 1.5}])
+@pytest.mark.parametrize("values", [{"network": "lenet6"}, {"epochs": 0}, {"weight_decay": -1.0}])
 def test_a_value_out_of_range_is_named(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         TeacherConfig(**values)

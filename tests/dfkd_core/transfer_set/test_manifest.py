@@ -69,9 +69,13 @@ def test_equal_inputs_give_equal_bytes(tmp_path):
 
 def test_the_manifest_tells_what_is_in_the_shards(tmp_path):
     manifest = store(tmp_path)
-    logits = torch.cat([shard(0, 6).teacher_logits, shard(6, 4).teacher_logits])
+    logits, targets = (
+        torch.cat([getattr(shard(*place), name) for place in ((0, 6), (6, 4))])
+        for name in ("teacher_logits", "soft_targets")
+    )
     assert (manifest.num_images, manifest.num_classes, manifest.image_shape) == (10, 3, (2, 4, 5))
     assert list(manifest.class_histogram) == torch.bincount(logits.argmax(1), minlength=3).tolist()
+    assert manifest.target_agreement == pytest.approx((logits.argmax(1) == targets.argmax(1)).float().mean().item())
     assert manifest.mean_confidence == pytest.approx(logits.softmax(1).amax(1).mean().item(), rel=1e-5)
     assert read_manifest(tmp_path) == manifest
 
@@ -116,7 +120,7 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda content: content.update(format_version=99), "format version 99, this program reads 1"),
+        (lambda content: content.update(format_version=99), "format version 99, this program reads 2"),
         (lambda content: content.pop("seed"), "seed"),
         (lambda content: content.update(num_images=11), "num_images is 11"),
         (lambda content: content.update(surprise=1), "surprise"),
@@ -137,7 +141,7 @@ def test_a_manifest_that_is_not_json_or_not_there_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"format_version": 1, "shards": 3}'])
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"format_version": 2, "shards": 3}'])
 def test_json_that_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST_NAME).write_text(content)
     with pytest.raises(TransferSetError, match="not a manifest"):

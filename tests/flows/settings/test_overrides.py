@@ -3,15 +3,22 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.errors import ConfigError
-from flows.settings.overrides import apply_overrides, apply_preset, override, preset_names
+from flows.settings.overrides import apply_overrides, apply_preset, changes_between, preset_names, write_params
 from flows.settings.params import Params
 from flows.settings.parsing import load_params
 
 
-def test_override__changes_values_and_keeps_comments(project: Path) -> None:
+def write(preset: str | None, *assignments: str) -> list[str]:
+    """Write the values of a preset and of assignments; return what changed."""
+    current = load_params()
+    changes = changes_between(current, apply_overrides(apply_preset(preset) if preset else current, assignments))
+    write_params(changes)
+    return [str(change) for change in changes]
+
+
+def test_write_params__changes_values_and_keeps_comments(project: Path) -> None:
     before = Path("params.yaml").read_text()
-    changes = override(None, ["synthesis.num_images=2000", "execution.device=cpu"], load_params())
-    assert [str(change) for change in changes] == [
+    assert write(None, "synthesis.num_images=2000", "execution.device=cpu") == [
         f"synthesis.num_images: {Params().synthesis.num_images} -> 2000",
         "execution.device: auto -> cpu",
     ]
@@ -20,16 +27,16 @@ def test_override__changes_values_and_keeps_comments(project: Path) -> None:
     assert differing == ["  num_images: 2000", "  device: cpu"]
 
 
-def test_override__preset_resets_everything_else(project: Path) -> None:
-    override(None, ["seed=7", "distillation.epochs=99"], load_params())
-    override("digits", ["seed=3"], load_params())
+def test_preset__resets_everything_else(project: Path) -> None:
+    write(None, "seed=7", "distillation.epochs=99")
+    write("digits", "seed=3")
     assert load_params() == apply_overrides(apply_preset("digits"), ["seed=3"])
-    override("default", [], load_params())
+    write("default")
     assert load_params() == Params()
 
 
-def test_override__same_values_change_nothing(project: Path) -> None:
-    assert override("default", ["seed=0"], load_params()) == []
+def test_changes_between__same_values_are_none(project: Path) -> None:
+    assert changes_between(load_params(), apply_overrides(apply_preset("default"), ["seed=0"])) == []
 
 
 @pytest.mark.parametrize(
@@ -43,13 +50,11 @@ def test_override__same_values_change_nothing(project: Path) -> None:
         ("seed=[1", "not YAML"),
     ],
 )
-def test_override__bad_assignment_writes_nothing(project: Path, assignment: str, message: str) -> None:
-    before = Path("params.yaml").read_text()
+def test_apply_overrides__bad_assignment_is_an_error(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override(None, ["execution.device=cpu", assignment], load_params())
-    assert Path("params.yaml").read_text() == before
+        apply_overrides(Params(), ["execution.device=cpu", assignment])
 
 
-def test_override__unknown_preset_names_the_known_ones(project: Path) -> None:
+def test_apply_preset__unknown_one_names_the_known_ones(project: Path) -> None:
     with pytest.raises(ConfigError, match=", ".join(preset_names())):
-        override("fats", [], load_params())
+        apply_preset("fats")

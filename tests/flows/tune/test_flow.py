@@ -162,8 +162,6 @@ def test_space__holds_what_there_is_and_what_the_method_has() -> None:
     assert "synthesis.methods.boundary.descent.prior" in boundary
     assert len(boundary) == 9
     assert len(search_space(apply_overrides(Params(), ["synthesis.method=noise"]))) == 5
-    confident = search_space(apply_overrides(Params(), ["distillation.confidence=0.6"]))
-    assert "distillation.temperature" not in confident
     steps = "synthesis.methods.soft_target.refinement"
     coefficients = ["prior=fourier", "toned_share=0", "smoothing_px=0"]
     fourier = search_space(apply_overrides(Params(), [f"{steps}.{change}" for change in coefficients]))

@@ -1,0 +1,25 @@
+"""Where and how a piece of work computes; nothing in here changes a result beyond rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["CPU", "Compute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A device, and what may be used of it."""
+
+    device: torch.device | str = "cpu"
+    """Where to compute, as `dfkd_core.common.devices.resolve_device` returns it."""
+    memory: int | None = None
+    """Bytes that passes through a network may use; None takes the memory that is free."""
+    prefetch: int = 0
+    """Batches that a second thread loads, moves and labels ahead, about 2; 0 uses one thread."""
+
+
+CPU = Compute()
+"""One thread on the CPU, with the memory that is free."""

@@ -1,0 +1,124 @@
+"""Checks of a run's inputs, made before params.yaml is written and before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.digests import json_digest, write_json
+from dfkd_core.data.datasets import DataConfig, dataset_spec, ensure_dataset, is_built_in, open_dataset
+from dfkd_core.distillation.pruning import check_thinner
+from dfkd_core.distillation.students import check_student, student_card
+from dfkd_core.errors import ConfigError
+from dfkd_core.evaluation.labelled_images import load_evaluation_data
+from dfkd_core.models.built_in import default_layer
+from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
+from dfkd_core.models.storage import CONFIG_FILE, read_card
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.teachers.loading import bring_teacher
+from dfkd_core.teachers.source import SourceConfig
+from flows.settings.params import Params
+from tasks.caching.workspace import STATE
+
+__all__ = ["check_device", "check_run"]
+
+_CHECKED = STATE / "checked_teacher"
+_INPUTS = _CHECKED / "inputs.json"
+
+
+def check_run(params: Params, source: SourceConfig, scratch: Path, *, with_evaluation: bool = True) -> None:
+    """Check device, teacher, layer, student and data. Data sets that are missing are fetched, after the other checks.
+
+    Args:
+        params: What the run would use, with the digest of the teacher's files.
+        source: `teacher.source` with local files instead of MLflow's addresses.
+        scratch: Folder for temporary files.
+        with_evaluation: Whether the run reads the evaluation data.
+
+    Raises:
+        ConfigError: The device does not exist, or a network is unknown, cannot be built or does not fit the teacher.
+        TeacherError: The teacher cannot be read or is unsuitable, or has no such layer.
+        DistillationError: The student must start as a thinner copy of the teacher and is none.
+        DataError: A data set is missing or corrupt, or its classes are not the teacher's.
+    """
+    check_device(params.execution.device)
+    training = params.training_data
+    card = _check_trained(params, training) if training else _check_external(params, source, scratch)
+    if with_evaluation:
+        load_evaluation_data(params.data, card)
+    if training and is_built_in(training.dataset):
+        ensure_dataset(training, "train")
+
+
+def check_device(name: str) -> str:
+    """Return the device that `execution.device` selects on this machine.
+
+    Raises:
+        ConfigError: It is no device, or the machine does not have it.
+    """
+    try:
+        return str(resolve_device(name))
+    except RuntimeError:
+        raise ConfigError(f"execution.device is {name!r}; it must be auto, cpu, cuda or cuda:N") from None
+
+
+def _check_trained(params: Params, data: DataConfig) -> ModelCard:
+    """Check a teacher that is still to be trained, with random weights."""
+    config = params.teacher
+    channels, names = _training_shape(data)
+    card = ModelCard(
+        network=config.network,
+        in_channels=channels,
+        image_size=data.image_size,
+        num_classes=len(names),
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        layer=config.layer or default_layer(config.network),
+        class_names=names,
+    )
+    _check_networks(build_classifier(card, seed=0), params)
+    return card
+
+
+def _training_shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
+    """Return the channels and the class names that training images have, see `load_dataset`."""
+    if is_built_in(data.dataset):
+        spec = dataset_spec(data.dataset)
+        return data.channels or spec.in_channels, spec.class_names
+    raw = open_dataset(data, "train")
+    channels = data.channels or next(iter(raw.read([0]))).shape[1]
+    return channels, tuple(raw.class_names) or tuple(map(str, range(int(raw.labels.max()) + 1)))
+
+
+def _check_external(params: Params, source: SourceConfig, scratch: Path) -> ModelCard:
+    """Check a teacher from elsewhere. If it passed before, its card is enough, unless its weights are to be copied."""
+    inputs = _teacher_inputs(params)
+    if params.distillation.start != "pruned" and _passed_before(inputs):
+        card = read_card(_CHECKED)
+        check_student(card, params.distillation)
+        return card
+    layer, size = params.teacher.layer, params.data.image_size
+    classifier = bring_teacher(source, scratch=scratch, layer=layer, image_size_hint=size).classifier
+    _check_networks(classifier, params)
+    _INPUTS.unlink(missing_ok=True)
+    write_json(_CHECKED / CONFIG_FILE, classifier.card)
+    write_json(_INPUTS, inputs)
+    return classifier.card
+
+
+def _teacher_inputs(params: Params) -> str:
+    config = params.teacher
+    return json_digest({"source": config.source, "layer": config.layer, "image_size": params.data.image_size})
+
+
+def _passed_before(inputs: str) -> bool:
+    return _INPUTS.is_file() and json.loads(_INPUTS.read_text(encoding="utf-8")) == inputs
+
+
+def _check_networks(classifier: Classifier, params: Params) -> None:
+    """Check the modelled layer, the student, and its start if that is to be a thinner teacher."""
+    teacher, student = Teacher(classifier), params.distillation
+    check_student(teacher.card, student)
+    if student.start == "pruned":
+        check_thinner(classifier.network, build_classifier(student_card(teacher.card, student), seed=0).network)

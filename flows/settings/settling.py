@@ -1,0 +1,90 @@
+"""How params.yaml gets new values: planned in memory, checked, then written once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfkd_core.teachers.source import SourceConfig
+from flows.settings.checks import check_run
+from flows.settings.overrides import Change, apply_overrides, apply_preset, changes_between, write_params
+from flows.settings.params import Params
+from flows.settings.parsing import load_params
+from tasks.caching.source_files import teacher_digest
+from tasks.mlflow_store.registry import local_source
+
+__all__ = ["Plan", "planned", "settle"]
+
+_DIGEST = "teacher.source.sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Wanted parameters that are neither checked nor written yet."""
+
+    params: Params
+    """With the digest of the teacher's files in `teacher.source.sha256`."""
+    changes: tuple[Change, ...]
+    """Differences from params.yaml."""
+    files_changed: bool
+    """Whether the teacher's files differ from those that `teacher.source.sha256` named."""
+    source: SourceConfig
+    """The teacher's source with local files instead of MLflow's addresses."""
+    scratch: Path
+    """Folder for temporary files, which holds what was fetched from MLflow."""
+
+    def shown(self) -> list[Change]:
+        """Return the changes that the user made."""
+        return [change for change in self.changes if change.path != _DIGEST]
+
+
+@contextmanager
+def planned(preset: str | None, assignments: Sequence[str]) -> Iterator[Plan]:
+    """Compute the wanted parameters and digest the teacher's files; write nothing.
+
+    Args:
+        preset: Its values replace those of params.yaml; None keeps them.
+        assignments: Applied after it, like `synthesis.num_images=2000`.
+
+    Raises:
+        ConfigError: params.yaml, the preset or an assignment has a fault.
+        TeacherError: MLflow does not have the teacher.
+    """
+    current = load_params()
+    wanted = apply_overrides(apply_preset(preset) if preset else current, assignments)
+    noted = wanted.teacher.source
+    with tempfile.TemporaryDirectory() as scratch:
+        local = local_source(noted, Path(scratch))
+        found = teacher_digest(local) if noted.model else ""
+        wanted = _with_digest(wanted, found)
+        yield Plan(
+            params=wanted,
+            changes=tuple(changes_between(current, wanted)),
+            files_changed=bool(noted.sha256) and noted.sha256 != found,
+            source=local,
+            scratch=Path(scratch),
+        )
+
+
+def settle(plan: Plan, *, with_evaluation: bool = True) -> None:
+    """Check everything that would fail later in a run, then write params.yaml if it changes.
+
+    Args:
+        plan: The wanted parameters.
+        with_evaluation: Whether the run reads the evaluation data.
+
+    Raises:
+        DfkdError: A check failed, or the file cannot be written; params.yaml is then as it was.
+    """
+    check_run(plan.params, plan.source, plan.scratch, with_evaluation=with_evaluation)
+    if plan.changes:
+        write_params(plan.changes)
+
+
+def _with_digest(params: Params, sha256: str) -> Params:
+    source = dataclasses.replace(params.teacher.source, sha256=sha256)
+    return dataclasses.replace(params, teacher=dataclasses.replace(params.teacher, source=source))

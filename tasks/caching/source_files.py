@@ -1,0 +1,65 @@
+"""The digest of the files that a teacher is read from, computed once for all processes of a run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from dfkd_core.common.digests import json_digest, write_json
+from dfkd_core.models.architectures import TIMM, TORCHVISION, factory
+from dfkd_core.models.programs import program_files
+from dfkd_core.teachers.loading import source_digest
+from dfkd_core.teachers.source import SourceConfig
+from tasks.caching.workspace import STATE
+
+__all__ = ["teacher_digest"]
+
+_NOTE = STATE / "teacher_files.json"
+# A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
+_YOUNG_NS = 2_000_000_000
+
+
+def teacher_digest(source: SourceConfig) -> str:
+    """Return the `source_digest` of a teacher, 64 hex digits.
+
+    The files are hashed again only if the size, the inode or a time stamp of one has changed since the last call in the
+    project.
+
+    Args:
+        source: The teacher, with local files instead of MLflow's addresses.
+
+    Raises:
+        ConfigError: The factory's module cannot be imported.
+        TeacherError: A program cannot be read.
+    """
+    states = [_state(path) for path in _files(source)]
+    address = json_digest({"model": source.model, "weights": source.weights, "files": states})
+    noted = json.loads(_NOTE.read_text(encoding="utf-8")) if _NOTE.is_file() else {}
+    if noted.get("files") == address:
+        return str(noted["sha256"])
+    start = time.time_ns()
+    found = source_digest(source)
+    if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in _files(source)):
+        write_json(_NOTE, {"files": address, "sha256": found})
+    return found
+
+
+def _state(path: Path) -> list[int | str]:
+    found = path.stat()
+    return [path.name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _files(source: SourceConfig) -> Iterator[Path]:
+    """Yield the files that `source_digest` hashes."""
+    for text in filter(None, (source.model, source.weights)):
+        path = Path(text)
+        if path.is_file():
+            yield from program_files(path)
+        elif path.is_dir():
+            yield from (item for item in sorted(path.iterdir()) if item.is_file())
+        elif text == source.model and ":" in text and not text.startswith((TORCHVISION, TIMM)):
+            module = inspect.getsourcefile(factory(text))
+            yield from [Path(module)] if module else []
