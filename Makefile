@@ -41,7 +41,7 @@ test-gpu: $(READY) ## Run the tests that need a GPU
 check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dfkd_core tasks flows
+	$(BIN)/mypy dfkd_core tasks flows tests benchmarks
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ast-grep test -c styles/sgconfig.yml --skip-snapshot-tests
 	$(BIN)/ast-grep scan -c styles/sgconfig.yml $(PROSE)

@@ -122,7 +122,7 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
             subprocess.run(["git", *arguments], cwd=path, check=True)
-        environment = {**pytestconfig.stash[_CLEAN], "PYTHONPATH": str(path)}
+        environment = pytestconfig.stash[_CLEAN] | {"PYTHONPATH": str(path)}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return Workspace(path=path, environment=environment)
 

@@ -178,7 +178,7 @@ def local(command: str) -> bool:
     return not is_download(command) and not is_mlflow(command) and not any(word in command for word in others)
 
 
-@pytest.mark.parametrize("command", filter(local, COMMANDS))
+@pytest.mark.parametrize("command", [command for command in COMMANDS if local(command)])
 def test_a_recipe_for_your_own_code_works(user: Path, command: str) -> None:
     output = call(command)
     assert ("modelled layer" if "inspect" in command else "* is the one that is taken") in output
@@ -212,7 +212,7 @@ def test_programs_are_written_and_read_as_shown(user: Path) -> None:
 
 def test_torchvision_and_timm_take_your_weights(user: Path) -> None:
     torch.manual_seed(0)
-    shape: dict[str, int] = {"in_channels": 1, "image_size": 32, "num_classes": 7}
+    shape: dict[str, Any] = {"in_channels": 1, "image_size": 32, "num_classes": 7}
     torch.save(build_architecture("torchvision:resnet18", **shape).state_dict(), "resnet18.pth")
     save_file(build_architecture("timm:test_vit", **shape).state_dict(), "vit.safetensors")
     for file in ("resnet18.pth", "vit.safetensors"):
@@ -222,7 +222,7 @@ def test_torchvision_and_timm_take_your_weights(user: Path) -> None:
         assert "uses for it" in output
 
 
-@pytest.mark.parametrize("command", filter(is_download, COMMANDS))
+@pytest.mark.parametrize("command", [command for command in COMMANDS if is_download(command)])
 def test_published_weights_say_what_to_do_without_a_network(
     user: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,8 +65,7 @@ def shards(teacher: Artifact, statistics: Artifact) -> list[Artifact]:
 
 @pytest.fixture
 def transfer_set(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> Artifact:
-    settings = {"seed": 0, "folder": "set", "picture": "samples.png"}
-    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, **settings)
+    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture="samples.png")
 
 
 def test_make_teacher__writes_model_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
 
 
 def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
-    settings = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "device": "cpu"}
+    settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "device": "cpu"}
     config = DistillationConfig(epochs=1)
     made = make_student.fn(teacher, transfer_set, config, **settings)
     assert load_model(Path("student/model")).card.network == "lenet5_half"
@@ -138,9 +138,8 @@ def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbe
     reversed_card = dataclasses.replace(CARD, class_names=CARD.class_names[::-1])
     for folder, card in (("reversed", reversed_card), ("nameless", dataclasses.replace(CARD, class_names=()))):
         save_model(Path(folder), build_classifier(card, seed=0))
-        make_evaluation.fn(
-            *[reference(Path(folder))] * 2, DATA, EvaluationConfig(), folder=f"{folder}-out", device="cpu"
-        )
+        model = reference(Path(folder))
+        make_evaluation.fn(model, model, DATA, EvaluationConfig(), folder=f"{folder}-out", device="cpu")
     metrics, plain = (json.loads(Path(f"{folder}-out/metrics.json").read_text()) for folder in ("reversed", "nameless"))
     assert metrics["labels_ordered_by_name"] == 1
     assert "labels_ordered_by_name" not in plain

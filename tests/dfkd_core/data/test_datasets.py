@@ -154,7 +154,7 @@ def test_digits_need_no_files(tmp_path):
     assert len(train) + len(test) == 1797
     assert abs(len(test) - 397) <= 5
     assert train.images.shape[1:] == (1, 8, 8)
-    assert (train.images.min(), train.images.max()) == (0, 255)
+    assert (train.images.min().item(), train.images.max().item()) == (0, 255)
     shares = test.labels.bincount() / torch.cat([train.labels, test.labels]).bincount()
     assert torch.allclose(shares, torch.full((10,), 397 / 1797), atol=0.005)
     assert not tmp_path.joinpath("none").exists()

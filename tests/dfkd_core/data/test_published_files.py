@@ -16,8 +16,8 @@ from dfkd_core.data import published_files as dataset_files
 from dfkd_core.data.published_files import ensure_files, find_files, read_files, torchvision_class
 from dfkd_core.errors import DataError
 
-FETCH_WITH_TORCHVISION = dataset_files.fetch_with_torchvision
-FETCH_DEBIAN_PACKAGE = dataset_files.fetch_debian_package
+FETCH_WITH_TORCHVISION = downloads.fetch_with_torchvision
+FETCH_DEBIAN_PACKAGE = downloads.fetch_debian_package
 # Two training images of one pixel and one test image, as torchvision's download reads what it has fetched.
 CONTENTS = {
     "train-images-idx3-ubyte": bytes([0, 0, 8, 3, *(0, 0, 0, 2), *(0, 0, 0, 1), *(0, 0, 0, 1), 5, 6]),
@@ -316,9 +316,9 @@ def test_debian_package_is_really_fetched_without_package_lists(tmp_path, monkey
     )
     assert "Unable to locate package" in blank.stderr
     monkeypatch.setattr(dataset_files, "fetch_with_torchvision", raising(OSError("not asked")))
-    folder = ensure_files("fashion_mnist", tmp_path / "data", system_folder=tmp_path / "none")
-    assert folder == tmp_path / "data" / "fashion_mnist"
-    assert len(list(folder.glob("*.gz"))) == 4
+    fetched = ensure_files("fashion_mnist", tmp_path / "data", system_folder=tmp_path / "none")
+    assert fetched == tmp_path / "data" / "fashion_mnist"
+    assert len(list(fetched.glob("*.gz"))) == 4
 
 
 def test_why_the_debian_package_failed_is_told(places, monkeypatch):

@@ -41,7 +41,7 @@ def random_images(count, channels=1):
 def balance(student):
     """Shift the logits to a mean of zero each, as random weights answer nearly every image with one class."""
     with torch.no_grad():
-        student.network.fc2.bias -= student(probe_images(student.card.image_shape) / 255).mean(0)
+        student.network.get_parameter("fc2.bias").sub_(student(probe_images(student.card.image_shape) / 255).mean(0))
     return student
 
 
@@ -91,12 +91,13 @@ def test_a_network_that_calls_view_takes_images_in_any_layout(tmp_path, bake):
             return self.fc(self.conv(images).relu().view(len(images), -1))
 
     torch.manual_seed(0)
-    student = Classifier(Viewing(), dataclasses.replace(make_student(channels=3).card, network="in memory", layer=""))
+    network = Viewing()
+    student = Classifier(network, dataclasses.replace(make_student(channels=3).card, network="in memory", layer=""))
     describe(student)
     assert not student.card.channels_last
     # Classes that rounding does not change.
     with torch.no_grad():
-        student.network.fc.weight *= 10
+        network.fc.weight *= 10
     out = tmp_path / "out"
     export_model(
         student.eval(), out, formats=("pt2", "onnx"), images=random_images(20, 3), bake_preprocessing=bake,

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -149,7 +151,7 @@ def test_split__gives_all_images_in_order(monkeypatch):
 
 def test_a_batch_that_must_be_whole_is_refused_with_the_size_that_fits(monkeypatch):
     sizes = PassSizes(doubling(), memory=GIB)
-    options = {
+    options: dict[str, Any] = {
         "with_gradient": False,
         "method": "inversion",
         "setting": "synthesis.batch_size",

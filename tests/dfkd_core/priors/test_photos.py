@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_some_crops_of_three_channels_are_grey() -> None:
 def test_tones_reach_the_drawn_spread_and_mean() -> None:
     own = cut_crops(rows_of(channels=1), (16, 16), 1)
     # Stretched to a spread of 0.1 about 0.5 and inverted.
-    changes = {"has_own_contrast": 0.0, "new_contrast": 0.0, "is_not_inverted": 0.0}
+    changes: dict[str, Any] = {"has_own_contrast": 0.0, "new_contrast": 0.0, "is_not_inverted": 0.0}
     toned = cut_crops(rows_of(channels=1, **changes), (16, 16), 1)
     assert toned.mean().item() == pytest.approx(0.5, abs=1e-4)
     assert toned.square().mean().sub(toned.mean() ** 2).sqrt().item() == pytest.approx(0.1, abs=1e-4)
