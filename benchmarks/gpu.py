@@ -25,6 +25,7 @@ from hardware import machine
 from speed import best_in_turn, plain_copy, untrained_teacher
 from torch.profiler import ProfilerActivity, profile
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import autocast_on_gpu, resolve_device
 from dfkd_core.common.digests import write_json
 from dfkd_core.compression import make_transfer_set
@@ -143,7 +144,8 @@ def measure_whole(teacher: Teacher, device: torch.device, num_images: int) -> It
     student = DistillationConfig(student=STUDENTS[network], start="random", epochs=1)
 
     def distil() -> None:
-        distill_images(on_gpu, made.images, made.teacher_logits, student, seed=0, device=device, prefetch=2)
+        compute = Compute(device=device, prefetch=2)
+        distill_images(on_gpu, made.images, made.teacher_logits, student, seed=0, compute=compute)
 
     distil()
     seconds = best_in_turn([distil], rounds=2)[0]

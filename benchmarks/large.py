@@ -24,16 +24,16 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from dfkd_core.common.rows import Rows
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hardware import processor_name
 from torch import nn
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.digests import write_json
 from dfkd_core.common.memory import GIB
+from dfkd_core.common.rows import Rows
 from dfkd_core.common.vision import models
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.distillation.config import DistillationConfig
@@ -159,7 +159,7 @@ def run_teacher(memory: int, num_images: int, num_threads: int) -> list[Figure]:
             store_manifest(folder, teacher, records)
         distillation = DistillationConfig(student=STUDENT, start="random", epochs=1, batch_size=64)
         with meter.stage("distillation to ResNet-18, 1 epoch"):
-            student = distill(teacher, TransferSet(folder), distillation, seed=0, prefetch=1).student
+            student = distill(teacher, TransferSet(folder), distillation, seed=0, compute=Compute(prefetch=1)).student
     names = tuple(map(str, range(1000)))
     images = torch.randint(0, 256, (200, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with meter.stage("evaluation, 200 images"):

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from hardware import machine
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.digests import json_digest, write_json
 from dfkd_core.common.seeding import derive_generator
@@ -198,7 +199,7 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         )
     params = apply_overrides(params, [f"seed={seed}", *(f"{key}={value}" for key, value in row.changes.items())])
     device = resolve_device(params.execution.device)
-    teacher = _with_layer(load_teacher(teacher_folder, device=device), params.teacher.layer)
+    teacher = _with_layer(load_teacher(teacher_folder, compute=Compute(device=device)), params.teacher.layer)
     train, test = load_dataset(params.data, "train"), load_dataset(params.data, "test")
     start = time.perf_counter()
     if row.real:
@@ -208,9 +209,8 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         shards = _synthesize(params, teacher_folder)
         synthesis_seconds = time.perf_counter() - start
         images, logits = (torch.cat([getattr(s, name) for s in shards]) for name in ("images", "teacher_logits"))
-        student = distill_images(
-            teacher, images, logits, params.distillation, seed=seed, device=device, prefetch=BATCHES_AHEAD
-        ).student
+        compute = Compute(device=device, prefetch=BATCHES_AHEAD)
+        student = distill_images(teacher, images, logits, params.distillation, seed=seed, compute=compute).student
     seconds = time.perf_counter() - start
     report = evaluate(student, teacher, data=test)
     assert report.student.scores is not None
@@ -228,7 +228,7 @@ def _with_layer(teacher: Teacher, layer: str) -> Teacher:
     if not layer or layer == teacher.card.layer:
         return teacher
     card = dataclasses.replace(teacher.card, layer=layer)
-    return Teacher(Classifier(teacher.classifier.network, card), device=teacher.device)
+    return Teacher(Classifier(teacher.network, card), device=teacher.device)
 
 
 def _synthesize(params: Params, teacher_folder: Path) -> list[Shard]:
@@ -242,7 +242,7 @@ def _synthesize_one(job: tuple[Params, Path, int]) -> Shard:
     params, teacher_folder, index = job
     torch.set_num_threads(1)
     device = resolve_device(params.execution.device)
-    teacher = _with_layer(load_teacher(teacher_folder, device=device), params.teacher.layer)
+    teacher = _with_layer(load_teacher(teacher_folder, compute=Compute(device=device)), params.teacher.layer)
     statistics = estimate_statistics(teacher, params.statistics, seed=params.seed)
     synthesizer = build_synthesizer(params.synthesis, teacher, statistics)
     return synthesize_shard(synthesizer, teacher, shard_index=index, config=params.synthesis, seed=params.seed)
@@ -257,12 +257,11 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
     epochs = max(1, round(distillation.epochs * params.synthesis.num_images / len(train.images)))
     if row.real == "kd":
         with torch.no_grad():
-            logits = torch.cat(
-                [teacher(batch.to(teacher.device) / 255).cpu() for batch in torch.split(train.images, 1000)]
-            )
+            batches = torch.split(train.images, 1000)
+            logits = torch.cat([teacher(batch.to(teacher.device) / 255).cpu() for batch in batches])
         shorter = dataclasses.replace(distillation, epochs=epochs)
-        options: dict[str, Any] = {"seed": params.seed, "device": teacher.device, "prefetch": BATCHES_AHEAD}
-        return distill_images(teacher, train.images, logits, shorter, **options).student
+        compute = Compute(device=teacher.device, prefetch=BATCHES_AHEAD)
+        return distill_images(teacher, train.images, logits, shorter, seed=params.seed, compute=compute).student
     config = dataclasses.replace(
         params.teacher,
         network=distillation.student,

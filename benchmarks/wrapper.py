@@ -41,7 +41,7 @@ def measure(network: str, channels: int, batch_size: int, rounds: int) -> str:
     teacher = Teacher(build_classifier(card, seed=0))
     images = torch.rand(batch_size, channels, 32, 32).contiguous(memory_format=torch.channels_last)
     forwards = (
-        teacher.classifier.network,
+        teacher.network,
         teacher,
         lambda pixels: teacher.forward_with_features(pixels)[0],
     )

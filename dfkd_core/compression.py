@@ -6,12 +6,13 @@ from dataclasses import fields
 
 import torch
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, prepare_method
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
 from dfkd_core.transfer_set.shards import Shard
 
@@ -30,7 +31,8 @@ def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: S
     Raises:
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
     """
-    synthesizer = build_synthesizer(config, teacher, statistics)
+    state = prepare_method(config, teacher, statistics, seed=seed)
+    synthesizer = build_synthesizer(config, teacher, statistics, state)
     shards = [
         synthesize_shard(synthesizer, teacher, shard_index=index, config=config, seed=seed)
         for index in range(num_shards(config))
@@ -69,6 +71,5 @@ def make_student(
         made.teacher_logits,
         distillation,
         seed=seed,
-        device=teacher.device,
-        prefetch=prefetch,
+        compute=Compute(device=teacher.device, prefetch=prefetch),
     ).student

@@ -15,7 +15,7 @@ from dfkd_core.errors import DfkdError
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.statistics.estimation import SOURCES, StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names, prepare_method
 
 __all__ = ["Fit", "Inspection", "inspect_teacher"]
 
@@ -131,25 +131,20 @@ def _seconds(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStati
         if drawing + stepping > _TIMED_SECONDS or count >= min(_MAX_TIMED_IMAGES, config.batch_size):
             break
         count *= 2
-    steps = config.descent[1].iterations if config.descent else 0
+    steps = config.method_config.steps
     per_step = max(0.0, stepping - drawing) / _TIMED_STEPS
-    return 1000 / count * (drawing + steps * per_step)
+    return 1000 / count * (drawing + (steps.iterations if steps else 0) * per_step)
 
 
 def _with_steps(config: SynthesisConfig, steps: int) -> SynthesisConfig:
     """Return the configuration with another number of gradient steps, where the method takes any."""
-    method: Any = config.method_config
-    changes = {
-        name: dataclasses.replace(getattr(method, name), iterations=steps)
-        for name in ("refinement", "descent")
-        if hasattr(method, name)
-    }
-    changed: dict[str, Any] = {config.method: dataclasses.replace(method, **changes)}
+    changed: dict[str, Any] = {config.method: config.method_config.with_iterations(steps)}
     return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **changed))
 
 
 def _time(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, count: int, seed: int) -> float:
-    synthesizer = build_synthesizer(config, teacher, statistics)
+    state = prepare_method(config, teacher, statistics, seed=seed)
+    synthesizer = build_synthesizer(config, teacher, statistics, state)
     seconds = []
     # The first passes of a program compile it.
     for _ in range(2):

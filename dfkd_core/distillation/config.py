@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dfkd_core.distillation.disagreement import DisagreementConfig
 from dfkd_core.distillation.mixing import Mixing
+from dfkd_core.models.access import Access
 from dfkd_core.models.architectures import architecture_fault
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.training.augmentation import AugmentationConfig
@@ -53,6 +54,13 @@ class DistillationConfig:
     disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
     checkpoint_every_epochs: PositiveInt = 5
     """Epochs between two checkpoints; does not change the result."""
+
+    @property
+    def needs(self) -> Access:
+        """What the distillation needs of the teacher."""
+        if self.feature_weight > 0 or self.start == "pruned":
+            return "layers"
+        return "gradient" if self.disagreement.share > 0 else "labels"
 
     @property
     def asks_teacher(self) -> bool:

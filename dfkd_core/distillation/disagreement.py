@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.distillation.soft_labels import distillation_loss
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Differentiable
 from dfkd_core.sections import Fraction, Positive, PositiveInt, config_section
 
 __all__ = ["DisagreementConfig", "seek_disagreement"]
@@ -34,7 +34,7 @@ class DisagreementConfig:
 
 
 def seek_disagreement(
-    teacher: Teacher, student: nn.Module, images: Tensor, config: DisagreementConfig, *, temperature: float
+    teacher: Differentiable, student: nn.Module, images: Tensor, config: DisagreementConfig, *, temperature: float
 ) -> Tensor:
     """Move images up the divergence of the student from the teacher.
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.compute import CPU, Compute
 from dfkd_core.common.digests import json_digest
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.feature_matching import FeatureMatcher
-from dfkd_core.distillation.steps import batch_loader, build_matcher, check_memory, step_cost, step_terms
+from dfkd_core.distillation.steps import DistillationStep, check_memory, step_cost
 from dfkd_core.distillation.students import Start, build_student
 from dfkd_core.errors import DistillationError, TransferSetError
+from dfkd_core.models.access import Inspectable, Labeller, require_access
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.layers import BatchNorm
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.training.checkpoints import (
     CHECKPOINT_FORMAT,
@@ -31,10 +33,16 @@ from dfkd_core.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from dfkd_core.training.loop import EpochRecord, build_optimizer, run_epochs
+from dfkd_core.training.loop import EpochRecord, Schedule, build_optimizer, run_epochs
 from dfkd_core.transfer_set.reader import TransferSet
 
 __all__ = ["DistillationResult", "distill", "distill_images"]
+
+
+_LESS_ACCESS = (
+    "Set distillation.feature_weight: 0 (labels alone count), distillation.start: random and "
+    "distillation.disagreement.share: 0"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +58,13 @@ class DistillationResult:
 
 
 def distill(
-    teacher: Teacher,
+    teacher: Labeller,
     transfer_set: TransferSet,
     config: DistillationConfig,
     *,
     seed: int,
-    device: torch.device | str = "cpu",
+    compute: Compute = CPU,
     checkpoint: Path | None = None,
-    prefetch: int = 0,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
     """Train a student on a transfer set; the last epoch counts.
@@ -80,24 +87,22 @@ def distill(
         config,
         key=json_digest(transfer_set.manifest),
         seed=seed,
-        device=device,
+        compute=compute,
         checkpoint=checkpoint,
-        prefetch=prefetch,
         on_progress=on_progress,
     )
 
 
 def distill_images(
-    teacher: Teacher,
+    teacher: Labeller,
     images: Rows,
     teacher_logits: Rows,
     config: DistillationConfig,
     *,
     seed: int,
     key: str = "",
-    device: torch.device | str = "cpu",
+    compute: Compute = CPU,
     checkpoint: Path | None = None,
-    prefetch: int = 0,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
     """Train a student on images and the teacher's logits; the last epoch counts.
@@ -112,10 +117,9 @@ def distill_images(
         config: How to train.
         seed: Seed of the first weights, the shuffles, the augmentation and the mixing.
         key: Tells image sets apart for `checkpoint`, for example a digest.
-        device: Where to compute.
+        compute: Where to compute, and how many batches are labelled ahead.
         checkpoint: File to resume from and to save to. One that is truncated or of another configuration, image set,
             teacher or seed is ignored and replaced.
-        prefetch: Batches that a second thread moves, mixes and labels ahead, about 2; does not change the result.
         on_progress: Told after each epoch.
 
     Raises:
@@ -124,39 +128,44 @@ def distill_images(
             loss is not finite, or the checkpoint cannot be written.
     """
     _check_inputs(teacher, images, teacher_logits)
-    device = torch.device(device)
-    cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=prefetch)
-    check_memory(cost, config, num_images=len(images), memory=teacher.passes.memory)
+    require_access(teacher, config.needs, by="The distillation", remedy=_LESS_ACCESS)
+    device = torch.device(compute.device)
+    cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=compute.prefetch)
+    check_memory(cost, config, num_images=len(images), memory=teacher.memory)
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
     found = read_checkpoint(checkpoint, key) if checkpoint else None
     student, start = build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
-    student.to(device)
-    matcher = build_matcher(teacher, student, config, seed=seed, device=device)
-    if matcher and start == "pruned" and found is None:
-        matcher.fit_map(teacher, student, images)
-    trainee = _Trainee(student, matcher, config, start)
-    teacher = teacher.merged(keep=matcher.teacher_paths if matcher else ())
+    step = DistillationStep(teacher, student.to(device), images, teacher_logits, config, seed=seed, device=device)
+    if step.matcher and start == "pruned" and found is None:
+        step.matcher.fit_map(cast(Inspectable, teacher), student, images)
+    trainee = _Trainee(student, step.matcher, config, start)
+    step.merge_teacher()
     history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
     for record in run_epochs(
         trainee.trained,
         trainee.optimizer,
-        batch_loader(teacher, images, teacher_logits, matcher, config, device),
-        step_terms(teacher, student, matcher, config),
-        num_images=len(images),
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        warmup_fraction=config.warmup_fraction,
+        step,
+        _schedule(config, len(images)),
         seed=seed,
         error=DistillationError,
         first_epoch=len(history) + 1,
-        prefetch=prefetch,
+        prefetch=compute.prefetch,
     ):
         history.append(record)
         if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
             save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
         _report(on_progress, history, config.epochs)
     return DistillationResult(student=trainee.result(), history=tuple(history), start=start)
+
+
+def _schedule(config: DistillationConfig, num_images: int) -> Schedule:
+    return Schedule(
+        num_images=num_images,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        warmup_fraction=config.warmup_fraction,
+    )
 
 
 class _Trainee:
@@ -209,7 +218,7 @@ def _has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, BatchNorm) for module in network.modules())
 
 
-def _check_inputs(teacher: Teacher, images: Rows, teacher_logits: Rows) -> None:
+def _check_inputs(teacher: Labeller, images: Rows, teacher_logits: Rows) -> None:
     if not len(images):
         raise DistillationError("The transfer set holds no images. Set synthesis.num_images to 1 or more.")
     if tuple(images.shape[1:]) != teacher.card.image_shape:

@@ -6,8 +6,8 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ from dfkd_core.distillation.mixing import mix
 from dfkd_core.distillation.soft_labels import distillation_loss
 from dfkd_core.distillation.students import student_card
 from dfkd_core.errors import DistillationError
+from dfkd_core.models.access import Differentiable, Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier, build_classifier
 from dfkd_core.models.layers import forward_with_outputs
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.training.augmentation import augment
 
-__all__ = ["LabelledBatch", "batch_loader", "build_matcher", "check_memory", "step_cost", "step_terms"]
+__all__ = ["DistillationStep", "LabelledBatch", "check_memory", "step_cost"]
 
 # Copies of the weights that an optimizer keeps: Adam's two moments.
 _MOMENTS = 2
@@ -47,98 +47,93 @@ class LabelledBatch:
     """The teacher's outputs at the matched layers, each [n, ...]; empty where none is matched."""
 
 
-def build_matcher(
-    teacher: Teacher, student: Classifier, config: DistillationConfig, *, seed: int, device: torch.device
-) -> FeatureMatcher | None:
-    """Return what compares inner outputs, its learned map drawn from `seed`; None where they do not count."""
-    if not config.feature_weight:
-        return None
-    return FeatureMatcher(teacher, student, seed=seed).to(device)
+class DistillationStep:
+    """One step: a batch with its labels, and the loss of the student on it."""
 
+    def __init__(
+        self,
+        teacher: Labeller,
+        student: Classifier,
+        images: Rows,
+        teacher_logits: Rows,
+        config: DistillationConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Prepare steps of a student on a set of images.
 
-def batch_loader(
-    teacher: Teacher,
-    images: Rows,
-    teacher_logits: Rows,
-    matcher: FeatureMatcher | None,
-    config: DistillationConfig,
-    device: torch.device,
-) -> Callable[[Tensor, torch.Generator], LabelledBatch]:
-    """Return what makes a batch of the images at some positions; it looks at the teacher and never at the student.
+        Args:
+            teacher: Labels the batches if `config.asks_teacher`; must allow what `config.needs`.
+            student: The network in training, on `device`.
+            images: uint8 images [n, c, h, w].
+            teacher_logits: Stored logits [n, k], the labels if the teacher is not queried.
+            config: How images are moved and mixed, and the weights of the loss.
+            seed: Seed of the first weights of the learned map between widths.
+            device: Where the student is trained.
+        """
+        self._teacher, self._student, self._images, self._teacher_logits = teacher, student, images, teacher_logits
+        self._config, self._device = config, device
+        self.matcher: FeatureMatcher | None = None
+        """Compares inner outputs and holds the learned map between widths; None if they do not count."""
+        if config.feature_weight:
+            self.matcher = FeatureMatcher(cast(Inspectable, teacher), student, seed=seed).to(device)
 
-    Args:
-        teacher: Labels the batches where `config.asks_teacher`.
-        images: uint8 images [n, c, h, w].
-        teacher_logits: Stored logits [n, k], the labels where the teacher is not asked.
-        matcher: Names the teacher's layers whose outputs a batch holds; None for none.
-        config: How images are moved and mixed.
-        device: Where the batches go.
-    """
-    paths = matcher.teacher_paths if matcher else ()
+    def merge_teacher(self) -> None:
+        """Merge the teacher's BatchNorm into the layers before, if it shows its layers; it then takes less time."""
+        if has_access(self._teacher, "layers"):
+            keep = self.matcher.teacher_paths if self.matcher else ()
+            self._teacher = cast(Inspectable, self._teacher).merged(keep=keep)
 
     @torch.no_grad()
-    def load(positions: Tensor, generator: torch.Generator) -> LabelledBatch:
-        batch = load_batch(images, positions, device)
-        if not config.asks_teacher:
-            logits = teacher_logits[positions.to(teacher_logits.device)]
-            return LabelledBatch(batch, move_batch(logits, device).float(), [])
-        batch = augment(batch, config.augmentation, generator)
-        batch = mix(batch, config.mixing, generator)
-        return _labelled(teacher, paths, batch)
+    def load(self, positions: Tensor, generator: torch.Generator) -> LabelledBatch:
+        """Return the images at positions int64 [m], moved, mixed and labelled; never reads the student."""
+        batch = load_batch(self._images, positions, self._device)
+        if not self._config.asks_teacher:
+            logits = self._teacher_logits[positions.to(self._teacher_logits.device)]
+            return LabelledBatch(batch, move_batch(logits, self._device).float(), [])
+        batch = augment(batch, self._config.augmentation, generator)
+        return self._label(mix(batch, self._config.mixing, generator))
 
-    return load
+    def terms(self, batch: LabelledBatch) -> dict[str, Tensor]:
+        """Return the named terms of the loss, scalars that add up to it."""
+        batch = self._with_disputed(batch)
+        paths = self.matcher.student_paths if self.matcher else ()
+        with autocast_on_gpu(batch.images.device):
+            logits, outputs = forward_with_outputs(self._student, paths, batch.images)
+        found = {"kl": distillation_loss(logits.float(), batch.logits, temperature=self._config.temperature)}
+        if self.matcher:
+            found["features"] = self._config.feature_weight * self.matcher(outputs, batch.outputs)
+        return found
 
+    @torch.no_grad()
+    def _label(self, images: Tensor) -> LabelledBatch:
+        """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
+        inputs, device = images.to(self._teacher.device), images.device
+        with autocast_on_gpu(device):
+            if self.matcher is None:
+                return LabelledBatch(images, self._teacher.label(inputs).to(device).float(), [])
+            shown, paths = cast(Inspectable, self._teacher), self.matcher.teacher_paths
+            passes = [shown.forward_with_outputs(paths, part) for part in shown.passes.split(inputs)]
+        logits = joined([logits for logits, _ in passes]).to(device).float()
+        outputs = [joined(list(of_layer)).to(device) for of_layer in zip(*(outputs for _, outputs in passes))]
+        return LabelledBatch(images, logits, outputs)
 
-@torch.no_grad()
-def _labelled(teacher: Teacher, paths: Sequence[str], images: Tensor) -> LabelledBatch:
-    """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
-    with autocast_on_gpu(images.device):
-        parts = teacher.passes.split(images.to(teacher.device))
-        passes = [teacher.forward_with_outputs(paths, part) for part in parts]
-    logits = joined([logits for logits, _ in passes]).to(images.device).float()
-    outputs = [joined(list(of_layer)).to(images.device) for of_layer in zip(*(outputs for _, outputs in passes))]
-    return LabelledBatch(images, logits, outputs)
-
-
-def step_terms(
-    teacher: Teacher, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig
-) -> Callable[[LabelledBatch], dict[str, Tensor]]:
-    """Return the function from a batch to the named terms of its loss, scalars that add up to it.
-
-    Args:
-        teacher: Labels the images that are moved to where the networks disagree.
-        student: The network in training.
-        matcher: Compares inner outputs; None for none.
-        config: Temperature of the soft labels and weights of the terms.
-    """
-    paths = matcher.student_paths if matcher else ()
-    teacher_paths = matcher.teacher_paths if matcher else ()
-
-    def disputed(batch: LabelledBatch) -> LabelledBatch:
+    def _with_disputed(self, batch: LabelledBatch) -> LabelledBatch:
         """Return the batch with its first images moved to where the networks disagree, and labelled there."""
+        config = self._config
         count = round(config.disagreement.share * len(batch.images))
         if not count:
             return batch
-        chosen, temperature = batch.images[:count], config.temperature
-        moved = seek_disagreement(teacher, student, chosen, config.disagreement, temperature=temperature)
-        labelled = _labelled(teacher, teacher_paths, moved)
+        teacher, chosen = cast(Differentiable, self._teacher), batch.images[:count]
+        moved = seek_disagreement(teacher, self._student, chosen, config.disagreement, temperature=config.temperature)
+        labelled = self._label(moved)
         pairs = zip(labelled.outputs, batch.outputs, strict=True)
         return LabelledBatch(
             torch.cat([moved, batch.images[count:]]),
             torch.cat([labelled.logits, batch.logits[count:]]),
             [torch.cat([new, old[count:]]) for new, old in pairs],
         )
-
-    def terms(batch: LabelledBatch) -> dict[str, Tensor]:
-        batch = disputed(batch)
-        with autocast_on_gpu(batch.images.device):
-            logits, outputs = forward_with_outputs(student, paths, batch.images)
-        found = {"kl": distillation_loss(logits.float(), batch.logits, temperature=config.temperature)}
-        if matcher:
-            found["features"] = config.feature_weight * matcher(outputs, batch.outputs)
-        return found
-
-    return terms
 
 
 def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int, memory: int) -> None:
@@ -166,7 +161,7 @@ def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int,
 
 
 def step_cost(
-    teacher: Teacher,
+    teacher: Labeller,
     images: Rows,
     teacher_logits: Rows,
     config: DistillationConfig,
@@ -175,22 +170,20 @@ def step_cost(
     device: torch.device,
     prefetch: int,
 ) -> PassCost:
-    """Measure what a step takes, with the batches that wait for it, on a student that is thrown away."""
-    # What is moved to where the networks disagree goes through in parts.
+    """Measure the memory of a step, with the batches that wait for it, on a student that is thrown away."""
+    # Images that are moved to where the networks disagree go through in parts.
     config = dataclasses.replace(config, disagreement=dataclasses.replace(config.disagreement, share=0.0))
     student = build_classifier(student_card(teacher.card, config), seed=seed).to(device).train()
-    matcher = build_matcher(teacher, student, config, seed=seed, device=device)
-    load = batch_loader(teacher, images, teacher_logits, matcher, config, device)
+    step = DistillationStep(teacher, student, images, teacher_logits, config, seed=seed, device=device)
     # The same image several times: there may be fewer.
-    batches = {n: load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
-    terms = step_terms(teacher, student, matcher, config)
+    batches = {n: step.load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
 
-    def step(num_images: int) -> None:
-        torch.autograd.backward(torch.stack(tuple(terms(batches[num_images]).values())).sum())
+    def run(num_images: int) -> None:
+        torch.autograd.backward(torch.stack(tuple(step.terms(batches[num_images]).values())).sum())
 
     # Dropout draws from the global generators.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        measured = measure_cost(step, device)
+        measured = measure_cost(run, device)
     batch = next(iter(batches.values()))
     waiting = sum(tensor.nbytes for tensor in (batch.images, batch.logits, *batch.outputs)) // len(batch.images)
     optimizer = _MOMENTS * sum(parameter.nbytes for parameter in student.parameters())

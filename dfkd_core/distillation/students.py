@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -12,8 +12,8 @@ from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.pruning import can_prune, prune_into
 from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
-from dfkd_core.models.teacher import Teacher
 
 __all__ = ["Start", "build_student", "check_student", "student_card"]
 
@@ -57,14 +57,24 @@ def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
 
 
 def build_student(
-    teacher: Teacher, images: Rows, config: DistillationConfig, *, seed: int, is_resumed: bool
+    teacher: Labeller, images: Rows, config: DistillationConfig, *, seed: int, is_resumed: bool
 ) -> tuple[Classifier, Start]:
-    """Return the student with its first weights, and what these are."""
+    """Return the student with its first weights, and which these are.
+
+    Args:
+        teacher: What a thinner copy is made of; `auto` takes drawn weights if it does not show its layers.
+        images: uint8 images [n, c, h, w] on which the copy is fitted.
+        config: The student's network and its start.
+        seed: Seed of drawn weights.
+        is_resumed: Whether the weights come from a checkpoint, so that a copy need not be fitted.
+
+    Raises:
+        DistillationError: The start is `pruned` and the student is not a thinner copy of the teacher.
+    """
     student = build_classifier(student_card(teacher.card, config), seed=seed)
-    start: Start = "random" if config.start == "random" else "pruned"
-    if config.start == "auto" and not can_prune(teacher, student.network):
-        start = "random"
-    # The weights of a resumed run come from its checkpoint.
-    if start == "pruned" and not is_resumed:
-        prune_into(teacher, student.network, images)
-    return student, start
+    shown = cast(Inspectable, teacher) if has_access(teacher, "layers") else None
+    if config.start == "random" or shown is None or (config.start == "auto" and not can_prune(shown, student.network)):
+        return student, "random"
+    if not is_resumed:
+        prune_into(shown, student.network, images)
+    return student, "pruned"

@@ -88,10 +88,6 @@ class Inspectable(Differentiable, Protocol):
     def num_features(self) -> int:
         """Units d of the modelled layer."""
 
-    @property
-    def layer_is_rectified(self) -> bool:
-        """Whether a ReLU reads the modelled layer's output."""
-
     def normalise(self, images: Tensor) -> Tensor:
         """Return the network's input for images [n, c, h, w] in [0, 1]."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.compute import CPU, Compute, settled
 from dfkd_core.common.pixels import grey_images
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.access import Access, Side
@@ -262,13 +263,19 @@ class Teacher:
         return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
 
 
-def load_teacher(folder: Path, *, device: torch.device | str = "cpu", memory: int | None = None) -> Teacher:
+def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
     """Read a classifier that `save_model` wrote and freeze it as a teacher, see `Teacher`.
 
+    Args:
+        folder: Holds config.json and the weights or the program.
+        compute: Where it computes, and in how much memory.
+
     Raises:
+        ConfigError: This machine has no such device.
         TeacherError: As `load_model` and `Teacher`.
     """
-    return Teacher(load_model(folder), device=device, memory=memory)
+    compute = settled(compute)
+    return Teacher(load_model(folder), device=compute.device, memory=compute.memory)
 
 
 def _check_finite(classifier: Classifier) -> None:

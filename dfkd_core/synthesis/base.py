@@ -1,19 +1,31 @@
-"""What every synthesis method offers.
+"""What every synthesis method offers and declares.
 
 n images, c channels, h height, w width, k classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
+from torch import Tensor
 
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.statistics.features import FeatureStatistics
+from dfkd_core.synthesis.descent import DescentConfig
 
-__all__ = ["Labelling", "SynthesizedBatch", "Synthesizer"]
+__all__ = ["NO_STATE", "Labelling", "MethodConfig", "State", "SynthesizedBatch", "Synthesizer"]
+
+State = Mapping[str, Tensor]
+"""Named tensors that a method's `prepare` made, on the CPU."""
+
+NO_STATE: State = {}
+"""The state of a method that prepares nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +41,6 @@ class SynthesizedBatch:
 class Synthesizer(Protocol):
     """Makes images that a teacher can label."""
 
-    @property
-    def temperature(self) -> float:
-        """Temperature of the soft targets."""
-
     def synthesize(
         self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore
     ) -> SynthesizedBatch:
@@ -43,7 +51,7 @@ class Synthesizer(Protocol):
         Args:
             image_indices: The images' positions in the whole transfer set.
             seed: The run's seed.
-            on_progress: May be told how far these images are, in any unit; the caller knows when they are done.
+            on_progress: Called with the progress of these images, in any unit.
 
         Raises:
             SynthesisError: A loss is not finite.
@@ -58,4 +66,60 @@ class Labelling(Protocol):
         """Return the logits to store, float32 [n, k] on the CPU, for one batch of float images [n, c, h, w] in [0, 1].
 
         A distillation with augmentation labels the moved images with the teacher as it is; without it, these count.
+        """
+
+
+class MethodConfig(ABC):
+    """The settings of one method, and what the method is; a method's own settings extend this class."""
+
+    needs: ClassVar[Access] = "labels"
+    """What the method needs of the teacher."""
+    couples_images: ClassVar[bool] = False
+    """Whether an image depends on the others of its batch, so that `batch_size` decides more than rounding."""
+    prepares: ClassVar[bool] = False
+    """Whether `prepare` makes a state, once, before any image is made."""
+    steps_setting: ClassVar[str] = ""
+    """Name of the field that holds the gradient steps on images; empty for a method that takes none."""
+
+    @property
+    def target_temperature(self) -> float:
+        """Temperature of the soft targets and of the teacher's output that is compared with them."""
+        return 1.0
+
+    @property
+    def steps(self) -> DescentConfig | None:
+        """The gradient steps on images; None for a method that takes none."""
+        return getattr(self, self.steps_setting) if self.steps_setting else None
+
+    def with_iterations(self, iterations: int) -> Self:
+        """Return these settings with another number of gradient steps, if the method takes any."""
+        if self.steps is None:
+            return self
+        steps = {self.steps_setting: dataclasses.replace(self.steps, iterations=iterations)}
+        return dataclasses.replace(self, **steps)  # type: ignore[type-var]  # every method's settings are a dataclass
+
+    def prepare(
+        self, teacher: Inspectable, statistics: FeatureStatistics, *, seed: int, on_progress: OnProgress = ignore
+    ) -> State:
+        """Train or search what all images need, if the method `prepares`; runs once, and its state is stored.
+
+        Args:
+            teacher: The frozen teacher, with the access that the method needs.
+            statistics: Its feature statistics.
+            seed: The run's seed, which addresses every draw.
+            on_progress: Called with the progress, in any unit.
+        """
+        return NO_STATE
+
+    @abstractmethod
+    def build(self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE) -> Synthesizer:
+        """Build the method.
+
+        Args:
+            teacher: The frozen teacher; only what `needs` names may be used of it.
+            statistics: Its feature statistics; a method that uses none ignores them.
+            state: What `prepare` made.
+
+        Raises:
+            TeacherError: The method cannot be used with this teacher.
         """

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.access import Inspectable
 from dfkd_core.models.layers import BatchNorm
-from dfkd_core.models.teacher import Teacher
 
 __all__ = ["batch_norm_distance", "batch_norm_layers", "normalising_by_batch", "recording_distances"]
 
 _Hook = Callable[[Any, Any, Any], Tensor | None]
 
 
-def batch_norm_layers(teacher: Teacher, *, method: str) -> tuple[BatchNorm, ...]:
+def batch_norm_layers(teacher: Inspectable, *, method: str) -> tuple[BatchNorm, ...]:
     """Return the teacher's BatchNorm layers that keep running statistics.
 
     Args:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ from torch import Tensor
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, SynthesizedBatch
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
 from dfkd_core.synthesis.image_losses import label_losses, one_hot_labels, total_variation
 
@@ -40,8 +41,11 @@ def _boundary_descent() -> DescentConfig:
 
 
 @config_section
-class BoundaryConfig:
+class BoundaryConfig(MethodConfig):
     """Pairs of images on the two sides of a decision boundary (CAKE)."""
+
+    needs: ClassVar[Access] = "gradient"
+    steps_setting: ClassVar[str] = "descent"
 
     contrast_weight: NonNegative = 1.0
     """lambda_c, the weight of the mean squared difference between the logits of a pair: what pulls it together."""
@@ -51,7 +55,9 @@ class BoundaryConfig:
     """Standard deviation, in grey levels, of the noise that is added at each step to what the teacher sees."""
     descent: DescentConfig = field(default_factory=_boundary_descent)
 
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> BoundarySynthesizer:
+    def build(
+        self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE
+    ) -> BoundarySynthesizer:
         """Build the method for `teacher`; the feature statistics are not used.
 
         Raises:
@@ -87,13 +93,8 @@ def whole_pairs(image_indices: Sequence[int]) -> list[int]:
 class BoundarySynthesizer:
     """Makes pairs of images; a pair of which one image is asked for is made whole and the other image dropped."""
 
-    teacher: Teacher
+    teacher: Inspectable
     config: BoundaryConfig
-
-    @property
-    def temperature(self) -> float:
-        """The teacher's output is compared with the labels as it is."""
-        return 1.0
 
     def soft_targets(self, image_indices: Sequence[int]) -> Tensor:
         """Return the labels of these images as distributions [n, k]."""

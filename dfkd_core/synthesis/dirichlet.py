@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from torch import nn
 
 from dfkd_core.common.seeding import derive_seed
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.targets import TargetedSynthesizer
 
@@ -36,8 +37,11 @@ def _zskd_refinement() -> RefinementConfig:
 
 
 @config_section
-class DirichletConfig:
+class DirichletConfig(MethodConfig):
     """Soft targets from Dirichlet distributions over the classes (ZSKD)."""
+
+    needs: ClassVar[Access] = "layers"
+    steps_setting: ClassVar[str] = "refinement"
 
     beta_low: Positive = 0.1
     """Scale of the concentration for one half of the images; small values give targets near one class."""
@@ -45,7 +49,12 @@ class DirichletConfig:
     """The same for the other half."""
     refinement: RefinementConfig = field(default_factory=_zskd_refinement)
 
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+    @property
+    def target_temperature(self) -> float:
+        """Temperature of the refinement."""
+        return self.refinement.temperature
+
+    def build(self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE) -> Synthesizer:
         """Build the method for `teacher`; the feature statistics are not used."""
         similarity = class_similarity(_last_weights(teacher))
         return TargetedSynthesizer(
@@ -68,7 +77,7 @@ def class_similarity(weights: torch.Tensor) -> torch.Tensor:
     return (similarity - low) / (high - low).clamp_min(1e-12)
 
 
-def _last_weights(teacher: Teacher) -> torch.Tensor:
+def _last_weights(teacher: Inspectable) -> torch.Tensor:
     num_classes = teacher.card.num_classes
     for module in reversed(list(teacher.network.modules())):
         if isinstance(module, nn.Linear | nn.Conv2d) and len(module.weight) == num_classes:

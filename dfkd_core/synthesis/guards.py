@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dfkd_core.errors import SynthesisError
 from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.transfer_set.shards import Shard
 
 __all__ = ["balance_note", "check_finite", "check_set", "check_shard"]
@@ -173,16 +174,16 @@ def _uniform(what: str, probabilities: Tensor, advice: str) -> str | None:
 
 
 def _more_varied(config: SynthesisConfig) -> str:
-    if config.descent is None:
+    path = config.steps_path
+    if not path:
         return f"Set synthesis.method to soft_target or raise synthesis.methods.{config.method}.std."
-    path, _ = config.descent
     return f"Raise {path}.iterations or change its prior ({path}.prior)."
 
 
 def _less_certain(config: SynthesisConfig) -> str:
-    if config.descent is None:
+    path = config.steps_path
+    if not path:
         return f"Set synthesis.method to soft_target or lower synthesis.methods.{config.method}.std."
-    path, _ = config.descent
     return f"Lower {path}.iterations or {path}.learning_rate."
 
 
@@ -200,6 +201,6 @@ def _balancing(method: str, method_config: Mapping[str, Any]) -> str:
 
 
 def _sharper(config: SynthesisConfig) -> str:
-    if hasattr(config.method_config, "refinement"):
-        return f"Lower synthesis.methods.{config.method}.refinement.temperature."
+    if isinstance(config.method_config.steps, RefinementConfig):
+        return f"Lower {config.steps_path}.temperature."
     return _more_varied(config)

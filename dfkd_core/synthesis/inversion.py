@@ -16,18 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.errors import SynthesisError
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.models.layers import BatchNorm
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, SynthesizedBatch
 from dfkd_core.synthesis.batch_norm import batch_norm_layers, recording_distances
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
 from dfkd_core.synthesis.image_losses import label_losses, one_hot_labels, squared_norms, total_variation
@@ -40,12 +41,16 @@ def _inversion_descent() -> DescentConfig:
 
 
 @config_section
-class InversionConfig:
+class InversionConfig(MethodConfig):
     """Images of given classes with the moments that BatchNorm remembers (DeepInversion).
 
     The moments are those of a batch, so an image depends on its batch and `batch_size` matters: it should be ten times
     the classes or more and divide `images_per_shard`. The same batch gives the same bytes.
     """
+
+    needs: ClassVar[Access] = "layers"
+    couples_images: ClassVar[bool] = True
+    steps_setting: ClassVar[str] = "descent"
 
     temperature: Positive = 1.0
     """Temperature of the teacher's output that is compared with the labels."""
@@ -57,9 +62,14 @@ class InversionConfig:
     """lambda_l2, the weight of the mean square of the normalised pixels."""
     descent: DescentConfig = field(default_factory=_inversion_descent)
 
-    couples_images = True
+    @property
+    def target_temperature(self) -> float:
+        """Temperature of the teacher's output."""
+        return self.temperature
 
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> InversionSynthesizer:
+    def build(
+        self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE
+    ) -> InversionSynthesizer:
         """Build the method for `teacher`; the feature statistics are not used.
 
         Raises:
@@ -72,14 +82,9 @@ class InversionConfig:
 class InversionSynthesizer:
     """Makes images of the classes in turn: image i is of class i mod k."""
 
-    teacher: Teacher
+    teacher: Inspectable
     config: InversionConfig
     layers: tuple[BatchNorm, ...]
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the teacher's output that is compared with the labels."""
-        return self.config.temperature
 
     def soft_targets(self, image_indices: Sequence[int]) -> Tensor:
         """Return the labels of these images as distributions [n, k]."""

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import field, fields
-from typing import Protocol
+from typing import Annotated, cast
 
 from dfkd_core.errors import ConfigError
-from dfkd_core.models.teacher import Teacher
-from dfkd_core.sections import PositiveInt, config_section
+from dfkd_core.models.access import Access, Inspectable, Labeller, require_access
+from dfkd_core.progress import OnProgress, ignore
+from dfkd_core.sections import OneOf, PositiveInt, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, Synthesizer
 from dfkd_core.synthesis.boundary import BoundaryConfig
-from dfkd_core.synthesis.descent import DescentConfig
 from dfkd_core.synthesis.dirichlet import DirichletConfig
 from dfkd_core.synthesis.inversion import InversionConfig
 from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
-__all__ = ["MethodConfig", "MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names"]
-
-
-class MethodConfig(Protocol):
-    """The configuration of one method."""
-
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
-        """Build the method for `teacher`."""
+__all__ = ["MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names", "prepare_method"]
 
 
 @config_section
@@ -59,7 +51,7 @@ def method_names() -> tuple[str, ...]:
 class SynthesisConfig:
     """How a transfer set is made and laid out."""
 
-    method: str = "soft_target"
+    method: Annotated[str, OneOf(method_names)] = "soft_target"
     """Which of `methods` makes the images."""
     num_images: PositiveInt = 60_000
     """Images in the transfer set; time and disk grow with it, at least one per class."""
@@ -70,11 +62,6 @@ class SynthesisConfig:
     that say otherwise. A GPU refines a whole shard together where they do not."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
-    def faults(self) -> Iterator[str]:
-        """Yield what no single field shows."""
-        if self.method not in method_names():
-            yield f"method must be one of {', '.join(method_names())}, got {self.method!r}"
-
     @property
     def method_config(self) -> MethodConfig:
         """The settings of the chosen method."""
@@ -82,26 +69,47 @@ class SynthesisConfig:
         return config
 
     @property
-    def couples_images(self) -> bool:
-        """Whether an image depends on the others of its batch, so that `batch_size` decides more than rounding."""
-        return getattr(self.method_config, "couples_images", False)
-
-    @property
-    def descent(self) -> tuple[str, DescentConfig] | None:
-        """Where the chosen method's gradient steps are set and how, None for a method that takes none."""
-        for name in ("refinement", "descent"):
-            if hasattr(self.method_config, name):
-                return f"synthesis.methods.{self.method}.{name}", getattr(self.method_config, name)
-        return None
+    def steps_path(self) -> str:
+        """Dotted path of the chosen method's gradient steps in params.yaml; empty for a method that takes none."""
+        name = self.method_config.steps_setting
+        return f"synthesis.methods.{self.method}.{name}" if name else ""
 
 
-def build_synthesizer(config: SynthesisConfig, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+def prepare_method(
+    config: SynthesisConfig,
+    teacher: Labeller,
+    statistics: FeatureStatistics,
+    *,
+    seed: int,
+    on_progress: OnProgress = ignore,
+) -> State:
+    """Return the state that the chosen method makes once, before any image; empty for most methods.
+
+    Args:
+        config: The method.
+        teacher: The frozen teacher.
+        statistics: Its feature statistics.
+        seed: The run's seed.
+        on_progress: Called with the progress, in any unit.
+
+    Raises:
+        TeacherError: The method cannot be used with this teacher.
+    """
+    if not config.method_config.prepares:
+        return NO_STATE
+    return config.method_config.prepare(_allowed(config, teacher), statistics, seed=seed, on_progress=on_progress)
+
+
+def build_synthesizer(
+    config: SynthesisConfig, teacher: Labeller, statistics: FeatureStatistics, state: State = NO_STATE
+) -> Synthesizer:
     """Build the chosen method.
 
     Args:
         config: Method and size of the set.
-        teacher: The frozen teacher.
-        statistics: Its feature statistics; methods that need none ignore them.
+        teacher: The frozen teacher; must allow what the method needs.
+        statistics: Its feature statistics; methods that use none ignore them.
+        state: What `prepare_method` returned.
 
     Raises:
         ConfigError: The set has fewer images than the teacher has classes.
@@ -112,4 +120,11 @@ def build_synthesizer(config: SynthesisConfig, teacher: Teacher, statistics: Fea
             f"synthesis.num_images is {config.num_images}, the teacher has {teacher.card.num_classes} classes: "
             "set at least one image per class"
         )
-    return config.method_config.build(teacher, statistics)
+    return config.method_config.build(_allowed(config, teacher), statistics, state)
+
+
+def _allowed(config: SynthesisConfig, teacher: Labeller) -> Inspectable:
+    needed: Access = config.method_config.needs
+    remedy = "Choose a method that needs less, such as synthesis.method: noise"
+    require_access(teacher, needed, by=f"synthesis.method {config.method}", remedy=remedy)
+    return cast(Inspectable, teacher)

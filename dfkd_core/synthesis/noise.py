@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch, Synthesizer
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, SynthesizedBatch, Synthesizer
 
 __all__ = ["NoiseConfig", "NoiseSynthesizer"]
 
 
 @config_section
-class NoiseConfig:
+class NoiseConfig(MethodConfig):
     """Gaussian noise around mid-grey."""
+
+    needs: ClassVar[Access] = "labels"
 
     std: Positive = 0.25
     """Standard deviation of a pixel before it is clamped to [0, 1]."""
 
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+    def build(self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE) -> Synthesizer:
         """Build the method for `teacher`; the feature statistics are not used."""
         return NoiseSynthesizer(teacher, self)
 
@@ -34,13 +37,8 @@ class NoiseConfig:
 class NoiseSynthesizer:
     """Draws noise; the soft target of an image is the teacher's own output."""
 
-    teacher: Teacher
+    teacher: Inspectable
     config: NoiseConfig
-
-    @property
-    def temperature(self) -> float:
-        """The teacher's output is taken as it is."""
-        return 1.0
 
     def synthesize(
         self, image_indices: Sequence[int], *, seed: int, on_progress: OnProgress = ignore

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import SynthesisError
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.models.layers import BatchNorm
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import SynthesizedBatch
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, SynthesizedBatch
 from dfkd_core.synthesis.batch_norm import batch_norm_layers, normalising_by_batch
 
 __all__ = ["NoiseEngineeredConfig", "NoiseEngineeredSynthesizer"]
 
 
 @config_section
-class NoiseEngineeredConfig:
+class NoiseEngineeredConfig(MethodConfig):
     """Gaussian noise with labels from the teacher's BatchNorm in batch mode.
 
     The stored outputs are those of a whole batch, so `batch_size` matters: it should be ten times the classes or more
@@ -38,12 +39,15 @@ class NoiseEngineeredConfig:
     it is.
     """
 
+    needs: ClassVar[Access] = "layers"
+    couples_images: ClassVar[bool] = True
+
     std: Positive = 0.25
     """Standard deviation of a pixel around mid-grey, before it is clamped to [0, 1]."""
 
-    couples_images = True
-
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> NoiseEngineeredSynthesizer:
+    def build(
+        self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE
+    ) -> NoiseEngineeredSynthesizer:
         """Build the method for `teacher`; the feature statistics are not used.
 
         Raises:
@@ -56,14 +60,9 @@ class NoiseEngineeredConfig:
 class NoiseEngineeredSynthesizer:
     """Draws noise; the soft target of an image is the output of the teacher in batch mode."""
 
-    teacher: Teacher
+    teacher: Inspectable
     config: NoiseEngineeredConfig
     layers: tuple[BatchNorm, ...]
-
-    @property
-    def temperature(self) -> float:
-        """The teacher's output is taken as it is."""
-        return 1.0
 
     @torch.no_grad()
     def label(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from dfkd_core.common.devices import autocast_on_gpu
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Inspectable
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, config_section
 from dfkd_core.synthesis.descent import DescentConfig, Objective, descend
@@ -51,7 +51,7 @@ def target_losses(logits: Tensor, soft_targets: Tensor, *, temperature: float) -
 
 
 def refine(
-    teacher: Teacher,
+    teacher: Inspectable,
     soft_targets: Tensor,
     *,
     image_indices: Sequence[int],
@@ -104,7 +104,7 @@ def _is_refined(image_indices: Sequence[int], share: float) -> Tensor:
     return ((positions + 1) * share).floor() > (positions * share).floor()
 
 
-def _objective(teacher: Teacher, targets: Tensor, config: RefinementConfig) -> Objective:
+def _objective(teacher: Inspectable, targets: Tensor, config: RefinementConfig) -> Objective:
     """Return the function from images to the loss terms by name."""
 
     def terms(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:

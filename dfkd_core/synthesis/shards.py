@@ -12,7 +12,7 @@ import torch
 
 from dfkd_core.common.pixels import dequantise, quantise
 from dfkd_core.errors import SynthesisError
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Labeller
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.synthesis.base import Labelling, Synthesizer
 from dfkd_core.synthesis.guards import check_finite, check_shard
@@ -38,7 +38,7 @@ def shard_indices(config: SynthesisConfig, shard_index: int) -> range:
 
 def synthesize_shard(
     synthesizer: Synthesizer,
-    teacher: Teacher,
+    teacher: Labeller,
     *,
     shard_index: int,
     config: SynthesisConfig,
@@ -103,7 +103,7 @@ def images_at_once(
         image_shape: Shape (c, h, w) of one image.
         device: Where they are refined.
     """
-    if device.type != "cuda" or config.couples_images:
+    if device.type != "cuda" or config.method_config.couples_images:
         return config.batch_size
     most = _MOST_VALUES_AT_ONCE // math.prod(image_shape)
     return min(num_images, max(config.batch_size, most))
@@ -135,7 +135,7 @@ class _BatchProgress:
 
 
 @torch.no_grad()
-def _label(synthesizer: Synthesizer, teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+def _label(synthesizer: Synthesizer, teacher: Labeller, images: torch.Tensor) -> torch.Tensor:
     """Return the teacher's logits, float32 [n, k] on the CPU, for stored images uint8 [n, c, h, w]."""
     inputs = dequantise(images.to(teacher.device), memory_format=torch.channels_last)
     if isinstance(synthesizer, Labelling):

@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Access, Inspectable
 from dfkd_core.sections import config_section
 from dfkd_core.statistics.features import FeatureStatistics
-from dfkd_core.synthesis.base import Synthesizer
+from dfkd_core.synthesis.base import NO_STATE, MethodConfig, State, Synthesizer
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.targets import TargetedSynthesizer
 
@@ -33,14 +34,22 @@ def _settled_refinement() -> RefinementConfig:
 
 
 @config_section
-class SoftTargetConfig:
+class SoftTargetConfig(MethodConfig):
     """Soft targets from the teacher's feature statistics."""
+
+    needs: ClassVar[Access] = "layers"
+    steps_setting: ClassVar[str] = "refinement"
 
     balanced: bool = True
     """Whether the classes take turns as the targets' most likely one: of 32 draws of h the first that fits is taken."""
     refinement: RefinementConfig = field(default_factory=_settled_refinement)
 
-    def build(self, teacher: Teacher, statistics: FeatureStatistics) -> Synthesizer:
+    @property
+    def target_temperature(self) -> float:
+        """Temperature of the refinement."""
+        return self.refinement.temperature
+
+    def build(self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE) -> Synthesizer:
         """Build the method for `teacher`.
 
         Raises:
@@ -55,7 +64,11 @@ class SoftTargetConfig:
 
 
 def _draw_targets(
-    teacher: Teacher, statistics: FeatureStatistics, config: SoftTargetConfig, image_indices: Sequence[int], seed: int
+    teacher: Inspectable,
+    statistics: FeatureStatistics,
+    config: SoftTargetConfig,
+    image_indices: Sequence[int],
+    seed: int,
 ) -> Tensor:
     num_draws = _BALANCING_DRAWS if config.balanced else 1
     noise = normal_rows(seed, "target", image_indices, (num_draws * statistics.rank,))

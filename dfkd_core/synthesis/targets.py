@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.access import Inspectable
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.synthesis.base import SynthesizedBatch
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
@@ -27,14 +27,9 @@ CPU; rows sum to 1."""
 class TargetedSynthesizer:
     """Makes one image for each soft target."""
 
-    teacher: Teacher
+    teacher: Inspectable
     draw_targets: DrawTargets
     refinement: RefinementConfig
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the soft targets and of the teacher's output that is compared with them."""
-        return self.refinement.temperature
 
     def soft_targets(self, image_indices: Sequence[int], *, seed: int) -> Tensor:
         """Draw the soft targets [n, k] of these images."""

@@ -23,7 +23,7 @@ from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.teachers.source import SourceConfig
 from dfkd_core.training.augmentation import AugmentationConfig, augment
-from dfkd_core.training.loop import EpochRecord, build_optimizer, run_epochs
+from dfkd_core.training.loop import EpochRecord, Schedule, build_optimizer, run_epochs
 
 __all__ = ["TeacherConfig", "TrainingResult", "pixel_statistics", "train_teacher"]
 
@@ -99,35 +99,39 @@ def train_teacher(
     _check_labels(data)
     classifier = build_classifier(_card(config, data), seed=seed).to(device)
     parse_layer(classifier.card.layer).module(classifier)
-    images, labels = data.images.to(device), data.labels.to(device)
-
-    def load(positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return augment(load_batch(images, positions), config.augmentation, generator), labels[positions]
-
-    def loss_terms(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        moved, classes = batch
-        with autocast_on_gpu(images.device):
-            logits = classifier(moved)
-        return {"cross_entropy": functional.cross_entropy(logits.float(), classes)}
-
+    step = _Step(classifier, data.images.to(device), data.labels.to(device), config.augmentation)
     optimizer = build_optimizer(classifier, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    history: list[EpochRecord] = []
-    for record in run_epochs(
-        classifier,
-        optimizer,
-        load,
-        loss_terms,
-        num_images=len(images),
+    schedule = Schedule(
+        num_images=len(data),
         batch_size=config.batch_size,
         epochs=config.epochs,
         warmup_fraction=config.warmup_fraction,
-        seed=seed,
-        error=TeacherError,
-    ):
+    )
+    history: list[EpochRecord] = []
+    for record in run_epochs(classifier, optimizer, step, schedule, seed=seed, error=TeacherError):
         history.append(record)
         metrics = {"loss": record.loss}
         on_progress(Progress(stage="teacher", done=record.epoch, total=config.epochs, unit="epochs", metrics=metrics))
     return TrainingResult(classifier=classifier.cpu().eval(), history=tuple(history))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step with cross-entropy."""
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor
+    augmentation: AugmentationConfig
+
+    def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return augment(load_batch(self.images, positions), self.augmentation, generator), self.labels[positions]
+
+    def terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        moved, classes = batch
+        with autocast_on_gpu(self.images.device):
+            logits = self.classifier(moved)
+        return {"cross_entropy": functional.cross_entropy(logits.float(), classes)}
 
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

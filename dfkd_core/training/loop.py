@@ -1,4 +1,4 @@
-"""Training on a set of images: the epoch loop and the teacher's training on labels.
+"""Training on a set of images: the epoch loop that teacher and student share.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -6,10 +6,10 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,7 @@ from dfkd_core.common.prefetching import prefetched
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import DfkdError
 
-__all__ = [
-    "EpochRecord",
-    "build_optimizer",
-    "run_epochs",
-    "warmup_cosine",
-]
+__all__ = ["EpochRecord", "Schedule", "Step", "build_optimizer", "run_epochs"]
 
 Batch = TypeVar("Batch")
 
@@ -42,16 +37,53 @@ class EpochRecord:
     """Mean of each term of the loss; they add up to it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long a training runs, in which batches, and how its learning rate rises and falls."""
+
+    num_images: int
+    """Size n of the set."""
+    batch_size: int
+    """Most images per step; the batches of an epoch differ in size by one image at most."""
+    epochs: int
+    """Passes over the set."""
+    warmup_fraction: float
+    """Share of all steps, in [0, 1], in which the learning rate rises."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(self.num_images / self.batch_size)
+
+    def factor(self, step: int) -> float:
+        """Return the factor in (0, 1] on the learning rate: a straight rise, then half a cosine towards zero.
+
+        Args:
+            step: Steps already taken.
+        """
+        total_steps = self.epochs * self.steps_per_epoch
+        warmup_steps = round(total_steps * self.warmup_fraction)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
+
+
+class Step(Protocol[Batch]):
+    """One step of a training: its batch and its loss."""
+
+    def load(self, positions: Tensor, generator: torch.Generator) -> Batch:
+        """Make the batch of the images at these positions, int64 [m]; must not read what is trained."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of a batch as named scalars to be added up."""
+
+
 def run_epochs(
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
-    load: Callable[[Tensor, torch.Generator], Batch],
-    loss_terms: Callable[[Batch], dict[str, Tensor]],
+    step: Step[Batch],
+    schedule: Schedule,
     *,
-    num_images: int,
-    batch_size: int,
-    epochs: int,
-    warmup_fraction: float,
     seed: int,
     error: type[DfkdError],
     first_epoch: int = 1,
@@ -59,57 +91,37 @@ def run_epochs(
 ) -> Iterator[EpochRecord]:
     """Train epoch by epoch and yield a record after each.
 
-    An epoch's shuffle and draws depend on (seed, epoch) only, so that a run which starts at `first_epoch` with the
-    weights and the optimizer state of that moment repeats the rest of an undisturbed run. Batches differ in size by
-    one image at most: every image is seen once per epoch and no batch is a small remainder.
+    An epoch's shuffle and draws depend on (seed, epoch) only, so a run that starts at `first_epoch` with the weights
+    and the optimizer state of that moment repeats the rest of an uninterrupted run. Every image is used once per epoch,
+    and no batch is a small remainder.
 
     Args:
-        trained: The model in training, with whatever is trained beside it.
+        trained: The model in training, with all other modules that are trained.
         optimizer: Its optimizer, from `build_optimizer`.
-        load: Makes a batch from the images' positions and the epoch's generator; must not look at what is trained.
-        loss_terms: Gives the batch's loss as named terms to be added up.
-        num_images: Size n of the set.
-        batch_size: Most images per step.
-        epochs: Last epoch.
-        warmup_fraction: Share of all steps before the highest learning rate.
-        seed: Seed of the shuffles and of the generator that `load` gets.
+        step: Makes the batches and their losses.
+        schedule: Number and size of the batches, and the learning rate.
+        seed: Seed of the shuffles and of the generator that `step.load` receives.
         error: Class of the error for a loss that is not finite.
         first_epoch: Number of the first epoch to run.
-        prefetch: Batches that another thread loads ahead; does not change the result.
+        prefetch: Batches that a second thread loads ahead; does not change the result.
 
     Raises:
         DfkdError: As `error`, for the first term of a loss that is not finite, with epoch and step.
     """
-    num_steps = math.ceil(num_images / batch_size)
-    for epoch in range(first_epoch, epochs + 1):
+    for epoch in range(first_epoch, schedule.epochs + 1):
         trained.train()
         generator = derive_generator(seed, "epoch", epoch)
-        batches = torch.randperm(num_images, generator=generator).tensor_split(num_steps)
-        loaded = prefetched((load(positions, generator) for positions in batches), prefetch)
+        batches = torch.randperm(schedule.num_images, generator=generator).tensor_split(schedule.steps_per_epoch)
+        loaded = prefetched((step.load(positions, generator) for positions in batches), prefetch)
         rows = []
         with closing(loaded):
-            for done, batch in enumerate(loaded, start=(epoch - 1) * num_steps):
-                factor = warmup_cosine(done, total_steps=epochs * num_steps, warmup_fraction=warmup_fraction)
-                terms = _take_step(optimizer, batch, loss_terms, factor)
+            for done, batch in enumerate(loaded, start=(epoch - 1) * schedule.steps_per_epoch):
+                terms = _take_step(optimizer, batch, step, schedule.factor(done))
                 rows.append(torch.stack([term.detach() for term in terms.values()]))
-        # One look per epoch, since each look would make a GPU wait.
+        # One read per epoch, since each read makes a GPU wait.
         means = _finite_means(torch.stack(rows).cpu(), tuple(terms), epoch, error)
         rate = float(optimizer.param_groups[0]["lr"])
         yield EpochRecord(epoch=epoch, loss=sum(means.values()), learning_rate=rate, terms=means)
-
-
-def warmup_cosine(step: int, *, total_steps: int, warmup_fraction: float) -> float:
-    """Return the factor in (0, 1] on the learning rate: a straight rise, then half a cosine towards zero.
-
-    Args:
-        step: Steps already taken.
-        total_steps: Steps of the whole training.
-        warmup_fraction: Share of them in which the factor rises.
-    """
-    warmup_steps = round(total_steps * warmup_fraction)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
 
 
 def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -128,12 +140,10 @@ def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def _take_step(
-    optimizer: torch.optim.Optimizer, batch: Batch, loss_terms: Callable[[Batch], dict[str, Tensor]], factor: float
-) -> dict[str, Tensor]:
+def _take_step(optimizer: torch.optim.Optimizer, batch: Batch, step: Step[Batch], factor: float) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    terms = loss_terms(batch)
+    terms = step.terms(batch)
     optimizer.zero_grad()
     torch.autograd.backward(torch.stack(tuple(terms.values())).sum())
     optimizer.step()

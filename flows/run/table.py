@@ -87,11 +87,11 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     yield "network", card.network, read_card(STUDENT).network
     yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
     yield "transfer set", "", params.synthesis.method
-    if params.synthesis.descent:
-        _, descent = params.synthesis.descent
-        toned_share = descent.toned_share_for(card)
-        yield "image prior", "", f"{descent.prior}, {toned_share:.0%} toned" if toned_share else descent.prior
-        yield "photographs in it", "", "2 public ones" if shows_photographs(descent.prior) else "none"
+    steps = params.synthesis.method_config.steps
+    if steps:
+        toned_share = steps.toned_share_for(card)
+        yield "image prior", "", f"{steps.prior}, {toned_share:.0%} toned" if toned_share else steps.prior
+        yield "photographs in it", "", "2 public ones" if shows_photographs(steps.prior) else "none"
     if "proxy" in metrics:
         yield "evaluated on", "", "synthetic images"
     if "labels_ordered_by_name" in metrics:

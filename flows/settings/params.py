@@ -88,8 +88,8 @@ class Params:
                 f"teacher training needs a built-in data set or torchvision:NAME, got {training.dataset!r}: set "
                 "teacher.dataset to one, or bring a trained teacher (teacher.source.model)"
             )
-        path, descent = self.synthesis.descent or ("", None)
-        if self.data.dataset == NO_DATA and descent and descent.prior == HELD_OUT_PRIOR:
+        path, steps = self.synthesis.steps_path, self.synthesis.method_config.steps
+        if self.data.dataset == NO_DATA and steps and steps.prior == HELD_OUT_PRIOR:
             yield (
                 f"with data.dataset {NO_DATA!r} the student is judged on images of the prior {HELD_OUT_PRIOR!r}, so it "
                 f"must not be trained on them: set {path}.prior to another"

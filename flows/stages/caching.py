@@ -6,27 +6,25 @@ from typing import Any
 
 from prefect import Task
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.memory import GIB, memory_at_hand
 from flows.settings.params import ExecutionConfig
 from tasks.caching.workspace import Artifact, is_intact
 
-__all__ = ["FLOW_OPTIONS", "batches_ahead", "memory_for", "run_cached"]
+__all__ = ["FLOW_OPTIONS", "compute_for", "run_cached"]
 
 FLOW_OPTIONS: dict[str, Any] = {"validate_parameters": False, "persist_result": False}
 
 _BATCHES_AHEAD = 2
 
 
-def batches_ahead(config: ExecutionConfig) -> int:
-    """Return how many batches a second thread labels ahead: none where the parameters ask for one core."""
-    return _BATCHES_AHEAD if config.num_workers > 1 else 0
-
-
-def memory_for(config: ExecutionConfig, *, num_workers: int = 1) -> int:
-    """Return the bytes that each of so many workers may compute in, measured once so that all of them get the same."""
+def compute_for(config: ExecutionConfig, *, num_workers: int = 1) -> Compute:
+    """Return what each of so many workers computes with; memory is measured once, so that all have the same."""
     total = int(config.memory_gib * GIB) or memory_at_hand(resolve_device(config.device))
-    return total // num_workers
+    # A second thread labels batches ahead, unless the parameters ask for one core.
+    prefetch = _BATCHES_AHEAD if config.num_workers > 1 else 0
+    return Compute(device=config.device, memory=total // num_workers, prefetch=prefetch)
 
 
 def run_cached(task: Task[..., Artifact], *args: Any, **kwargs: Any) -> Artifact:

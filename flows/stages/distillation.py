@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, batches_ahead, memory_for, run_cached
+from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from tasks.caching.workspace import (
     REPORTS,
     STUDENT,
@@ -41,9 +41,7 @@ def distill(params: Params) -> str:
         seed=params.seed,
         folder=(work / "out").as_posix(),
         checkpoint=(work / "checkpoint.safetensors").as_posix(),
-        device=params.execution.device,
-        memory=memory_for(params.execution),
-        prefetch=batches_ahead(params.execution),
+        compute=compute_for(params.execution),
     )
     place_folder(work / "out" / "model", STUDENT)
     place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")

@@ -8,7 +8,7 @@ from prefect import flow
 
 from dfkd_core.data.datasets import data_fingerprint
 from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, memory_for, run_cached
+from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from tasks.caching.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
 from tasks.stages.evaluation import make_evaluation, measure_models
 
@@ -30,7 +30,7 @@ def evaluate(params: Params) -> str:
         "config": params.evaluation,
     }
     made = work_folder("evaluate", inputs) / "out"
-    device = params.execution.device
+    compute = compute_for(params.execution)
     result = run_cached(
         make_evaluation,
         teacher,
@@ -39,11 +39,10 @@ def evaluate(params: Params) -> str:
         params.evaluation,
         data_digest=data_digest,
         folder=made.as_posix(),
-        device=device,
-        memory=memory_for(params.execution),
+        compute=compute,
     )
     num_runs = params.evaluation.num_latency_runs
-    measure_models(teacher, student, num_runs=num_runs, path=LATENCY.as_posix(), device=device)
+    measure_models(teacher, student, num_runs=num_runs, path=LATENCY.as_posix(), compute=compute)
     place_file(made / "metrics.json", METRICS)
     for name in _REPORTS:
         place_file(made / name, REPORTS / name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, memory_for, run_cached
+from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from tasks.caching.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
 from tasks.stages.statistics import make_statistics
 
@@ -33,6 +33,5 @@ def estimate(params: Params, teacher_folder: Path) -> Artifact:
         params.statistics,
         seed=params.seed,
         folder=folder.as_posix(),
-        device=params.execution.device,
-        memory=memory_for(params.execution),
+        compute=compute_for(params.execution),
     )

@@ -22,7 +22,7 @@ from dfkd_core.transfer_set.manifest import read_manifest
 from flows.session.display import say
 from flows.session.lifeline import start_worker
 from flows.settings.params import ExecutionConfig, Params
-from flows.stages.caching import FLOW_OPTIONS, memory_for
+from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from flows.stages.statistics import estimate
 from tasks.caching.workspace import (
     REPORTS,
@@ -35,7 +35,7 @@ from tasks.caching.workspace import (
     work_folder,
 )
 from tasks.records.progress import count_noted, report
-from tasks.stages.synthesis import assemble_transfer_set, make_shard
+from tasks.stages.synthesis import assemble_transfer_set, make_shard, prepare
 
 __all__ = ["shard_runner", "synthesize", "synthesize_anywhere"]
 
@@ -96,24 +96,32 @@ def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path
         "seed": params.seed,
         "folder": folder.as_posix(),
     }
+    prepared = None
+    if params.synthesis.method_config.prepares:
+        prepared = run_cached(prepare, **settings, compute=compute_for(params.execution))
     with _showing(folder, params.synthesis.num_images):
-        shards = _make_shards(settings, num_shards(params.synthesis), params.execution)
+        shards = _make_shards({**settings, "prepared": prepared}, num_shards(params.synthesis), params.execution)
     picture_path = picture.as_posix() if picture else None
     made = assemble_transfer_set(shards, **{**settings, "folder": out.as_posix()}, picture=picture_path)
-    num_images, confidence = made.numbers["num_images"], made.numbers["mean_confidence"]
+    num_images, confidence, reached = (
+        made.numbers[name] for name in ("num_images", "mean_confidence", "target_agreement")
+    )
     manifest = read_manifest(out)
     note = balance_note(manifest.class_histogram, method=manifest.method, method_config=manifest.method_config)
-    summary = f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}"
+    summary = (
+        f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}, "
+        f"{reached:.0%} reach the class of their target"
+    )
     return f"{summary}; {note}" if note else summary
 
 
 def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:
     task = make_shard.with_options(retries=execution.num_retries)
-    memory = memory_for(execution, num_workers=min(execution.num_workers, count))
+    compute = compute_for(execution, num_workers=min(execution.num_workers, count))
 
     def submit(index: int, *, refresh: bool) -> PrefectFuture[Artifact]:
         run = task.with_options(refresh_cache=True) if refresh else task
-        future: PrefectFuture[Artifact] = run.submit(index, **settings, device=execution.device, memory=memory)
+        future: PrefectFuture[Artifact] = run.submit(index, **settings, compute=compute)
         return future
 
     futures = [submit(index, refresh=False) for index in range(count)]

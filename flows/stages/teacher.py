@@ -12,7 +12,7 @@ from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.storage import read_card
 from flows.session.display import say
 from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, run_cached
+from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
 from tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
 
@@ -32,8 +32,8 @@ def teacher(params: Params) -> str:
 
 
 def _train(data: DataConfig, params: Params, folder: str) -> str:
-    device = params.execution.device
-    result = run_cached(make_teacher, data, params.teacher, seed=params.seed, folder=folder, device=device)
+    compute = compute_for(params.execution)
+    result = run_cached(make_teacher, data, params.teacher, seed=params.seed, folder=folder, compute=compute)
     return f"{params.teacher.network} on {data.dataset}, last loss {result.numbers['loss']:.4f}"
 
 

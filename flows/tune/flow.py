@@ -10,7 +10,7 @@ from prefect import flow
 from flows.session.display import say
 from flows.settings.overrides import apply_overrides
 from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, batches_ahead, memory_for
+from flows.stages.caching import FLOW_OPTIONS, compute_for
 from flows.tune.results import assignments, changes_text, open_search
 from flows.tune.search import Tried
 from flows.tune.space import reduced
@@ -33,6 +33,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
     teacher, statistics = reference(TEACHER), reference(STATISTICS)
     search = open_search(params)
     before = len(search.tried())
+    compute = compute_for(params.execution)
     if before:
         say(f"  going on after {before} settings that were tried before")
 
@@ -44,9 +45,7 @@ def tune(params: Params, minutes: float, trials: int | None) -> str:
             own.synthesis,
             own.distillation,
             seed=params.seed + seed_offset,
-            device=params.execution.device,
-            memory=memory_for(params.execution),
-            prefetch=batches_ahead(params.execution),
+            compute=compute,
         )
         return found
 

@@ -49,7 +49,7 @@ def search_space(params: Params) -> dict[str, Domain]:
         ConfigError: The transfer set is made with the prior that the proxy holds out.
     """
     present = flatten(params)
-    steps, _ = params.synthesis.descent or ("", None)
+    steps = params.synthesis.steps_path
     paths = {template.format(steps=steps): domain for template, domain in _SPACE.items()}
     found = {path: _holding(present[path], domain) for path, domain in paths.items() if path in present}
     _check_held_out(present, found)

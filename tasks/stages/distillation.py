@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import task
 
-from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.compute import Compute, settled
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill
 from dfkd_core.models.storage import save_model
@@ -22,7 +22,7 @@ from tasks.records.timing import timed
 __all__ = ["make_student"]
 
 
-@task(name="distill student", **cached("distill", "device", "checkpoint", "prefetch", "memory"))
+@task(name="distill student", **cached("distill", "compute", "checkpoint"))
 def make_student(
     teacher: Artifact,
     transfer_set: Artifact,
@@ -31,14 +31,12 @@ def make_student(
     seed: int,
     folder: str,
     checkpoint: str,
-    device: str,
-    memory: int | None = None,
-    prefetch: int = 0,
+    compute: Compute,
 ) -> Artifact:
     """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
-    on = resolve_device(device)
+    compute = settled(compute)
     with timed("distill"):
-        loaded = load_teacher(Path(teacher.path), device=on, memory=memory)
+        loaded = load_teacher(Path(teacher.path), compute=compute)
         verify_transfer_set(Path(transfer_set.path), loaded.digest)
         images = TransferSet(Path(transfer_set.path))
         result = distill(
@@ -46,9 +44,8 @@ def make_student(
             images,
             config,
             seed=seed,
-            device=on,
+            compute=compute,
             checkpoint=Path(checkpoint),
-            prefetch=prefetch,
             on_progress=report,
         )
     out = clear_folder(Path(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.compute import Compute, settled
 from dfkd_core.common.digests import write_json
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.evaluation.comparison import EvaluationConfig, EvaluationReport, evaluate
@@ -27,7 +27,7 @@ from tasks.records.timing import timed
 __all__ = ["make_evaluation", "measure_models"]
 
 
-@task(name="evaluate student", **cached("evaluate", "device", "memory"))
+@task(name="evaluate student", **cached("evaluate", "compute"))
 def make_evaluation(
     teacher: Artifact,
     student: Artifact,
@@ -36,8 +36,7 @@ def make_evaluation(
     *,
     data_digest: str = "",
     folder: str,
-    device: str,
-    memory: int | None = None,
+    compute: Compute,
 ) -> Artifact:
     """Evaluate on the test images, or on held-out synthetic ones where there are none.
 
@@ -45,7 +44,7 @@ def make_evaluation(
     come to, so that a result is not taken for that of others under the same name.
     """
     with timed("evaluate"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+        loaded = load_teacher(Path(teacher.path), compute=compute)
         images = load_evaluation_data(data, loaded.card)
         found = evaluate(
             load_model(Path(student.path)),
@@ -67,9 +66,9 @@ def make_evaluation(
 
 
 @task(name="measure latency", cache_policy=NO_CACHE)
-def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path: str, device: str) -> None:
+def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path: str, compute: Compute) -> None:
     """Time both models and write milliseconds to `path`; outside of the results, as times never repeat."""
-    on = resolve_device(device)
+    on = settled(compute).device
     with timed("evaluate"):
         latency = {
             name: measure_latency(load_model(Path(model.path)), num_runs=num_runs, device=on)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import task
 
-from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.compute import Compute
 from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import save_statistics
@@ -17,13 +17,13 @@ from tasks.records.timing import timed
 __all__ = ["make_statistics"]
 
 
-@task(name="estimate statistics", **cached("statistics", "device", "memory"))
+@task(name="estimate statistics", **cached("statistics", "compute"))
 def make_statistics(
-    teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, device: str, memory: int | None = None
+    teacher: Artifact, config: StatisticsConfig, *, seed: int, folder: str, compute: Compute
 ) -> Artifact:
     """Estimate from the stored teacher and write the statistics into `folder`."""
     with timed("statistics"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+        loaded = load_teacher(Path(teacher.path), compute=compute)
         statistics = estimate_statistics(loaded, config, seed=seed)
     out = clear_folder(Path(folder))
     save_statistics(out, statistics)

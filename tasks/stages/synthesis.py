@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from safetensors.torch import load_file, save_file
 
-from dfkd_core.common.devices import resolve_device
-from dfkd_core.common.digests import canonical_json
-from dfkd_core.models.teacher import Teacher, load_teacher
-from dfkd_core.statistics.features import FeatureStatistics, load_statistics
+from dfkd_core.common.compute import Compute
+from dfkd_core.common.digests import canonical_json, write_atomically
+from dfkd_core.models.teacher import load_teacher
+from dfkd_core.statistics.features import load_statistics
+from dfkd_core.synthesis.base import NO_STATE
 from dfkd_core.synthesis.guards import check_set
-from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer
+from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, prepare_method
 from dfkd_core.synthesis.shards import shard_indices, synthesize_shard
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.reader import TransferSet
@@ -22,35 +24,54 @@ from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
 from tasks.caching.code import code_digest
 from tasks.caching.policy import cached
 from tasks.caching.workspace import Artifact, clear_folder, place_file, reference
-from tasks.records.progress import noting
+from tasks.records.progress import noting, report
 from tasks.records.tables import write_image_grid
 from tasks.records.timing import timed
 
-__all__ = ["assemble_transfer_set", "make_shard"]
+__all__ = ["assemble_transfer_set", "make_shard", "prepare"]
 
+_STATE_FILE = "state.safetensors"
 _GRID_COLUMNS = 16
 _GRID_IMAGES = 96
 
 
-@task(name="synthesize shard", **cached("synthesize", "device", "memory"))
+@task(name="prepare method", **cached("synthesize", "compute"))
+def prepare(
+    teacher: Artifact, statistics: Artifact, config: SynthesisConfig, *, seed: int, folder: str, compute: Compute
+) -> Artifact:
+    """Let the method train or search what all its images need, and write the state into `folder`."""
+    with timed("synthesize"):
+        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        state = prepare_method(config, loaded, features, seed=seed, on_progress=report)
+    path = Path(folder, _STATE_FILE)
+    with write_atomically(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+    return reference(path, {"num_tensors": len(state)})
+
+
+@task(name="synthesize shard", **cached("synthesize", "compute"))
 def make_shard(
     index: int,
     teacher: Artifact,
     statistics: Artifact,
     config: SynthesisConfig,
     *,
+    prepared: Artifact | None = None,
     seed: int,
     folder: str,
-    device: str,
-    memory: int | None = None,
+    compute: Compute,
 ) -> Artifact:
-    """Make the shard at `index` and write it into `folder`; `memory` is this worker's share in bytes."""
+    """Make the shard at `index` and write it into `folder`.
+
+    `prepared` is what the task `prepare` made, if the method prepares; `compute.memory` is this worker's share.
+    """
     # With one thread each, the bytes of a shard do not depend on how many are made at once, unless batches are split.
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
-        loaded, features = _load(teacher, statistics, device, memory)
-        synthesizer = build_synthesizer(config, loaded, features)
+        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        state = load_file(prepared.path) if prepared else NO_STATE
+        synthesizer = build_synthesizer(config, loaded, features, state)
         shard = synthesize_shard(synthesizer, loaded, shard_index=index, config=config, seed=seed, on_progress=note)
         record = write_shard(path, shard)
     return Artifact(path=path.as_posix(), sha256=record.sha256, numbers={"num_images": record.num_images})
@@ -76,12 +97,12 @@ def assemble_transfer_set(
         place_file(source, out / source.name)
         count = int(shard.numbers["num_images"])
         records.append(ShardRecord(file=source.name, sha256=shard.sha256, num_images=count))
-    loaded, features = _load(teacher, statistics, "cpu")
+    loaded, features = load_teacher(Path(teacher.path)), load_statistics(Path(statistics.path))
     manifest = write_manifest(
         out,
         method=config.method,
         method_config=json.loads(canonical_json(config)),
-        temperature=build_synthesizer(config, loaded, features).temperature,
+        temperature=config.method_config.target_temperature,
         teacher_digest=loaded.digest,
         statistics_digest=features.digest,
         code_version=code_digest("synthesize"),
@@ -94,10 +115,3 @@ def assemble_transfer_set(
         write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)
     names = ("num_images", "mean_confidence", "target_agreement")
     return reference(out, {name: getattr(manifest, name) for name in names})
-
-
-def _load(
-    teacher: Artifact, statistics: Artifact, device: str, memory: int | None = None
-) -> tuple[Teacher, FeatureStatistics]:
-    loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
-    return loaded, load_statistics(Path(statistics.path))

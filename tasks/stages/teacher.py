@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.compute import Compute, settled
 from dfkd_core.data.datasets import DataConfig, load_dataset
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import save_model
@@ -29,12 +29,12 @@ NOTES_FILE = "teacher.txt"
 """What was found out about a teacher from elsewhere."""
 
 
-@task(name="train teacher", **cached("teacher", "device"))
-def make_teacher(data: DataConfig, config: TeacherConfig, *, seed: int, folder: str, device: str) -> Artifact:
+@task(name="train teacher", **cached("teacher", "compute"))
+def make_teacher(data: DataConfig, config: TeacherConfig, *, seed: int, folder: str, compute: Compute) -> Artifact:
     """Train on the labelled images and write `model/` and `epochs.csv` into `folder`."""
     with timed("teacher"):
         images = load_dataset(data, "train")
-        result = train_teacher(config, images, seed=seed, device=resolve_device(device), on_progress=report)
+        result = train_teacher(config, images, seed=seed, device=settled(compute).device, on_progress=report)
     out = clear_folder(Path(folder))
     save_model(out / "model", result.classifier)
     write_history(out / "epochs.csv", result.history)

@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.common.devices import resolve_device
+from dfkd_core.common.compute import Compute
 from dfkd_core.compression import make_student
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.evaluation.proxy import proxy_score
@@ -28,13 +28,11 @@ def try_settings(
     distillation: DistillationConfig,
     *,
     seed: int,
-    device: str,
-    memory: int | None = None,
-    prefetch: int = 0,
+    compute: Compute,
 ) -> float:
     """Make a transfer set and a student, and return the student's proxy score on the seed's images."""
     with timed("tune"):
-        loaded = load_teacher(Path(teacher.path), device=resolve_device(device), memory=memory)
+        loaded = load_teacher(Path(teacher.path), compute=compute)
         features = load_statistics(Path(statistics.path))
-        student = make_student(loaded, features, synthesis, distillation, seed=seed, prefetch=prefetch)
+        student = make_student(loaded, features, synthesis, distillation, seed=seed, prefetch=compute.prefetch)
         return proxy_score(loaded, student, seed=seed)

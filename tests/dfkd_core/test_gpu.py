@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.compression import make_transfer_set
 from dfkd_core.data.datasets import DataConfig, load_dataset
@@ -191,7 +192,15 @@ def test_distillation_learns_and_goes_on_from_its_checkpoint(changes, make_teach
     device = torch.device("cuda")
 
     def run(**options):
-        return distill_images(teacher, images, logits, config, seed=0, device=device, **options)
+        return distill_images(
+            teacher,
+            images,
+            logits,
+            config,
+            seed=0,
+            compute=Compute(device=device, prefetch=options.pop("prefetch", 0)),
+            **options,
+        )
 
     class Stopped(Exception):
         pass
@@ -214,7 +223,7 @@ def test_evaluation_and_proxy_are_a_cpus(make_teacher, transfer_set, digits):
     on_gpu, on_cpu = make_teacher(), make_teacher(device="cpu")
     config = DistillationConfig(student="lenet5_half_bn", epochs=2, batch_size=64)
     images, logits = transfer_set.images, transfer_set.teacher_logits
-    student = distill_images(on_gpu, images, logits, config, seed=0, device="cuda").student
+    student = distill_images(on_gpu, images, logits, config, seed=0, compute=Compute(device="cuda")).student
     reports = [evaluate(student, teacher, data=digits) for teacher in (on_gpu, on_cpu)]
     assert abs(reports[0].student.scores.accuracy - reports[1].student.scores.accuracy) < 0.002
     assert abs(reports[0].kl - reports[1].kl) < 1e-3

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dfkd_core.common.compute import CPU
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.errors import TransferSetError
@@ -53,14 +54,12 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
 
 @pytest.fixture
 def statistics(teacher: Artifact) -> Artifact:
-    return make_statistics.fn(teacher, StatisticsConfig(), seed=0, folder="statistics", device="cpu")
+    return make_statistics.fn(teacher, StatisticsConfig(), seed=0, folder="statistics", compute=CPU)
 
 
 @pytest.fixture
 def shards(teacher: Artifact, statistics: Artifact) -> list[Artifact]:
-    return [
-        make_shard.fn(index, teacher, statistics, SYNTHESIS, seed=0, folder=".", device="cpu") for index in range(3)
-    ]
+    return [make_shard.fn(index, teacher, statistics, SYNTHESIS, seed=0, folder=".", compute=CPU) for index in range(3)]
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_make_teacher__writes_model_and_epochs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
     Path("out/left.over").touch()
-    made = make_teacher.fn(DATA, TeacherConfig(epochs=1), seed=0, folder="out", device="cpu")
+    made = make_teacher.fn(DATA, TeacherConfig(epochs=1), seed=0, folder="out", compute=CPU)
     assert load_teacher(Path("out/model")).card.num_classes == 10
     assert Path("out/epochs.csv").read_text().startswith("epoch,loss,learning_rate,cross_entropy\n1,")
     assert not Path("out/left.over").exists()
@@ -85,7 +84,7 @@ def test_make_statistics__are_those_of_the_teacher(statistics: Artifact) -> None
 
 
 def test_make_shard__repeats_to_the_byte(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> None:
-    again = make_shard.fn(1, teacher, statistics, SYNTHESIS, seed=0, folder=".", device="cpu")
+    again = make_shard.fn(1, teacher, statistics, SYNTHESIS, seed=0, folder=".", compute=CPU)
     assert again == shards[1]
     assert [shard.numbers["num_images"] for shard in shards] == [10, 10, 5]
 
@@ -99,7 +98,7 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
 
 
 def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
-    settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "device": "cpu"}
+    settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "compute": CPU}
     config = DistillationConfig(epochs=1)
     made = make_student.fn(teacher, transfer_set, config, **settings)
     assert load_model(Path("student/model")).card.network == "lenet5_half"
@@ -110,19 +109,19 @@ def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact
 
 
 def test_make_evaluation__writes_figures_and_tables(teacher: Artifact) -> None:
-    made = make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", device="cpu")
+    made = make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", compute=CPU)
     metrics = json.loads(Path("out/metrics.json").read_text())
     assert metrics["student"]["agreement"] == 1.0
     rows = Path("out/confusion.csv").read_text().splitlines()
     assert len(rows) == 1 + metrics["num_images"]
     assert Path("out/per_class.csv").read_text().startswith("class,teacher_accuracy,student_accuracy\n0,")
     assert Path("out/confusion.png").read_bytes().startswith(b"\x89PNG")
-    assert make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", device="cpu") == made
+    assert make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", compute=CPU) == made
 
 
 def test_make_evaluation__without_data_has_a_proxy_and_tables_without_rows(teacher: Artifact) -> None:
     config = EvaluationConfig(num_held_out_images=30)
-    made = make_evaluation.fn(teacher, teacher, DataConfig(dataset="none"), config, folder="out", device="cpu")
+    made = make_evaluation.fn(teacher, teacher, DataConfig(dataset="none"), config, folder="out", compute=CPU)
     metrics = json.loads(Path("out/metrics.json").read_text())
     assert metrics["proxy"]["agreement"] == made.numbers["agreement"] == 1.0
     assert metrics["num_images"] == 30
@@ -139,7 +138,7 @@ def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbe
     for folder, card in (("reversed", reversed_card), ("nameless", dataclasses.replace(CARD, class_names=()))):
         save_model(Path(folder), build_classifier(card, seed=0))
         model = reference(Path(folder))
-        make_evaluation.fn(model, model, DATA, EvaluationConfig(), folder=f"{folder}-out", device="cpu")
+        make_evaluation.fn(model, model, DATA, EvaluationConfig(), folder=f"{folder}-out", compute=CPU)
     metrics, plain = (json.loads(Path(f"{folder}-out/metrics.json").read_text()) for folder in ("reversed", "nameless"))
     assert metrics["labels_ordered_by_name"] == 1
     assert "labels_ordered_by_name" not in plain
@@ -163,7 +162,7 @@ def test_confusion_picture__can_be_read_with_any_number_of_classes(num_classes: 
 
 
 def test_measure_models__times_both(teacher: Artifact) -> None:
-    measure_models.fn(teacher, teacher, num_runs=1, path="latency.json", device="cpu")
+    measure_models.fn(teacher, teacher, num_runs=1, path="latency.json", compute=CPU)
     found = json.loads(Path("latency.json").read_text())
     assert found["student_sha256"] == teacher.sha256
     assert found["teacher"].keys() == {"batch_1_ms", "batch_64_ms"}

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import ShardedRows
 from dfkd_core.distillation.config import DistillationConfig
@@ -67,7 +68,8 @@ def run(
         "checkpoint_every_epochs": 1,
     }
     config = DistillationConfig(**({"augmentation": AugmentationConfig()} | plain | changes))
-    options: dict[str, Any] = {"prefetch": prefetch} | ({"on_progress": on_progress} if on_progress else {})
+    options: dict[str, Any] = {"compute": Compute(prefetch=prefetch)}
+    options |= {"on_progress": on_progress} if on_progress else {}
     return distill_images(teacher, images, logits, config, key=key, seed=seed, checkpoint=checkpoint, **options)
 
 

@@ -84,7 +84,7 @@ def test_a_report_agrees_with_plain_code_in_any_batch_size():
     assert report.kl == pytest.approx(mean_kl(teacher_logits, student_logits), rel=1e-4)
     per_class = [right[data.labels == label].double().mean().item() for label in range(3)]
     assert report.student.scores.per_class_accuracy == (*per_class, None)
-    confusion: list[list[int]] = report.student.scores.confusion
+    confusion: tuple[tuple[int, ...], ...] = report.student.scores.confusion
     assert sum(sum(row) for row in confusion) == report.num_images == 20
     assert not report.proxy
     assert [report.done for report in reports] == [7, 14, 20]

@@ -11,7 +11,7 @@ def test_method_names_are_the_fields_of_the_table():
 
 
 def test_an_unknown_method_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"one of boundary, dirichlet, .*soft_target, got 'gan'"):
+    with pytest.raises(ConfigError, match=r"one of 'boundary', 'dirichlet', .*'soft_target', got 'gan'"):
         SynthesisConfig(method="gan")
 
 

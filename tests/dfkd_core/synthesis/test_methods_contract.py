@@ -55,7 +55,7 @@ def test_equal_batches_give_equal_bytes(method, teacher, statistics):
 
 def test_an_image_does_not_depend_on_the_batch_around_it(method, teacher, statistics):
     config = short(method)
-    if config.couples_images:
+    if config.method_config.couples_images:
         pytest.skip("the images of a batch depend on each other, as the method's documentation says")
     synthesizer = build_synthesizer(config, teacher, statistics)
     together = synthesizer.synthesize(range(12), seed=0)

@@ -12,7 +12,7 @@ from dfkd_core.models.storage import model_digest
 from dfkd_core.progress import Progress
 from dfkd_core.teachers.training import TeacherConfig, pixel_statistics, train_teacher
 from dfkd_core.training.augmentation import AugmentationConfig
-from dfkd_core.training.loop import build_optimizer, run_epochs, warmup_cosine
+from dfkd_core.training.loop import Schedule, build_optimizer, run_epochs
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=3, mean=(0.3,), std=(0.3,), layer="fc1")
 
@@ -44,13 +44,17 @@ def zero(classifier):
 def collect(loss_terms, *, num_images=10, batch_size=4, epochs=2, **changes):
     classifier = build_classifier(CARD, seed=0)
     optimizer = build_optimizer(classifier, learning_rate=1.0, weight_decay=0.0)
-    settings: dict[str, Any] = {"warmup_fraction": 0.0, "seed": 0, "error": TeacherError} | changes
-    sizes = {"num_images": num_images, "batch_size": batch_size, "epochs": epochs}
+    warmup_fraction = changes.pop("warmup_fraction", 0.0)
+    schedule = Schedule(num_images=num_images, batch_size=batch_size, epochs=epochs, warmup_fraction=warmup_fraction)
 
-    def load(positions, generator):
-        return positions, generator
+    class Step:
+        def load(self, positions, generator):
+            return positions, generator
 
-    return list(run_epochs(classifier, optimizer, load, lambda b: loss_terms(classifier, *b), **sizes, **settings))
+        def terms(self, batch):
+            return loss_terms(classifier, *batch)
+
+    return list(run_epochs(classifier, optimizer, Step(), schedule, **{"seed": 0, "error": TeacherError, **changes}))
 
 
 def test_a_teacher_learns_what_its_labels_say():
@@ -141,13 +145,17 @@ def test_a_learning_rate_that_explodes_is_an_error_of_the_teacher():
 
 
 def test_the_learning_rate_rises_straight_then_falls_along_half_a_cosine():
-    factors = [warmup_cosine(step, total_steps=12, warmup_fraction=1 / 3) for step in range(12)]
+    def schedule(steps, warmup_fraction):
+        return Schedule(num_images=8, batch_size=4, epochs=steps // 2, warmup_fraction=warmup_fraction)
+
+    assert schedule(12, 0.0).steps_per_epoch == 2
+    factors = [schedule(12, 1 / 3).factor(step) for step in range(12)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0
     assert factors[8] == pytest.approx(0.5)
     assert factors[11] == pytest.approx((1 + math.cos(math.pi * 7 / 8)) / 2)
-    assert [warmup_cosine(step, total_steps=2, warmup_fraction=1.0) for step in range(2)] == [0.5, 1.0]
-    assert warmup_cosine(0, total_steps=1, warmup_fraction=0.0) == 1.0
+    assert [schedule(2, 1.0).factor(step) for step in range(2)] == [0.5, 1.0]
+    assert schedule(2, 0.0).factor(0) == 1.0
 
 
 def test_the_fused_kernel_gives_what_the_plain_one_gives_on_channels_last_weights():

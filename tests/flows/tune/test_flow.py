@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dfkd_core.common.compute import CPU
 from dfkd_core.data.datasets import DataConfig, load_dataset
 from dfkd_core.errors import ConfigError, DistillationError
 from dfkd_core.evaluation.proxy import proxy_score
@@ -200,7 +201,7 @@ def test_search_with_a_teacher__and_apply(
     def score(changes: Mapping[str, Any], seed_offset: int) -> float:
         own = apply_overrides(params, assignments(changes))
         inputs = reference(TEACHER), reference(STATISTICS), own.synthesis, own.distillation
-        found = try_settings.fn(*inputs, seed=seed_offset, device="cpu")
+        found = try_settings.fn(*inputs, seed=seed_offset, compute=CPU)
         assert 0 <= found <= 1
         # Students of one epoch are alike; what there is has to be the worst.
         return found if changes else found - 1
