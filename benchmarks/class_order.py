@@ -41,8 +41,10 @@ def untrained(train: LabelledImages, test: LabelledImages, num_classes: int) -> 
     """Count the untrained networks whose answers to right labels are taken for another order."""
     mean, std = pixel_statistics(train.images)
     kept = (test.labels < num_classes).nonzero()[:NUM_TEST_IMAGES, 0]
-    shape = {"in_channels": test.images.shape[1], "image_size": test.images.shape[-1], "num_classes": num_classes}
-    card = ModelCard(network="lenet5", mean=mean, std=std, layer="fc1", **shape)
+    card = ModelCard(
+        network="lenet5", in_channels=test.images.shape[1], image_size=test.images.shape[-1], num_classes=num_classes,
+        mean=mean, std=std, layer="fc1",
+    )  # fmt: skip
     flagged = 0
     for seed in range(NUM_UNTRAINED):
         predicted = answers(build_classifier(card, seed=seed), test.images[kept])
@@ -66,7 +68,7 @@ def trained(train: LabelledImages, test: LabelledImages, num_images: int, seed: 
 
 @torch.inference_mode()
 def answers(classifier: Classifier, images: Tensor) -> Tensor:
-    parts = torch.arange(len(images)).split(500)
+    parts = torch.split(torch.arange(len(images)), 500)
     return torch.cat([classifier.eval()(load_batch(images, part)).argmax(1) for part in parts])
 
 

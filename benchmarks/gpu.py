@@ -71,7 +71,7 @@ def kernels_share(work: Callable[[], object]) -> float:
         work()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / seconds
+    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6 / seconds
 
 
 @contextlib.contextmanager

@@ -24,16 +24,16 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from dfkd_core.common.compute import Compute
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hardware import processor_name
 from torch import nn
 
+from dfkd_core.common.compute import Compute
 from dfkd_core.common.digests import write_json
 from dfkd_core.common.memory import GIB
+from dfkd_core.common.rows import Rows
 from dfkd_core.common.vision import models
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.distillation.config import DistillationConfig
@@ -119,7 +119,7 @@ def large_teacher(memory: int) -> Teacher:
         layer="fc:input",
     )
     classifier = Classifier(network, card)
-    classifier.to(memory_format=torch.channels_last)
+    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -236,10 +236,13 @@ def run_set(num_images: int, num_threads: int) -> list[Figure]:
 
 def compare_access(teacher: Teacher, stored: TransferSet, config: DistillationConfig) -> None:
     """Time epochs on the same images in memory and in files in turn, and print the best of each with their ratio."""
-    joined = stored.images[:], stored.teacher_logits[:]
+    in_each: list[tuple[Rows, Rows]] = [
+        (stored.images[:], stored.teacher_logits[:]),
+        (stored.images, stored.teacher_logits),
+    ]
     best = [float("inf")] * 2
     for _ in range(REPEATS):
-        for place, (images, logits) in enumerate((joined, (stored.images, stored.teacher_logits))):
+        for place, (images, logits) in enumerate(in_each):
             # Of the processor, so that others on the machine do not count.
             start = time.process_time()
             distill_images(teacher, images, logits, config, seed=0)

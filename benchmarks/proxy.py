@@ -116,8 +116,8 @@ def real_images(config: DataConfig) -> LabelledImages:
 @torch.no_grad()
 def accuracy(model: Classifier | Teacher, data: LabelledImages) -> float:
     """Return the share of right answers."""
-    batches = zip(data.images.split(1000), data.labels.split(1000))
-    right = [(model(images / 255).argmax(1) == labels).sum().item() for images, labels in batches]
+    batches = zip(torch.split(data.images, 1000), torch.split(data.labels, 1000))
+    right = [int((model(images / 255).argmax(1) == labels).sum()) for images, labels in batches]
     return sum(right) / len(data)
 
 
@@ -157,7 +157,7 @@ def students(dataset: str, count: int) -> Iterator[Measured]:
 
 def by_class(values: Tensor, answers: Tensor) -> float:
     """Return the mean over the classes that occur of the mean of their values."""
-    return torch.stack([values[answers == k].mean() for k in answers.unique()]).mean().item()
+    return torch.stack([values[answers == k].mean() for k in torch.unique(answers)]).mean().item()
 
 
 def is_same(teacher: Tensor, student: Tensor) -> Tensor:
@@ -279,7 +279,8 @@ def draw_picture(found: Mapping[str, list[tuple[Measured, float]]], path: Path) 
         for start, colour in (("random", "tab:blue"), ("pruned", "tab:orange")):
             chosen = [(s, 100 * one.accuracy) for one, s in pairs if one.recipe["distillation.start"] == start]
             if chosen:
-                axes.scatter(*zip(*chosen), s=18, color=colour, alpha=0.7, linewidths=0, label=f"{start} start")
+                scores, accuracies = zip(*chosen)
+                axes.scatter(scores, accuracies, s=18, color=colour, alpha=0.7, linewidths=0, label=f"{start} start")
         picked, score = max(pairs, key=lambda pair: pair[1])
         axes.scatter(
             [score], [100 * picked.accuracy], s=90, facecolors="none", edgecolors="black", label="what the proxy picks"

@@ -257,10 +257,11 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
     epochs = max(1, round(distillation.epochs * params.synthesis.num_images / len(train.images)))
     if row.real == "kd":
         with torch.no_grad():
-            logits = torch.cat([teacher(batch.to(teacher.device) / 255).cpu() for batch in train.images.split(1000)])
-        config = dataclasses.replace(distillation, epochs=epochs)
+            batches = torch.split(train.images, 1000)
+            logits = torch.cat([teacher(batch.to(teacher.device) / 255).cpu() for batch in batches])
+        shorter = dataclasses.replace(distillation, epochs=epochs)
         compute = Compute(device=teacher.device, prefetch=BATCHES_AHEAD)
-        return distill_images(teacher, train.images, logits, config, seed=params.seed, compute=compute).student
+        return distill_images(teacher, train.images, logits, shorter, seed=params.seed, compute=compute).student
     config = dataclasses.replace(
         params.teacher,
         network=distillation.student,

@@ -111,6 +111,11 @@ def _shard_job(job: tuple[Path, SynthesisConfig, int]) -> None:
     synthesize_shard(build_synthesizer(config, teacher, statistics), teacher, shard_index=index, config=config, seed=0)
 
 
+def _all_shards(pool: ProcessPoolExecutor, jobs: Sequence[tuple[Path, SynthesisConfig, int]]) -> None:
+    for _ in pool.map(_shard_job, jobs):
+        pass
+
+
 def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
     """Time every method and prior."""
     refined = RefinementConfig().iterations
@@ -148,7 +153,7 @@ def plain_copy(teacher: Teacher) -> Teacher:
         for own in (nn.Conv2d, nn.MaxPool2d):
             if isinstance(module, own):
                 module.__class__ = own
-    classifier.to(memory_format=torch.contiguous_format)
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
     return Teacher(classifier)
 
 
@@ -220,7 +225,7 @@ def measure_processes(teacher: Teacher, num_images: int) -> list[Figure]:
         for workers in (1, 2):
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(_warm_up, [folder] * 2 * workers))
-                seconds = best_seconds(lambda pool=pool: list(pool.map(_shard_job, jobs)))
+                seconds = best_seconds(partial(_all_shards, pool, jobs))
             ratio = figures[0].seconds / seconds if figures else None
             what = f"soft_target in {workers} {'process' if workers == 1 else 'processes'}"
             rate = config.num_images / seconds
@@ -238,7 +243,7 @@ def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
     stored = replace(default, augmentation=AugmentationConfig(), feature_weight=0.0)
     figures = []
     for what, config in (("stored labels", stored), ("moved images, features matched", default)):
-        seconds = best_seconds(lambda config=config: distill_images(teacher, images, logits, config, seed=0))
+        seconds = best_seconds(partial(distill_images, teacher, images, logits, config, seed=0))
         rate = num_images / seconds
         figures.append(Figure(what=f"distillation epoch, {what}", seconds=seconds, per_second=rate, unit="images"))
     return figures

@@ -62,8 +62,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="steps of each kind")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for case in ((arguments.network, 3, arguments.batch_size),) if arguments.network else CASES:
-        print(measure(*case, arguments.rounds), flush=True)
+    cases = ((arguments.network, 3, arguments.batch_size),) if arguments.network else CASES
+    for network, channels, batch_size in cases:
+        print(measure(network, channels, batch_size, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,20 @@ from pathlib import Path
 
 from dfkd_core.errors import DataError
 
-__all__ = ["SYSTEM_FOLDER", "debian_folder", "download_timeout", "fetch_debian_package", "fetch_with_torchvision"]
+__all__ = [
+    "DOWNLOAD_TIMEOUT_SECONDS",
+    "SYSTEM_FOLDER",
+    "debian_folder",
+    "download_timeout",
+    "fetch_debian_package",
+    "fetch_with_torchvision",
+]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 """Where Debian's data set packages put their files."""
 
-_DOWNLOAD_TIMEOUT_SECONDS = 10
+DOWNLOAD_TIMEOUT_SECONDS = 10.0
+"""How long a server may stay silent."""
 _PACKAGE_TIMEOUT_SECONDS = 900
 
 
@@ -24,7 +32,7 @@ _PACKAGE_TIMEOUT_SECONDS = 900
 def download_timeout() -> Iterator[None]:
     """Let a silent server fail: torchvision's downloads have no time limit and offer no way to set one."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         yield
     finally:
@@ -50,7 +58,7 @@ def fetch_debian_package(package: str, scratch: Path) -> Path:
     Raises:
         DataError: apt-get or dpkg is missing or fails.
     """
-    limits = ("-o", f"Acquire::http::Timeout={_DOWNLOAD_TIMEOUT_SECONDS}", "-o", "Acquire::Retries=1")
+    limits = ("-o", f"Acquire::http::Timeout={DOWNLOAD_TIMEOUT_SECONDS:.0f}", "-o", "Acquire::Retries=1")
     try:
         _call("apt-get", *limits, "download", package, folder=scratch)
     except DataError:

@@ -36,12 +36,24 @@ SMALL = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the state of Prefect out of the home folder, and turn telemetry off, before Prefect is imported."""
-    state = Path(os.environ.setdefault("DFKD_TEST_STATE", str(ROOT / ".dfkd" / "tests")))
-    state.mkdir(parents=True, exist_ok=True)
+    is_worker = hasattr(config, "workerinput")
+    if config.getoption("dist", "no") != "no" and not is_worker:
+        # Runs no test; its workers start with its environment, which must stay as the user has it.
+        return
     before = dict(os.environ)
+    state = Path(before.get("DFKD_TEST_STATE", ROOT / ".dfkd" / "tests"), before.get("PYTEST_XDIST_WORKER", ""))
+    state.mkdir(parents=True, exist_ok=True)
     prepare_environment(state)
+    if is_worker:
+        # As many workers as cores: more threads would wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Only this process: a command that a test starts is to find its own environment.
     config.stash[_CLEAN] = before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.name)
 
 
 _CLEAN = pytest.StashKey[dict[str, str]]()
@@ -110,7 +122,7 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
             subprocess.run(["git", *arguments], cwd=path, check=True)
-        environment = {**pytestconfig.stash[_CLEAN], "PYTHONPATH": str(path)}
+        environment = pytestconfig.stash[_CLEAN] | {"PYTHONPATH": str(path)}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return Workspace(path=path, environment=environment)
 
@@ -126,14 +138,24 @@ def _same_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session")
+def make_project() -> Callable[[Path], Path]:
+    """Return a function that fills a folder with dvc.yaml, params.yaml and the presets."""
+
+    def make(folder: Path) -> Path:
+        for name in ("dvc.yaml", "params.yaml"):
+            shutil.copy2(ROOT / name, folder / name)
+        shutil.copytree(ROOT / "presets", folder / "presets")
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_project: Callable[[Path], Path]) -> Path:
     """Change into a folder with dvc.yaml, params.yaml and the presets, and nothing else."""
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy2(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "presets", tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return make_project(tmp_path)
 
 
 @pytest.fixture(scope="session")

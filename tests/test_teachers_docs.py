@@ -7,7 +7,8 @@ import shlex
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +148,25 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop("my_nets", None)
 
 
-@pytest.fixture
-def user(written: Path, project: Path) -> Path:
-    """A project with the user's files in it."""
+@pytest.fixture(scope="module")
+def user(
+    written: Path, tmp_path_factory: pytest.TempPathFactory, make_project: Callable[[Path], Path]
+) -> Iterator[Path]:
+    """A project with the user's files in it, which is the current folder."""
+    project = make_project(tmp_path_factory.mktemp("project"))
     for path in written.iterdir():
         if path.name != "__pycache__":
             (project / path.name).symlink_to(path)
-    return project
+    params = (project / "params.yaml").read_text()
+    assert "  batch_size: 500\n" in params
+    # How long a synthesis takes is measured on so many images.
+    (project / "params.yaml").write_text(params.replace("  batch_size: 500\n", "  batch_size: 16\n", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        yield project
 
 
+@cache
 def call(command: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, options_of(command))
     assert result.exit_code == code, result.output
@@ -167,7 +178,7 @@ def local(command: str) -> bool:
     return not is_download(command) and not is_mlflow(command) and not any(word in command for word in others)
 
 
-@pytest.mark.parametrize("command", filter(local, COMMANDS))
+@pytest.mark.parametrize("command", [command for command in COMMANDS if local(command)])
 def test_a_recipe_for_your_own_code_works(user: Path, command: str) -> None:
     output = call(command)
     assert ("modelled layer" if "inspect" in command else "* is used.") in output
@@ -201,7 +212,7 @@ def test_programs_are_written_and_read_as_shown(user: Path) -> None:
 
 def test_torchvision_and_timm_take_your_weights(user: Path) -> None:
     torch.manual_seed(0)
-    shape: dict[str, int] = {"in_channels": 1, "image_size": 32, "num_classes": 7}
+    shape: dict[str, Any] = {"in_channels": 1, "image_size": 32, "num_classes": 7}
     torch.save(build_architecture("torchvision:resnet18", **shape).state_dict(), "resnet18.pth")
     save_file(build_architecture("timm:test_vit", **shape).state_dict(), "vit.safetensors")
     for file in ("resnet18.pth", "vit.safetensors"):
@@ -211,7 +222,7 @@ def test_torchvision_and_timm_take_your_weights(user: Path) -> None:
         assert "uses for it" in output
 
 
-@pytest.mark.parametrize("command", filter(is_download, COMMANDS))
+@pytest.mark.parametrize("command", [command for command in COMMANDS if is_download(command)])
 def test_published_weights_say_what_to_do_without_a_network(
     user: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

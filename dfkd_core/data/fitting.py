@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Fit", "FittedImages", "resize", "resize_and_crop", "with_channels"]
+__all__ = ["CHUNK_IMAGES", "Fit", "FittedImages", "resize", "resize_and_crop", "with_channels"]
 
-_CHUNK_IMAGES = 4096
+CHUNK_IMAGES = 4096
+"""Images that are converted at once, to bound the memory."""
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 _MARGIN = 256 / 224
 _SIZE_WITH_MARGIN_PX = 128
@@ -66,7 +67,7 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if own == 1:
         return images.repeat(1, channels, 1, 1)
-    luma = [torch.tensordot(chunk.float(), _LUMA, ([1], [0])) for chunk in torch.split(images, _CHUNK_IMAGES)]
+    luma = [torch.tensordot(chunk.float(), _LUMA, ([1], [0])) for chunk in torch.split(images, CHUNK_IMAGES)]
     return torch.cat([chunk.round().clamp(0, 255).byte()[:, None] for chunk in luma])
 
 
@@ -85,7 +86,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
         return functional.pad(images, (2, 2, 2, 2))
     chunks = [
         functional.interpolate(chunk.float(), (height, width), mode="bilinear", antialias=True)
-        for chunk in torch.split(images, _CHUNK_IMAGES)
+        for chunk in torch.split(images, CHUNK_IMAGES)
     ]
     return torch.cat([chunk.round().clamp(0, 255).byte() for chunk in chunks])
 

@@ -23,7 +23,7 @@ from dfkd_core.common.digests import write_atomically
 from dfkd_core.downloads import SYSTEM_FOLDER, debian_folder, fetch_debian_package, fetch_with_torchvision
 from dfkd_core.errors import DataError
 
-__all__ = ["ensure_files", "find_files", "read_files", "torchvision_class"]
+__all__ = ["IDX_SETS", "FileSet", "ensure_files", "find_files", "read_files", "torchvision_class"]
 
 
 def ensure_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER) -> Path:
@@ -87,11 +87,11 @@ def torchvision_class(dataset: str) -> Any:
     # Imported here: torchvision takes two seconds that reading idx files does not need.
     from dfkd_core.common.vision import datasets
 
-    return getattr(datasets, _IDX_SETS[dataset].torchvision_name if dataset in _IDX_SETS else dataset.upper())
+    return getattr(datasets, IDX_SETS[dataset].torchvision_name if dataset in IDX_SETS else dataset.upper())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FileSet:
+class FileSet:
     """The files of one data set and the places that may hold them."""
 
     torchvision_name: str
@@ -105,9 +105,8 @@ class _FileSet:
     """Name `dataset-X` of a package that puts the files into the folder X below `SYSTEM_FOLDER`."""
 
 
-# Digests of the unpacked content: Debian packs the same bytes anew, so its .gz differ from the published ones.
-_IDX_SETS = {
-    "fashion_mnist": _FileSet(
+IDX_SETS = {
+    "fashion_mnist": FileSet(
         torchvision_name="FashionMNIST",
         folders=("fashion_mnist", "FashionMNIST/raw"),
         checksums={
@@ -118,7 +117,7 @@ _IDX_SETS = {
         },
         debian_package="dataset-fashion-mnist",
     ),
-    "mnist": _FileSet(
+    "mnist": FileSet(
         torchvision_name="MNIST",
         folders=("mnist", "MNIST/raw"),
         checksums={
@@ -129,14 +128,16 @@ _IDX_SETS = {
         },
     ),
 }
+"""Data sets in the idx format by name. Their digests are of the unpacked content, as Debian packs the same bytes anew,
+so that its .gz differ from the published ones."""
 
 
-def _file_set(name: str) -> _FileSet:
-    if name in _IDX_SETS:
-        return _IDX_SETS[name]
+def _file_set(name: str) -> FileSet:
+    if name in IDX_SETS:
+        return IDX_SETS[name]
     listing = torchvision_class(name)
     files = [*listing.train_list, *listing.test_list, (listing.meta["filename"], listing.meta["md5"])]
-    return _FileSet(
+    return FileSet(
         torchvision_name=name.upper(),
         folders=(f"{name}/{listing.base_folder}", listing.base_folder),
         checksums=dict(files),
@@ -145,7 +146,7 @@ def _file_set(name: str) -> _FileSet:
 
 
 def _obtain(
-    dataset: str, files: _FileSet, names: Sequence[str], root: Path, system_folder: Path
+    dataset: str, files: FileSet, names: Sequence[str], root: Path, system_folder: Path
 ) -> tuple[Path, dict[str, bytes]]:
     """Return the folder that holds the data set and the checked content of the files `names`."""
     failures: list[str] = []
@@ -183,7 +184,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_folder(folder: Path, files: _FileSet, names: Sequence[str]) -> dict[str, bytes]:
+def _read_folder(folder: Path, files: FileSet, names: Sequence[str]) -> dict[str, bytes]:
     """Read files and check them; all must exist, so that no part of a data set comes from somewhere else.
 
     Raises:
@@ -221,7 +222,7 @@ _Fetch = Callable[[Path], Path]
 """Puts a data set's files somewhere below a scratch folder and returns the folder that holds them."""
 
 
-def _ways(dataset: str, files: _FileSet) -> Iterator[tuple[str, _Fetch]]:
+def _ways(dataset: str, files: FileSet) -> Iterator[tuple[str, _Fetch]]:
     yield (
         f"torchvision.datasets.{files.torchvision_name} (download)",
         partial(fetch_with_torchvision, torchvision_class(dataset), files.folders[-1]),
@@ -230,7 +231,7 @@ def _ways(dataset: str, files: _FileSet) -> Iterator[tuple[str, _Fetch]]:
         yield f"Debian package {files.debian_package}", partial(fetch_debian_package, files.debian_package)
 
 
-def _fetch_into(destination: Path, files: _FileSet, names: Sequence[str], fetch: _Fetch) -> dict[str, bytes]:
+def _fetch_into(destination: Path, files: FileSet, names: Sequence[str], fetch: _Fetch) -> dict[str, bytes]:
     """Fetch all files, check them and only then put them into `destination`; return the content of `names`."""
     with tempfile.TemporaryDirectory(prefix="dfkd-") as scratch:
         source = fetch(Path(scratch))

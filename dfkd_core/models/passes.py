@@ -28,6 +28,7 @@ from dfkd_core.models.classifier import Classifier
 
 __all__ = [
     "LABELLING_SHARE",
+    "NEVER_SPLIT_BELOW",
     "PROBED_SIZES",
     "WHOLE_SHARE",
     "PassCost",
@@ -46,7 +47,8 @@ LABELLING_SHARE = 1 / 4
 """What a pass without gradients may need, which other work may run beside."""
 PROBED_SIZES = (2, 3)
 """Batches that are measured; a single image is laid out in memory in a way of its own."""
-_NEVER_SPLIT_BELOW = GIB // 4
+NEVER_SPLIT_BELOW = GIB // 4
+"""Bytes that a pass may take however little memory there is."""
 # Images, their gradients, Adam's moments and what a smoothed step needs besides, in floats of the image's size.
 _DESCENT_COPIES = 12
 
@@ -144,7 +146,7 @@ class PassSizes:
         )
 
     def _room(self, share: float) -> float:
-        return max(share * self.memory, _NEVER_SPLIT_BELOW)
+        return max(share * self.memory, NEVER_SPLIT_BELOW)
 
     def _run(self, num_images: int, with_gradient: bool) -> None:
         device = self._device

@@ -18,9 +18,10 @@ from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
 
-__all__ = ["MosaicPrior"]
+__all__ = ["MOST_CELLS", "MosaicPrior", "paint_cells", "pixel_centres"]
 
-_NUM_CELLS = 16
+MOST_CELLS = 16
+"""Colours of a mosaic at most."""
 _NUM_BUMPS = 5
 _NUM_WAVES = 5
 _LEAST_CONTRAST = 0.25
@@ -42,19 +43,19 @@ class MosaicPrior(PixelPrior):
 
 def _num_draws(channels: int) -> int:
     """Return the uniform numbers that one image takes."""
-    fields, cells, bands = 3 * (1 + 3 * _NUM_WAVES), 4 + _NUM_CELLS * (3 + channels), 4 + 2 * (1 + channels)
+    fields, cells, bands = 3 * (1 + 3 * _NUM_WAVES), 4 + MOST_CELLS * (3 + channels), 4 + 2 * (1 + channels)
     return fields + 3 + cells + bands + 5 + 3 * _NUM_BUMPS + 4 + channels
 
 
 def _paint(draws: Cursor, size: tuple[int, int], channels: int) -> torch.Tensor:
     """Return images [n, c, h, w] in [0, 1]."""
     half_side = min(size) / 2
-    x, y = _pixel_centres(*size)
+    x, y = pixel_centres(*size)
     field, first, second = (_field(x, y, draws) for _ in range(3))
     strength = _maps(draws.between(0, 0.25) * draws.chance(0.6))
     x, y = x + strength * first, y + strength * second
     x = torch.where(_maps(draws.chance(0.3)), x.abs(), x)
-    cells = _cells(x, y, half_side, channels, draws)
+    cells = paint_cells(x, y, half_side, channels, draws)
     bands, shade = _bands(x, y, field, half_side, channels, draws)
     cover = _lump(x, y, field, half_side, draws)
     kind, is_lump = draws.choice(2, 2, 2)[:, None, None, None], draws.chance(0.67)[:, None, None, None]
@@ -73,7 +74,7 @@ def _maps(numbers: torch.Tensor) -> torch.Tensor:
     return numbers[:, None, None]
 
 
-def _pixel_centres(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pixel_centres(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x [1, 1, w] and y [1, h, 1] of the pixels' centres; the shorter side spans [-1, 1]."""
     half_side = min(height, width) / 2
     x = (torch.arange(width) + 0.5 - width / 2) / half_side
@@ -92,13 +93,22 @@ def _field(x: torch.Tensor, y: torch.Tensor, draws: Cursor) -> torch.Tensor:
     return field
 
 
-def _cells(x: torch.Tensor, y: torch.Tensor, half_side: float, channels: int, draws: Cursor) -> torch.Tensor:
-    """Return Voronoi mosaics [n, c, h, w] of 3 to _NUM_CELLS cells; some with joints between the cells."""
-    count = 3 + (draws.take().square() * (_NUM_CELLS - 2)).floor()
+def paint_cells(x: torch.Tensor, y: torch.Tensor, half_side: float, channels: int, draws: Cursor) -> torch.Tensor:
+    """Return Voronoi mosaics [n, c, h, w] of 3 to MOST_CELLS cells; some with joints between the cells.
+
+    Args:
+        x: Positions of the pixels to the right of the image's centre, [n, h, w].
+        y: Positions below it, [n, h, w].
+        half_side: Pixels of half the shorter side.
+        channels: c.
+        draws: In this order the number of cells, how far from the centre they reach, the width of the joints, whether
+            there are any, MOST_CELLS positions to the right, as many below, as many grey levels, and tints.
+    """
+    count = 3 + (draws.take().square() * (MOST_CELLS - 2)).floor()
     reach, joint = draws.between(0.7, 1.3)[:, None], draws.between(0.03, 0.1) * draws.chance(0.4)
-    centres = (2 * draws.take(2, _NUM_CELLS) - 1) * reach[:, None]
-    brightness, tint = draws.take(_NUM_CELLS), draws.take(_NUM_CELLS, channels)
-    absent = torch.arange(_NUM_CELLS) >= count[:, None]
+    centres = (2 * draws.take(2, MOST_CELLS) - 1) * reach[:, None]
+    brightness, tint = draws.take(MOST_CELLS), draws.take(MOST_CELLS, channels)
+    absent = torch.arange(MOST_CELLS) >= count[:, None]
     pixels = torch.stack([x, y.expand_as(x)], 1).flatten(2)
     # Of |p - q|^2 the part |p|^2 is the same for all centres q, so that it is added to the two least alone.
     offset = centres.square().sum(1).masked_fill(absent, math.inf)[:, :, None]

@@ -23,7 +23,7 @@ from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
 
-__all__ = ["PhotoPrior", "cut_crops", "num_crop_draws"]
+__all__ = ["Atlas", "PhotoPrior", "cut_crops", "load_atlas", "num_crop_draws"]
 
 _PHOTOS = ("china.jpg", "flower.jpg")
 _NUM_LEVELS = 6
@@ -76,14 +76,14 @@ def cut_crops(rows: torch.Tensor, size: tuple[int, int], channels: int) -> torch
         DataError: scikit-learn's photographs cannot be read.
     """
     draws = Cursor(rows)
-    crops = _sample(_load_atlas(), draws, size)
+    crops = _sample(load_atlas(), draws, size)
     crops = _mix_channels(crops, channels, draws)
     weight = draws.between(0, 0.3) * draws.chance(0.3)
     return _tone(blur_maps(crops, weight), draws)
 
 
 @dataclass(frozen=True, slots=True)
-class _Atlas:
+class Atlas:
     """All photographs at all sizes, one below the other, so that one call samples from any."""
 
     pixels: torch.Tensor
@@ -95,7 +95,12 @@ class _Atlas:
 
 
 @functools.cache
-def _load_atlas() -> _Atlas:
+def load_atlas() -> Atlas:
+    """Return the photographs, read at the first call.
+
+    Raises:
+        DataError: scikit-learn's photographs cannot be read.
+    """
     pyramids = [_pyramid(_load_photo(name)) for name in _PHOTOS]
     pictures = [picture for pyramid in pyramids for picture in pyramid]
     widest = max(picture.shape[2] for picture in pictures)
@@ -103,7 +108,7 @@ def _load_atlas() -> _Atlas:
     sizes = torch.tensor([picture.shape[1:] for picture in pictures])
     tops = sizes[:, 0].cumsum(0) - sizes[:, 0]
     num_photos = len(_PHOTOS)
-    return _Atlas(pixels[None], tops.view(num_photos, -1).float(), sizes.view(num_photos, -1, 2).float())
+    return Atlas(pixels[None], tops.view(num_photos, -1).float(), sizes.view(num_photos, -1, 2).float())
 
 
 def _load_photo(name: str) -> torch.Tensor:
@@ -129,7 +134,7 @@ def _pyramid(photo: torch.Tensor) -> list[torch.Tensor]:
     return levels
 
 
-def _sample(atlas: _Atlas, draws: Cursor, size: tuple[int, int]) -> torch.Tensor:
+def _sample(atlas: Atlas, draws: Cursor, size: tuple[int, int]) -> torch.Tensor:
     """Return crops [n, 3, h, w] with position, size, angle, stretch and handedness drawn."""
     photo = (draws.take() * len(_PHOTOS)).long()
     full = atlas.sizes[photo, 0]

@@ -68,7 +68,8 @@ def _sections(section: Any) -> Iterator[Any]:
 
 def _field_docs(section: Any) -> list[str]:
     """Return the string literals under the fields of a section, each on one line without its last full stop."""
-    body = ast.parse(inspect.getsource(type(section))).body[0].body
-    pairs = [(line, after) for line, after in itertools.pairwise(body) if isinstance(line, ast.AnnAssign)]
-    texts = [after.value.value for _, after in pairs if isinstance(after, ast.Expr)]
+    [definition] = ast.parse(inspect.getsource(type(section))).body
+    assert isinstance(definition, ast.ClassDef)
+    pairs = [(line, after) for line, after in itertools.pairwise(definition.body) if isinstance(line, ast.AnnAssign)]
+    texts = [ast.literal_eval(after.value) for _, after in pairs if isinstance(after, ast.Expr)]
     return [" ".join(text.split()).rstrip(".") for text in texts]

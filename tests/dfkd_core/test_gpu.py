@@ -22,6 +22,7 @@ from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.synthesis import descent
+from dfkd_core.synthesis.base import Synthesizer
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
 from dfkd_core.synthesis.shards import synthesize_shard
@@ -146,7 +147,9 @@ def test_noise_has_the_same_bytes_each_time(method, make_teacher):
 def test_a_gpu_makes_a_whole_shard_at_once(make_teacher):
     teacher, seen = make_teacher("lenet5"), []
 
-    class Noting:
+    class Noting(Synthesizer):
+        temperature = 1.0
+
         def synthesize(self, image_indices, **options):
             seen.append(len(image_indices))
             return inner.synthesize(image_indices, **options)

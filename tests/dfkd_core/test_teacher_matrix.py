@@ -25,6 +25,7 @@ from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
 from dfkd_core.distillation.students import check_student
 from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.export.report import ExportFormat
 from dfkd_core.export.run import export_model, probe_images
 from dfkd_core.inspection import inspect_teacher
 from dfkd_core.models.architectures import build_architecture
@@ -106,7 +107,7 @@ class Case:
     outputs: str = "logits"
     normalisation: str = ""
     student_arguments: Mapping[str, Any] = field(default_factory=dict)
-    formats: tuple[str, ...] = ("pt2",)
+    formats: tuple[ExportFormat, ...] = ("pt2",)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -229,7 +230,8 @@ def num_hooks(network: nn.Module) -> int:
 
 
 def check_inspection(case: Case, teacher: Teacher, synthesis: SynthesisConfig) -> None:
-    found = inspect_teacher(teacher, StatisticsConfig(), synthesis, seed=0)
+    # Its time is measured on a batch.
+    found = inspect_teacher(teacher, StatisticsConfig(), dataclasses.replace(synthesis, batch_size=16), seed=0)
     assert found.num_features == case.num_features
     assert bool(case.normalisation) == bool(found.normalisations) or teacher.card.program_sha256
     assert found.normalisations.get(case.normalisation, 1) > 0
@@ -250,7 +252,7 @@ def check_shard(shard: Shard, unmoved: Shard, teacher: Teacher, num_images: int)
     assert mean_distance(shard) < mean_distance(unmoved)
 
 
-def check_export(student: Classifier, folder: Path, formats: tuple[str, ...]) -> None:
+def check_export(student: Classifier, folder: Path, formats: tuple[ExportFormat, ...]) -> None:
     images = probe_images(student.card.image_shape)
     report = export_model(student, folder, formats=formats, images=images)
     assert [form.format for form in report.forms] == list(formats)
@@ -378,7 +380,7 @@ def accuracy_of(student: Classifier, teacher: Teacher, test: LabelledImages) -> 
     return scores.accuracy
 
 
-STUDENT_OF_8_PIXELS = {"student": "digits_net:DigitsNet", "student_arguments": {"width": 12}}
+STUDENT_OF_8_PIXELS: dict[str, Any] = {"student": "digits_net:DigitsNet", "student_arguments": {"width": 12}}
 
 
 @pytest.mark.slow

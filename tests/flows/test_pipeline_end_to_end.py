@@ -16,8 +16,12 @@ import pytest
 import torch
 
 from dfkd_core.models.storage import load_model
+from tasks.caching.workspace import STUDENT
 
 SECONDS_TO_SEE_A_SHARD = 200
+# Every image refined for seconds per shard: what a killed run started ends within half a second.
+ITERATIONS = "synthesis.methods.soft_target.refinement.iterations"
+SECONDS_PER_SHARD = ["--set", f"{ITERATIONS}=120", "--set", "synthesis.methods.soft_target.refinement.refined_share=1"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
     model = mlflow.pyfunc.load_model("models:/dfkd-student-digits@champion")
     images = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
     with torch.no_grad():
-        expected = load_model(workspace.path / "artifacts/students/default")(torch.from_numpy(images))
+        expected = load_model(workspace.path / STUDENT)(torch.from_numpy(images))
     np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     lineage = {
@@ -101,10 +105,7 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
     first_run: Any, tmp_path: Path
 ) -> None:
     workspace, _ = first_run
-    # The last two shards take seconds after the first is there; what a killed run started ends within half a second.
-    refinement = "synthesis.methods.soft_target.refinement"
-    changes = [f"{refinement}.iterations=400", f"{refinement}.refined_share=1", "distillation.epochs=1"]
-    process = workspace.start("dfkd", "run", *(part for change in changes for part in ("--set", change)))
+    process = workspace.start("dfkd", "run", *SECONDS_PER_SHARD, "--set", "distillation.epochs=1")
     _wait_for_shards(workspace.path, process, earlier=4, count=1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
@@ -112,10 +113,10 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
     output = workspace.run("dfkd", "run")
     reused = re.search(r"([1-3]) of 4 shards reused", output)
     assert reused, output
-    # From nothing, with one worker and outside of DVC.
+    # From nothing, with one thread in place of two processes, and outside of DVC.
     undisturbed = workspace.run(
         "dfkd", "synthesize", "--teacher", "artifacts/teacher", "--statistics", "artifacts/statistics",
-        "--out", str(tmp_path / "set"), "--set", "execution.num_workers=1",
+        "--out", str(tmp_path / "set"), "--set", "execution.num_workers=1", "--set", "execution.task_runner=threads",
         PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
     )  # fmt: skip
     assert "reused" not in undisturbed
@@ -128,7 +129,7 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
 def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) -> None:
     workspace, _ = first_run
     earlier = len(_shards(workspace.path))
-    process = workspace.start("dfkd", "run", "--set", "seed=1")
+    process = workspace.start("dfkd", "run", "--set", f"{ITERATIONS}=121")
     try:
         _wait_for_shards(workspace.path, process, earlier=earlier, count=1)
     finally:

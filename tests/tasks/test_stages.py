@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +64,7 @@ def shards(teacher: Artifact, statistics: Artifact) -> list[Artifact]:
 
 @pytest.fixture
 def transfer_set(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> Artifact:
-    settings = {"seed": 0, "folder": "set", "picture": "samples.png"}
-    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, **settings)
+    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture="samples.png")
 
 
 def test_make_teacher__writes_model_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
 
 
 def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
-    settings = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "compute": CPU}
+    settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "compute": CPU}
     config = DistillationConfig(epochs=1)
     made = make_student.fn(teacher, transfer_set, config, **settings)
     assert load_model(Path("student/model")).card.network == "lenet5_half"
@@ -137,9 +137,8 @@ def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbe
     reversed_card = dataclasses.replace(CARD, class_names=CARD.class_names[::-1])
     for folder, card in (("reversed", reversed_card), ("nameless", dataclasses.replace(CARD, class_names=()))):
         save_model(Path(folder), build_classifier(card, seed=0))
-        make_evaluation.fn(
-            *[reference(Path(folder))] * 2, DATA, EvaluationConfig(), folder=f"{folder}-out", compute=CPU
-        )
+        model = reference(Path(folder))
+        make_evaluation.fn(model, model, DATA, EvaluationConfig(), folder=f"{folder}-out", compute=CPU)
     metrics, plain = (json.loads(Path(f"{folder}-out/metrics.json").read_text()) for folder in ("reversed", "nameless"))
     assert metrics["labels_ordered_by_name"] == 1
     assert "labels_ordered_by_name" not in plain
@@ -153,11 +152,13 @@ def test_confusion_picture__can_be_read_with_any_number_of_classes(num_classes: 
 
     confusion = torch.eye(num_classes, dtype=torch.int64).mul(9).roll(1, 1).add(torch.eye(num_classes)).tolist()
     names = [f"class {number}" for number in range(num_classes)]
-    for name in ("one", "two"):
-        write_confusion_picture(tmp_path / name, confusion, names)
+    write_confusion_picture(tmp_path / "one", confusion, names)
     with Image.open(tmp_path / "one") as picture:
         assert max(picture.size) < 3000
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    # One matrix with its shares written in it, and one list of pairs.
+    if num_classes in (3, 101):
+        write_confusion_picture(tmp_path / "two", confusion, names)
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_measure_models__times_both(teacher: Artifact) -> None:

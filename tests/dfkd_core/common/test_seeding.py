@@ -4,9 +4,10 @@ from dfkd_core.common.seeding import derive_generator, derive_seed, normal_rows,
 
 
 def test_a_stream_depends_on_its_whole_address():
-    seeds = {
-        derive_seed(*address) for address in [(0, "a", 1), (0, "a", 2), (0, "b", 1), (1, "a", 1), (0, "a/1"), (0,)]
-    }
+    addresses: list[tuple[int, tuple[str | int, ...]]] = [
+        *((0, ("a", 1)), (0, ("a", 2)), (0, ("b", 1)), (1, ("a", 1)), (0, ("a/1",)), (0, ())),
+    ]
+    seeds = {derive_seed(seed, *path) for seed, path in addresses}
     assert len(seeds) == 5  # ("a", 1) and ("a/1",) name the same stream
 
 

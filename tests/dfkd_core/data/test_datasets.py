@@ -37,8 +37,8 @@ def root(tmp_path, monkeypatch):
     """A data folder with a ten-image Fashion-MNIST, which is also there as MNIST."""
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
     for dataset in ("fashion_mnist", "mnist"):
-        files = replace(dataset_files._IDX_SETS[dataset], checksums=checksums)
-        monkeypatch.setitem(dataset_files._IDX_SETS, dataset, files)
+        files = replace(dataset_files.IDX_SETS[dataset], checksums=checksums)
+        monkeypatch.setitem(dataset_files.IDX_SETS, dataset, files)
         (tmp_path / dataset).mkdir()
         for name, content in CONTENTS.items():
             (tmp_path / dataset / f"{name}.gz").write_bytes(gzip.compress(content))
@@ -83,7 +83,7 @@ def test_channels__grey_is_repeated_and_colour_becomes_luma(root):
 
 
 def test_other_sizes_are_resized_bilinearly(root, monkeypatch):
-    monkeypatch.setattr(image_fitting, "_CHUNK_IMAGES", 3)
+    monkeypatch.setattr(image_fitting, "CHUNK_IMAGES", 3)
     images = load(root, image_size=14).images
     expected = torch.nn.functional.interpolate(expected_images().float(), (14, 14), mode="bilinear", antialias=True)
     assert torch.equal(images, expected.round().byte())
@@ -154,7 +154,7 @@ def test_digits_need_no_files(tmp_path):
     assert len(train) + len(test) == 1797
     assert abs(len(test) - 397) <= 5
     assert train.images.shape[1:] == (1, 8, 8)
-    assert (train.images.min(), train.images.max()) == (0, 255)
+    assert (train.images.min().item(), train.images.max().item()) == (0, 255)
     shares = test.labels.bincount() / torch.cat([train.labels, test.labels]).bincount()
     assert torch.allclose(shares, torch.full((10,), 397 / 1797), atol=0.005)
     assert not tmp_path.joinpath("none").exists()

@@ -16,8 +16,8 @@ from dfkd_core.data import published_files as dataset_files
 from dfkd_core.data.published_files import ensure_files, find_files, read_files, torchvision_class
 from dfkd_core.errors import DataError
 
-FETCH_WITH_TORCHVISION = dataset_files.fetch_with_torchvision
-FETCH_DEBIAN_PACKAGE = dataset_files.fetch_debian_package
+FETCH_WITH_TORCHVISION = downloads.fetch_with_torchvision
+FETCH_DEBIAN_PACKAGE = downloads.fetch_debian_package
 # Two training images of one pixel and one test image, as torchvision's download reads what it has fetched.
 CONTENTS = {
     "train-images-idx3-ubyte": bytes([0, 0, 8, 3, *(0, 0, 0, 2), *(0, 0, 0, 1), *(0, 0, 0, 1), 5, 6]),
@@ -48,8 +48,8 @@ def places(tmp_path, monkeypatch):
     """A world with a three-image Fashion-MNIST, an empty data folder, an empty system folder and no network."""
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
     for name in ("fashion_mnist", "mnist"):
-        files = replace(dataset_files._IDX_SETS[name], checksums=checksums)
-        monkeypatch.setitem(dataset_files._IDX_SETS, name, files)
+        files = replace(dataset_files.IDX_SETS[name], checksums=checksums)
+        monkeypatch.setitem(dataset_files.IDX_SETS, name, files)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
@@ -237,7 +237,7 @@ def test_download_by_torchvision(places, mirror):
 
 
 def test_a_silent_server_does_not_hang_the_download(places, mirror, monkeypatch):
-    monkeypatch.setattr(downloads, "_DOWNLOAD_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "DOWNLOAD_TIMEOUT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mirror(silent.getsockname()[1])
         with pytest.raises(DataError, match=r"torchvision.datasets.FashionMNIST \(download\): .*timed out"):
@@ -316,9 +316,9 @@ def test_debian_package_is_really_fetched_without_package_lists(tmp_path, monkey
     )
     assert "Unable to locate package" in blank.stderr
     monkeypatch.setattr(dataset_files, "fetch_with_torchvision", raising(OSError("not asked")))
-    folder = ensure_files("fashion_mnist", tmp_path / "data", system_folder=tmp_path / "none")
-    assert folder == tmp_path / "data" / "fashion_mnist"
-    assert len(list(folder.glob("*.gz"))) == 4
+    fetched = ensure_files("fashion_mnist", tmp_path / "data", system_folder=tmp_path / "none")
+    assert fetched == tmp_path / "data" / "fashion_mnist"
+    assert len(list(fetched.glob("*.gz"))) == 4
 
 
 def test_why_the_debian_package_failed_is_told(places, monkeypatch):
@@ -337,10 +337,18 @@ def test_why_the_debian_package_failed_is_told(places, monkeypatch):
 def test_file_names_are_those_of_torchvision():
     for name in ("fashion_mnist", "mnist"):
         published = [resource for resource, _ in torchvision_class(name).resources]
-        assert [f"{file}.gz" for file in dataset_files._IDX_SETS[name].checksums] == published
+        assert [f"{file}.gz" for file in dataset_files.IDX_SETS[name].checksums] == published
 
 
-def test_cifar_checksums_are_those_of_torchvision():
-    files = dataset_files._file_set("cifar100")
-    assert set(files.checksums) == {"train", "test", "meta"}
-    assert files.folders == ("cifar100/cifar-100-python", "cifar-100-python")
+@pytest.mark.parametrize("below", ["cifar100/cifar-100-python", "cifar-100-python"])
+@pytest.mark.parametrize("position", range(3))
+def test_cifar_checksums_are_those_of_torchvision(places, below, position):
+    listing = torchvision_class("cifar100")
+    published = [*listing.train_list, *listing.test_list, (listing.meta["filename"], listing.meta["md5"])]
+    assert [name for name, _ in published] == ["train", "test", "meta"]
+    for name in ("train", "test", "meta"):
+        (places.root / below).mkdir(parents=True, exist_ok=True)
+        (places.root / below / name).write_bytes(b"other")
+    name, digest = published[position]
+    with pytest.raises(DataError, match=f"{below}/{name} is corrupt: expected content with md5 {digest}"):
+        read_files("cifar100", [name], places.root, system_folder=places.system)

@@ -112,7 +112,7 @@ class TestFile:
     def test_class_names_come_along(self, tmp_path):
         names = ["zero", "one", "two"]
         assert open_file(write(tmp_path / "x.npz", class_names=np.array(names))).class_names == tuple(names)
-        arrays = {"images": IMAGES, "labels": np.arange(3)}
+        arrays: dict[str, np.ndarray] = {"images": IMAGES, "labels": np.arange(3)}
         save_file(arrays, tmp_path / "x.safetensors", metadata={"class_names": json.dumps(names)})
         assert open_file(tmp_path / "x.safetensors").class_names == tuple(names)
         save_file(arrays, tmp_path / "x.safetensors", metadata={"class_names": "zero, one"})

@@ -49,7 +49,7 @@ def test_moved_images_are_more_disputed_and_the_more_the_further(teacher, studen
 def test_changes_end_at_the_radius_and_at_black_and_white(teacher, student, images, steps):
     config = DisagreementConfig(radius=0.1, steps=steps)
     moved = seek_disagreement(teacher, student, images, config, temperature=2.0)
-    assert (moved.amin(), moved.amax()) == (0, 1)
+    assert (moved.amin().item(), moved.amax().item()) == (0, 1)
     change = (moved - images).abs()
     assert change.max() <= 0.1 + 1e-6
     assert change.median() > 0.03

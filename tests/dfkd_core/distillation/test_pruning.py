@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from dfkd_core.common.memory import GIB
+from dfkd_core.common.rows import ShardedRows
 from dfkd_core.common.seeding import derive_generator
-from dfkd_core.distillation.pruning import _normalised_pixels, _trace, prune_into
+from dfkd_core.distillation.pruning import prune_into
 from dfkd_core.errors import DistillationError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.teacher import Teacher
@@ -126,10 +127,31 @@ def test_steps_that_cannot_be_traced_are_named():
         prune_into(teacher, Chooses(), make_images(5))
 
 
+class EnoughSeenError(Exception):
+    """More than one image was asked for."""
+
+
+class CountedImages(ShardedRows):
+    """Images that note how many of them are asked for, and give more than one to nobody."""
+
+    def __init__(self, images):
+        super().__init__([images])
+        self.counts = []
+
+    def __getitem__(self, index):
+        rows = super().__getitem__(index)
+        self.counts.append(len(rows))
+        if len(rows) > 1:
+            raise EnoughSeenError
+        return rows
+
+
 @pytest.mark.parametrize(("memory", "expected"), [(GIB * 8, 200), (0, 163)])
 def test_of_large_maps_as_many_images_count_as_there_is_memory_for(memory, expected):
     card = replace(CARD, network="resnet18_eighth", image_size=160, layer="pool")
     teacher = Teacher(build_classifier(card, seed=0), memory=memory)
-    graph = _trace(teacher.classifier.network)
+    images = CountedImages(make_images(220, size=160))
+    with pytest.raises(EnoughSeenError):
+        prune_into(teacher, build_classifier(card, seed=1).network, images)
     # The largest map has 8 x 160 x 160 values, 163 of them 2^25.
-    assert len(_normalised_pixels(teacher, make_images(220, size=160), graph)) == expected
+    assert images.counts[-1] == expected

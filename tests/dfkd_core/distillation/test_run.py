@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import ShardedRows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.disagreement import DisagreementConfig
-from dfkd_core.distillation.feature_matching import FeatureMatcher, forward_with_outputs, normalised_mse
+from dfkd_core.distillation.feature_matching import FeatureMatcher, normalised_mse
 from dfkd_core.distillation.run import distill, distill_images
 from dfkd_core.distillation.steps import step_cost
 from dfkd_core.errors import ConfigError, DistillationError, TransferSetError
 from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.layers import forward_with_outputs
 from dfkd_core.models.passes import PassSizes
 from dfkd_core.models.storage import model_digest
 from dfkd_core.models.teacher import Teacher
+from dfkd_core.progress import Progress
 from dfkd_core.training import checkpoints
 from dfkd_core.training.augmentation import AugmentationConfig
 from dfkd_core.transfer_set.manifest import write_manifest
@@ -57,9 +60,16 @@ def run(
     images = make_images() if images is None else images
     logits = teacher(load_batch(images, torch.arange(len(images)))) if logits is None and len(images) else logits
     logits = torch.empty(0, 3) if logits is None else logits
-    plain = {"start": "random", "epochs": 4, "batch_size": 8, "feature_weight": 0.0, "checkpoint_every_epochs": 1}
+    plain: dict[str, Any] = {
+        "start": "random",
+        "epochs": 4,
+        "batch_size": 8,
+        "feature_weight": 0.0,
+        "checkpoint_every_epochs": 1,
+    }
     config = DistillationConfig(**({"augmentation": AugmentationConfig()} | plain | changes))
-    options = {"compute": Compute(prefetch=prefetch)} | ({"on_progress": on_progress} if on_progress else {})
+    options: dict[str, Any] = {"compute": Compute(prefetch=prefetch)}
+    options |= {"on_progress": on_progress} if on_progress else {}
     return distill_images(teacher, images, logits, config, key=key, seed=seed, checkpoint=checkpoint, **options)
 
 
@@ -72,7 +82,7 @@ def interrupt_after(epochs):
 
 
 def test_the_student_comes_nearer_to_the_teacher():
-    reports = []
+    reports: list[Progress] = []
     result = run(epochs=10, on_progress=reports.append)
     assert result.history[-1].loss < 0.7 * result.history[0].loss
     assert set(result.history[0].terms) == {"kl"}
@@ -113,7 +123,8 @@ def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
     ],
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, changes, epochs_done):
-    undisturbed, path, reports = run(**changes), tmp_path / "checkpoint.safetensors", []
+    undisturbed, path = run(**changes), tmp_path / "checkpoint.safetensors"
+    reports: list[Progress] = []
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path, on_progress=interrupt_after(epochs_done), **changes)
     resumed = run(checkpoint=path, on_progress=reports.append, **changes)
@@ -123,7 +134,8 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, change
 
 
 def test_a_finished_checkpoint_is_returned_at_once_and_holds_no_pickle(tmp_path):
-    path, reports = tmp_path / "work" / "checkpoint.safetensors", []
+    path = tmp_path / "work" / "checkpoint.safetensors"
+    reports: list[Progress] = []
     first = run(checkpoint=path)
     before = path.read_bytes()
     again = run(checkpoint=path, on_progress=reports.append)
@@ -150,7 +162,8 @@ def test_a_checkpoint_every_few_epochs_and_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "header", "empty", "missing"])
 def test_a_damaged_checkpoint_is_ignored_and_the_run_starts_again(tmp_path, harm):
-    path, reports = tmp_path / "checkpoint.safetensors", []
+    path = tmp_path / "checkpoint.safetensors"
+    reports: list[Progress] = []
     first = run(checkpoint=path, epochs=2)
     content = path.read_bytes()
     head = content.index(b"history") - 3
@@ -172,14 +185,16 @@ def test_a_damaged_checkpoint_is_ignored_and_the_run_starts_again(tmp_path, harm
     "changes", [{"seed": 1}, {"key": "other"}, {"temperature": 2.0}, {"epochs": 3}, {"student": "lenet5"}]
 )
 def test_a_checkpoint_of_something_else_is_ignored(tmp_path, changes):
-    path, reports = tmp_path / "checkpoint.safetensors", []
+    path = tmp_path / "checkpoint.safetensors"
+    reports: list[Progress] = []
     run(checkpoint=path, epochs=2)
     run(checkpoint=path, **({"epochs": 2} | changes), on_progress=reports.append)
     assert reports[0].done == 0
 
 
 def test_a_checkpoint_of_another_teacher_is_ignored_but_not_one_of_another_interval(tmp_path):
-    path, reports = tmp_path / "checkpoint.safetensors", []
+    path = tmp_path / "checkpoint.safetensors"
+    reports: list[Progress] = []
     run(checkpoint=path, epochs=2)
     run(checkpoint=path, epochs=2, checkpoint_every_epochs=7, on_progress=reports.append)
     assert reports[0].done == 2
@@ -318,7 +333,7 @@ def make_batch_norm_teacher():
     card = dataclasses.replace(make_teacher().card, network="lenet5_bn", layer="fc1")
     teacher = Teacher(build_classifier(card, seed=3))
     with torch.no_grad():
-        teacher.classifier.network.bn1.running_mean.fill_(0.25)
+        teacher.classifier.network.get_buffer("bn1.running_mean").fill_(0.25)
     return teacher
 
 
@@ -377,14 +392,16 @@ def test_passes_that_memory_limits_change_the_students_labels_by_rounding_alone(
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_anything_else_with_the_size_that_does():
-    teacher, reports = make_teacher(), []
+    teacher = make_teacher()
+    reports: list[Progress] = []
     teacher.passes = PassSizes(teacher.classifier, memory=2**21)
     with pytest.raises(
         DistillationError, match=r"lenet5_half on 24 images .*Set distillation.batch_size: (\d+),"
     ) as raised:
         run(teacher=teacher, batch_size=256, on_progress=reports.append)
     assert reports == []
-    fitting = int(re.search(r"batch_size: (\d+)", str(raised.value))[1])
+    [number] = re.findall(r"batch_size: (\d+)", str(raised.value))
+    fitting = int(number)
     assert 2 <= fitting < 24
     run(teacher=teacher, batch_size=fitting, epochs=1)
     teacher.passes = PassSizes(teacher.classifier, memory=1)
@@ -394,7 +411,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_else_with_the_size
 
 def test_batches_that_wait_count():
     teacher = make_teacher()
-    options = {"seed": 0, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"seed": 0, "device": torch.device("cpu")}
     config = DistillationConfig(feature_weight=0.0, augmentation=MOVED)
     costs = [step_cost(teacher, make_images(), torch.zeros(24, 3), config, prefetch=n, **options) for n in (0, 2)]
     assert costs[1].per_image - costs[0].per_image == 2 * 4 * (32 * 32 + 3)

@@ -77,7 +77,8 @@ def test_labels_from_1_with_the_last_class_missing_are_found():
 @pytest.mark.parametrize("num_images", [10, 100, 2000])
 def test_right_labels_are_left_alone_however_weak_the_teacher(accuracy, num_images):
     for seed in range(20):
-        assert find_class_order(*make_answers(accuracy, num_images=num_images, seed=seed), 10) is None
+        predicted, labels = make_answers(accuracy, num_images=num_images, seed=seed)
+        assert find_class_order(predicted, labels, 10) is None
 
 
 def test_a_teacher_that_answers_one_class_is_left_alone():

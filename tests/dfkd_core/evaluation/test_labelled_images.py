@@ -71,6 +71,7 @@ def test_the_shape_is_that_of_the_card_whatever_the_settings_say(digits, tmp_pat
     card = dataclasses.replace(CARD, in_channels=3, image_size=20, mean=(0.2,) * 3, std=(0.3,) * 3)
     for dataset in ("digits", write_npz(tmp_path / "x.npz", digits)):
         data = load_evaluation_data(DataConfig(dataset=dataset, image_size=64, channels=1), card)
+        assert data is not None
         assert data.images.shape == (len(data), 3, 20, 20)
         assert data.images[torch.tensor([1, 5])].shape == (2, 3, 20, 20)
 

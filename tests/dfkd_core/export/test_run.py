@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import onnx as onnx_package
 import pytest
@@ -11,10 +14,10 @@ from torch import nn
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import ConfigError, ExportError
-from dfkd_core.export import run as export
 from dfkd_core.export.fidelity import check_fidelity, measure_fidelity, predict_all
 from dfkd_core.export.forms import ONNX_SETTINGS, capture, graph_of, read_onnx, read_pt2, write_pt2
-from dfkd_core.export.run import choose_images, default_formats, export_model, probe_images
+from dfkd_core.export.report import ExportReport
+from dfkd_core.export.run import TOLERANCE, choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe
 from dfkd_core.models.storage import load_model, model_digest
 from tasks.caching.code import ROOT
@@ -38,7 +41,7 @@ def random_images(count, channels=1):
 def balance(student):
     """Shift the logits to a mean of zero each, as random weights answer nearly every image with one class."""
     with torch.no_grad():
-        student.network.fc2.bias -= student(probe_images(student.card.image_shape) / 255).mean(0)
+        student.network.get_parameter("fc2.bias").sub_(student(probe_images(student.card.image_shape) / 255).mean(0))
     return student
 
 
@@ -88,12 +91,13 @@ def test_a_network_that_calls_view_takes_images_in_any_layout(tmp_path, bake):
             return self.fc(self.conv(images).relu().view(len(images), -1))
 
     torch.manual_seed(0)
-    student = Classifier(Viewing(), dataclasses.replace(make_student(channels=3).card, network="in memory", layer=""))
+    network = Viewing()
+    student = Classifier(network, dataclasses.replace(make_student(channels=3).card, network="in memory", layer=""))
     describe(student)
     assert not student.card.channels_last
     # Classes that rounding does not change.
     with torch.no_grad():
-        student.network.fc.weight *= 10
+        network.fc.weight *= 10
     out = tmp_path / "out"
     export_model(
         student.eval(), out, formats=("pt2", "onnx"), images=random_images(20, 3), bake_preprocessing=bake,
@@ -134,23 +138,47 @@ def test_the_student_stays_as_it_is(tmp_path):
     assert not any(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_the_same_student_gives_the_same_bytes_without_paths(tmp_path):
-    student = make_student()
-    for name in ("first", "second"):
-        export_model(
-            student, tmp_path / name, formats=("safetensors", "pt2", "onnx"), images=random_images(40),
-            calibration=random_images(20), min_agreement=0,
-        )  # fmt: skip
-    first = digests(tmp_path / "first")
+@dataclass(frozen=True)
+class Export:
+    """A student with all its forms."""
+
+    student: Classifier
+    options: dict[str, Any]
+    """What it was exported with."""
+    folder: Path
+    report: ExportReport
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Every form of a student with BatchNorm, int8 ones included, scored on labels that it gives itself."""
+    student = balance(make_student("lenet5_bn"))
+    checked, calibration = choose_images(probe_images((1, 32, 32)))
+    with torch.no_grad():
+        labels = student(checked / 255).argmax(1)
+    assert len(labels.unique()) == 10
+    options: dict[str, Any] = {
+        "formats": ("safetensors", "pt2", "onnx"),
+        "images": checked,
+        "calibration": calibration,
+        "labelled": LabelledImages(checked, labels, student.card.class_names),
+    }
+    folder = tmp_path_factory.mktemp("everything") / "out"
+    return Export(student, options, folder, export_model(student, folder, **options))
+
+
+def test_the_same_student_gives_the_same_bytes_without_paths(everything, tmp_path):
+    export_model(everything.student, tmp_path / "second", **everything.options)
+    first = digests(everything.folder)
     assert first == digests(tmp_path / "second")
     assert sorted(first) == [
         "config.json", "export.json", "model.onnx", "model.pt2", "model.safetensors", "model_int8.onnx",
         "model_int8.pt2", "preprocessing.json",
     ]  # fmt: skip
-    for path in (tmp_path / "first").iterdir():
-        content = path.read_bytes()
-        assert not [text for text in (str(ROOT), str(tmp_path), sys.prefix) if text.encode() in content], path.name
-    report = json.loads((tmp_path / "first" / "export.json").read_text())
+    for path in everything.folder.iterdir():
+        content, paths = path.read_bytes(), (str(ROOT), str(everything.folder.parent), sys.prefix)
+        assert not [text for text in paths if text.encode() in content], path.name
+    report = json.loads((everything.folder / "export.json").read_text())
     assert report["sha256"] == {name: digest for name, digest in first.items() if name != "export.json"}
 
 
@@ -160,34 +188,28 @@ def test_another_students_file_does_not_pass_the_check(tmp_path):
     images = random_images(30)
     fidelity = measure_fidelity(predict_all(read_pt2(tmp_path / "model.pt2"), images), predict_all(student, images))
     with pytest.raises(ExportError, match="is not the student"):
-        check_fidelity(fidelity, name="model.pt2", max_relative_difference=export.TOLERANCE)
+        check_fidelity(fidelity, name="model.pt2", max_relative_difference=TOLERANCE)
 
 
 def test_a_file_with_a_changed_weight_is_not_kept(tmp_path, monkeypatch):
-    def write_corrupt(program, path):
+    save = torch.export.save
+
+    def save_corrupt(program, path):
         program.state_dict["model.fc1.weight"].data[3] += 0.01
-        write_pt2(program, path)
+        save(program, path)
 
     out = tmp_path / "out"
     export_model(make_student(), out, formats=("safetensors",), images=random_images(9))
     before = digests(out)
-    monkeypatch.setitem(export._GRAPH_WRITERS, "pt2", write_corrupt)
+    monkeypatch.setattr(torch.export, "save", save_corrupt)
     with pytest.raises(ExportError, match=r"model\.pt2 is not the student.*It was not kept"):
         export_model(make_student(), out, formats=("safetensors", "pt2"), images=random_images(9))
     assert digests(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_int8__is_smaller_near_the_student_and_scored(tmp_path):
-    student = balance(make_student("lenet5_bn"))
-    checked, calibration = choose_images(probe_images((1, 32, 32)))
-    with torch.no_grad():
-        labels = student(checked / 255).argmax(1)
-    assert len(labels.unique()) == 10
-    report = export_model(
-        student, tmp_path / "out", formats=("pt2", "onnx"), images=checked, calibration=calibration,
-        labelled=LabelledImages(checked, labels, student.card.class_names),
-    )  # fmt: skip
+def test_int8__is_smaller_near_the_student_and_scored(everything):
+    report, num_checked = everything.report, len(everything.options["images"])
     sizes = {form.file: form.size_bytes for form in report.forms}
     assert sizes["model_int8.pt2"] < 0.6 * sizes["model.pt2"]
     assert sizes["model_int8.onnx"] < 0.4 * sizes["model.onnx"]
@@ -195,7 +217,7 @@ def test_int8__is_smaller_near_the_student_and_scored(tmp_path):
     for form in report.forms:
         int8 = form.precision == "int8"
         assert form.accuracy == (form.fidelity.agreement if int8 else None)
-        assert (form.fidelity.relative_difference > export.TOLERANCE) == int8
+        assert (form.fidelity.relative_difference > TOLERANCE) == int8
         assert form.fidelity.agreement >= 0.9
         settings = [*ONNX_SETTINGS[1:]] if form.file == "model_int8.onnx" else []
         assert list(form.other_settings) == settings
@@ -203,17 +225,14 @@ def test_int8__is_smaller_near_the_student_and_scored(tmp_path):
     # The same integers: whatever kernel a processor has for them, the classes are those of the pt2 twin.
     int8 = {form.file: form.fidelity for form in report.forms if form.precision == "int8"}
     twin, onnx = int8["model_int8.pt2"], int8["model_int8.onnx"]
-    assert abs(onnx.agreement - twin.agreement) <= 1 / len(checked)
+    assert abs(onnx.agreement - twin.agreement) <= 1 / num_checked
     assert onnx.relative_difference == pytest.approx(twin.relative_difference, rel=1e-3)
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["processor"] == report.processor
+    assert json.loads((everything.folder / "export.json").read_text())["processor"] == report.processor
 
 
-def test_int8_onnx__weights_are_the_int8_ones_with_128_added(tmp_path):
-    student = balance(make_student())
-    checked, calibration = choose_images(probe_images((1, 32, 32)))
-    export_model(student, tmp_path / "out", formats=("pt2", "onnx"), images=checked, calibration=calibration)
-    tensors = torch.export.load(tmp_path / "out" / "model_int8.pt2").state_dict.values()
-    model = onnx_package.load(tmp_path / "out" / "model_int8.onnx")
+def test_int8_onnx__weights_are_the_int8_ones_with_128_added(everything):
+    tensors = torch.export.load(everything.folder / "model_int8.pt2").state_dict.values()
+    model = onnx_package.load(everything.folder / "model_int8.onnx")
     stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in model.graph.initializer}
     weights = {}
     for node in model.graph.node:

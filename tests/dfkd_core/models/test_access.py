@@ -52,7 +52,7 @@ def test_require_access__names_who_asks_what_is_needed_what_there_is_and_what_to
     )
 
 
-def test_label__gives_the_logits_without_a_gradient_and_in_parts(limit_passes) -> None:  # type: ignore[no-untyped-def]
+def test_label__gives_the_logits_without_a_gradient_and_in_parts(limit_passes) -> None:
     teacher = make_teacher()
     images = torch.rand(7, 1, 32, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
     whole = teacher.label(images)

@@ -1,11 +1,11 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from dfkd_core.errors import ConfigError
-from dfkd_core.models import built_in as networks
 from dfkd_core.models.built_in import build_network, default_layer, network_names
 
 SMALLEST = {
@@ -116,16 +116,19 @@ def test_lenet5_forward_is_the_formula():
 
 
 def test_projected_shortcut_is_added_before_the_last_activation():
-    block = networks._BasicBlock(2, 4, stride=2).eval()
-    nn.init.zeros_(block.bn2.weight)
-    maps = torch.rand(1, 2, 6, 6)
-    torch.testing.assert_close(block(maps), block.shortcut(maps).relu())
+    network = build_network("resnet18_eighth", in_channels=1, image_size=8, num_classes=10).eval()
+    block = network.get_submodule("layer2.0")
+    nn.init.zeros_(block.get_parameter("bn2.weight"))
+    maps = torch.rand(1, 8, 6, 6)
+    torch.testing.assert_close(block(maps), block.get_submodule("shortcut")(maps).relu())
 
 
 @pytest.mark.parametrize("size", [8, 64])
 def test_a_projection_with_few_channels_has_the_gradients_of_a_strided_convolution(size):
     # With a convolution that strides itself and 64 pixels oneDNN ends the process, or damages its memory unseen.
-    layer = networks._BasicBlock(8, 16, stride=2).shortcut[0].to(memory_format=torch.channels_last)
+    network = build_network("resnet18_eighth", in_channels=1, image_size=8, num_classes=10)
+    layer: Any = network.get_submodule("layer2.0.shortcut.0")
+    layer.to(memory_format=torch.channels_last)
     maps = torch.randn(3, 8, size, size).to(memory_format=torch.channels_last).requires_grad_()
     weights = torch.randn(3, 16, size // 2, size // 2)
     exact_maps, exact_weight = (tensor.detach().double().requires_grad_() for tensor in (maps, layer.weight))
@@ -155,7 +158,7 @@ def test_numbers_below_one_are_refused(numbers):
 def test_max_pool__gives_the_same_with_a_gradient_and_without(size, memory_format):
     maps = torch.randn(4, 3, *size).to(memory_format=memory_format)
     maps[0, 0, 0, 0] = torch.nan
-    pool = build_network("lenet5", in_channels=1, image_size=32, num_classes=3).pool1
+    pool = build_network("lenet5", in_channels=1, image_size=32, num_classes=3).get_submodule("pool1")
     expected = torch.nn.functional.max_pool2d(maps, 2)
     assert torch.equal(pool(maps).nan_to_num(99), expected.nan_to_num(99))
     assert torch.equal(pool(maps.clone().requires_grad_()).nan_to_num(99), expected.nan_to_num(99))
@@ -164,7 +167,7 @@ def test_max_pool__gives_the_same_with_a_gradient_and_without(size, memory_forma
 
 @pytest.mark.parametrize("image_size", [32, 36])
 def test_last_convolution__is_a_convolution_with_its_gradients(image_size):
-    layer = build_network("lenet5", in_channels=1, image_size=image_size, num_classes=3).conv3
+    layer: Any = build_network("lenet5", in_channels=1, image_size=image_size, num_classes=3).conv3
     side = (image_size - 4) // 4 - 2
     maps = torch.randn(6, 16, side, side).to(memory_format=torch.channels_last).requires_grad_()
     found = layer(maps)

@@ -56,13 +56,15 @@ def test_a_channel_of_one_number_is_merged_by_the_formula():
         (3.0, 1.0, 0.5, 4.0, 10.0, -2.0),
         strict=True,
     ):
+        assert tensor is not None
         nn.init.constant_(tensor, value)
     network = nn.Sequential(conv, norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     one = ModelCard(network="net", in_channels=1, image_size=8, num_classes=1, mean=(0.0,), std=(1.0,), layer=":output")
     merged = merge_batch_norm(Classifier(network, one).eval()).network
+    assert isinstance(merged, nn.Sequential)
     # (3 x + 1 - 0.5) / 2 * 10 - 2 = 15 x + 0.5
-    assert merged[0].weight.item() == pytest.approx(15)
-    assert merged[0].bias.item() == pytest.approx(0.5)
+    assert merged.get_parameter("0.weight").item() == pytest.approx(15)
+    assert merged.get_parameter("0.bias").item() == pytest.approx(0.5)
     assert isinstance(merged[1], nn.Identity)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.outputs import find_output_key, find_output_kind, select_output, to_logits
+from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 
@@ -44,11 +44,12 @@ def test_what_is_no_classification_is_refused(outputs, message):
 
 def test_logits_mean_the_same_probabilities_whatever_the_network_answers_with():
     wanted = LOGITS.softmax(1)
-    for kind, outputs in (
-        ("logits", LOGITS),
-        ("log_probabilities", LOGITS.log_softmax(1)),
-        ("probabilities", LOGITS.softmax(1)),
-    ):
+    answers: dict[OutputKind, torch.Tensor] = {
+        "logits": LOGITS,
+        "log_probabilities": LOGITS.log_softmax(1),
+        "probabilities": LOGITS.softmax(1),
+    }
+    for kind, outputs in answers.items():
         torch.testing.assert_close(to_logits(outputs, kind).softmax(1), wanted)
 
 
@@ -64,6 +65,7 @@ def test_probabilities_that_underflow_stay_finite_and_keep_a_gradient_elsewhere(
     logits = to_logits(outputs, "probabilities")
     assert torch.isfinite(logits).all()
     logits.sum().backward()
+    assert outputs.grad is not None
     assert torch.isfinite(outputs.grad).all()
 
 

@@ -1,4 +1,4 @@
-import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_sizes__a_whole_batch_with_gradients_may_take_more_than_its_parts():
 
 
 def test_sizes__at_least_one_image_goes_through(monkeypatch):
-    monkeypatch.setattr(micro_batches, "_NEVER_SPLIT_BELOW", 0)
+    monkeypatch.setattr(micro_batches, "NEVER_SPLIT_BELOW", 0)
     assert PassSizes(doubling(), memory=1000).images_per_pass(8, with_gradient=True) == 1
 
 
@@ -140,7 +140,7 @@ def test_sizes__without_a_given_memory_take_what_is_free():
 
 
 def test_split__gives_all_images_in_order(monkeypatch):
-    monkeypatch.setattr(micro_batches, "_NEVER_SPLIT_BELOW", 0)
+    monkeypatch.setattr(micro_batches, "NEVER_SPLIT_BELOW", 0)
     sizes = PassSizes(doubling(), memory=16 * MIB)
     images = torch.rand(21, 1, 16, 16)
     parts = sizes.split(images)
@@ -149,9 +149,9 @@ def test_split__gives_all_images_in_order(monkeypatch):
     assert joined([images]) is images
 
 
-def test_a_batch_that_must_be_whole_is_refused_with_the_size_that_fits():
+def test_a_batch_that_must_be_whole_is_refused_with_the_size_that_fits(monkeypatch):
     sizes = PassSizes(doubling(), memory=GIB)
-    options = {
+    options: dict[str, Any] = {
         "with_gradient": False,
         "method": "inversion",
         "setting": "synthesis.batch_size",
@@ -161,10 +161,9 @@ def test_a_batch_that_must_be_whole_is_refused_with_the_size_that_fits():
     sizes.check_whole(fitting, **options)
     with pytest.raises(SynthesisError, match=rf"inversion needs .* 9999 images .*Set synthesis.batch_size: {fitting},"):
         sizes.check_whole(9999, **options)
-    none = PassSizes(doubling(), memory=0)
-    none._costs[False] = dataclasses.replace(none.cost(with_gradient=False), per_image=GIB)
+    monkeypatch.setattr(micro_batches, "NEVER_SPLIT_BELOW", 0)
     with pytest.raises(SynthesisError, match="Not even 2 images fit"):
-        none.check_whole(2, **options)
+        PassSizes(doubling(), memory=MIB).check_whole(2, **options)
 
 
 def test_bytes_in_messages():

@@ -5,6 +5,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def export_onnx(network, path, *, batch=None, dynamo=True):
         torch.onnx.export(network, (IMAGES[: batch or 2],), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
     else:
         axes = {} if batch else {"images": {0: "batch"}}
-        given = {"input_names": ["images"], "dynamic_axes": axes, "opset_version": 17, "dynamo": False}
+        given: dict[str, Any] = {"input_names": ["images"], "dynamic_axes": axes, "opset_version": 17, "dynamo": False}
         torch.onnx.export(network, (IMAGES[: batch or 2],), path, **given)
 
 

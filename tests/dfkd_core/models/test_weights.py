@@ -91,14 +91,16 @@ def test_a_state_of_another_network_lists_what_differs():
 class Payload:
     """Runs when it is unpickled."""
 
+    def __init__(self, target):
+        self.target = target
+
     def __reduce__(self):
         return (Path.touch, (self.target,))
 
 
 @pytest.mark.parametrize("is_old", [False, True])
 def test_nothing_in_a_pickle_is_run(tmp_path, is_old):
-    payload = Payload()
-    payload.target = tmp_path / "executed"
+    payload = Payload(tmp_path / "executed")
     torch.save({"state_dict": payload}, tmp_path / "w.pt", _use_new_zipfile_serialization=not is_old)
     with pytest.raises(TeacherError, match=r"holds more than tensors.*--trust-pickle"):
         read_state(tmp_path / "w.pt")

@@ -71,10 +71,11 @@ def test_what_is_said_of_photographs_is_what_happens_without_them(name, monkeypa
     class NoPhotographs(Exception):
         pass
 
-    def missing():
+    def missing(photograph):
         raise NoPhotographs
 
-    monkeypatch.setattr(photos, "_load_atlas", missing)
+    monkeypatch.setattr("sklearn.datasets.load_sample_image", missing)
+    photos.load_atlas.cache_clear()
     needs_them = False
     try:
         build_prior(name, (1, 8, 8)).start(range(20), seed=0)

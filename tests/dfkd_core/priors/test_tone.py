@@ -100,8 +100,9 @@ def test_images_are_not_cut_off_to_black():
 
 
 def card(mean: float, std: float) -> ModelCard:
-    shape = {"in_channels": 1, "image_size": 32, "num_classes": 10}
-    return ModelCard(network="lenet5", layer="fc1", mean=(mean,), std=(std,), **shape)
+    return ModelCard(
+        network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(mean,), std=(std,), layer="fc1"
+    )
 
 
 def test_starts_are_toned_for_a_teacher_that_holds_statistics():

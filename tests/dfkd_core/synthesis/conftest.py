@@ -60,9 +60,10 @@ def bn_teacher() -> Teacher:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        network.fc2.bias.zero_()
+        network.get_parameter("fc2.bias").zero_()
         coarse = torch.rand(300, 1, 3, 3, generator=generator)
-        network.bn1.momentum = network.bn2.momentum = 1.0
+        for norm in (network.get_submodule("bn1"), network.get_submodule("bn2")):
+            norm.momentum = 1.0  # type: ignore[assignment]  # a number, no module
         network.train()(nn.functional.interpolate(4 * coarse - 2, size=8, mode="bilinear"))
     return Teacher(Classifier(network, card))
 

@@ -24,14 +24,13 @@ def make(teacher, statistics, indices=range(40), **changes):
 def curved_teacher():
     """A teacher of 4 classes that images reach from anywhere."""
     card = ModelCard(network="mlp", in_channels=1, image_size=8, num_classes=4, mean=(0.5,), std=(0.2,), layer="1")
-    network = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4, bias=False)
-    )
+    last = torch.nn.Linear(16, 4, bias=False)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), last)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-        network[3].weight.mul_(4)
+        last.weight.mul_(4)
     return Teacher(Classifier(network, card))
 
 

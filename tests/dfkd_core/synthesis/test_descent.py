@@ -5,6 +5,7 @@ import torch
 
 from dfkd_core.errors import ConfigError, SynthesisError
 from dfkd_core.priors.table import build_prior
+from dfkd_core.progress import Progress
 from dfkd_core.synthesis.descent import DescentConfig, blur_matrix, descend
 
 SHAPE = (1, 8, 8)
@@ -122,7 +123,7 @@ def test_images_moved_in_parts__are_those_moved_at_once(images_per_pass, changes
 
 
 def test_images_moved_in_parts__are_reported_as_one_batch_and_named_by_their_own_index():
-    reports = []
+    reports: list[Progress] = []
 
     def objective(images, rows):
         return {"distance": torch.where(rows == 3, torch.nan, 1.0) * images.flatten(1).sum(1)}

@@ -3,6 +3,13 @@ import torch
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.synthesis.dirichlet import DirichletConfig, class_similarity
+from dfkd_core.synthesis.targets import TargetedSynthesizer
+
+
+def targeted(config, teacher, statistics):
+    made = config.build(teacher, statistics)
+    assert isinstance(made, TargetedSynthesizer)
+    return made
 
 
 def test_similarity_is_the_cosine_scaled_per_row():
@@ -17,7 +24,7 @@ def test_a_single_class_has_a_finite_similarity():
 
 
 def test_mean_target_is_that_of_the_dirichlet_distribution(teacher, statistics):
-    synthesizer = DirichletConfig(beta_low=1.0, beta_high=1.0).build(teacher, statistics)
+    synthesizer = targeted(DirichletConfig(beta_low=1.0, beta_high=1.0), teacher, statistics)
     class_0 = range(0, 3 * 800, 3)
     mean = synthesizer.soft_targets(class_0, seed=0).mean(0)
     alpha = class_similarity(teacher.classifier.network.fc2.weight)[0].clamp_min(1e-4)
@@ -25,7 +32,7 @@ def test_mean_target_is_that_of_the_dirichlet_distribution(teacher, statistics):
 
 
 def test_half_of_each_class_gets_the_low_beta(teacher, statistics):
-    synthesizer = DirichletConfig(beta_low=0.01, beta_high=100.0).build(teacher, statistics)
+    synthesizer = targeted(DirichletConfig(beta_low=0.01, beta_high=100.0), teacher, statistics)
     largest = synthesizer.soft_targets(range(600), seed=0).amax(1)
     low = torch.arange(600) // 3 % 2 == 0
     assert largest[low].mean() > 0.95

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from dfkd_core.errors import ConfigError
@@ -15,5 +17,6 @@ def test_an_unknown_method_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", ["num_images", "images_per_shard", "batch_size"])
 def test_zero_images_are_refused(name):
+    settings: dict[str, Any] = {name: 0}
     with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
-        SynthesisConfig(**{name: 0})
+        SynthesisConfig(**settings)

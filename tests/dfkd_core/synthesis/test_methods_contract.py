@@ -1,12 +1,14 @@
 """What holds for every synthesis method."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from dfkd_core.common.digests import canonical_json
 from dfkd_core.errors import ConfigError
+from dfkd_core.progress import Progress
 from dfkd_core.synthesis.base import Labelling
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
 from dfkd_core.synthesis.shards import synthesize_shard
@@ -25,12 +27,13 @@ def teacher(method, teacher, bn_teacher):
 def short(method):
     """The method's defaults with three iterations."""
     config = SynthesisConfig(method=method, num_images=40, images_per_shard=24, batch_size=10)
-    settings = config.method_config
+    settings: Any = config.method_config
     for name in ("refinement", "descent"):
         if hasattr(settings, name):
             part = dataclasses.replace(getattr(settings, name), iterations=3)
             settings = dataclasses.replace(settings, **{name: part})
-    return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **{method: settings}))
+    changed: dict[str, Any] = {method: settings}
+    return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **changed))
 
 
 def test_makes_images_in_the_unit_range_and_targets_that_sum_to_one(method, teacher, statistics):
@@ -71,7 +74,8 @@ def test_seed_and_index_address_the_draws(method, teacher, statistics):
 
 
 def test_progress_ends_with_all_images_of_the_shard(method, teacher, statistics):
-    config, reports = short(method), []
+    config = short(method)
+    reports: list[Progress] = []
     synthesizer = build_synthesizer(config, teacher, statistics)
     synthesize_shard(synthesizer, teacher, shard_index=1, config=config, seed=0, on_progress=reports.append)
     done = [report.done for report in reports]
@@ -97,7 +101,8 @@ def test_the_teacher_and_the_global_generator_are_left_alone(method, teacher, st
 
 
 def test_settings_are_plain_data(method):
-    assert canonical_json(dataclasses.asdict(SynthesisConfig(method=method).method_config)).startswith("{")
+    settings: Any = SynthesisConfig(method=method).method_config
+    assert canonical_json(dataclasses.asdict(settings)).startswith("{")
 
 
 def test_fewer_images_than_classes_are_refused(method, teacher, statistics):

@@ -6,6 +6,7 @@ import torch
 
 from dfkd_core.errors import ConfigError, SynthesisError
 from dfkd_core.priors.table import build_prior, prior_names
+from dfkd_core.progress import Progress
 from dfkd_core.synthesis.refinement import RefinementConfig, refine, target_losses
 
 TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
@@ -63,7 +64,7 @@ def test_the_activation_term_raises_the_features(teacher):
 
 
 def test_progress_tells_images_and_loss(teacher):
-    reports = []
+    reports: list[Progress] = []
     config = RefinementConfig(iterations=20, temperature=2.0)
     refine(teacher, TARGETS, image_indices=range(4), seed=0, config=config, on_progress=reports.append)
     assert [report.done for report in reports] == [2, 4]

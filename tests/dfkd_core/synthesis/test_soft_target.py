@@ -9,11 +9,18 @@ from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig, choose_draws
+from dfkd_core.synthesis.targets import TargetedSynthesizer
+
+
+def targeted(config, teacher, statistics):
+    made = config.build(teacher, statistics)
+    assert isinstance(made, TargetedSynthesizer)
+    return made
 
 
 def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statistics):
     config = SoftTargetConfig(balanced=False, refinement=RefinementConfig(temperature=3.0))
-    targets = config.build(teacher, statistics).soft_targets(range(5), seed=1)
+    targets = targeted(config, teacher, statistics).soft_targets(range(5), seed=1)
     noise = normal_rows(1, "target", range(5), (statistics.rank,))
     features = statistics.mean + noise @ statistics.factor.T
     fc2 = teacher.classifier.network.fc2
@@ -21,7 +28,7 @@ def test_targets_are_the_rest_of_the_teacher_on_sampled_features(teacher, statis
 
 
 def test_targets_reach_all_classes(teacher, statistics):
-    targets = SoftTargetConfig().build(teacher, statistics).soft_targets(range(300), seed=0)
+    targets = targeted(SoftTargetConfig(), teacher, statistics).soft_targets(range(300), seed=0)
     assert set(targets.argmax(1).tolist()) == {0, 1, 2}
 
 
@@ -36,7 +43,7 @@ def test_draws__take_the_first_that_fits_or_the_likeliest():
 
 
 def test_balanced_targets__are_of_the_classes_in_turn(teacher, statistics):
-    targets = SoftTargetConfig(balanced=True).build(teacher, statistics).soft_targets(range(30), seed=0)
+    targets = targeted(SoftTargetConfig(balanced=True), teacher, statistics).soft_targets(range(30), seed=0)
     assert targets.argmax(1).tolist() == [0, 1, 2] * 10
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import ConfigError, DataError, TeacherError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import model_digest
+from dfkd_core.progress import Progress
 from dfkd_core.teachers.training import TeacherConfig, pixel_statistics, train_teacher
 from dfkd_core.training.augmentation import AugmentationConfig
 from dfkd_core.training.loop import Schedule, build_optimizer, run_epochs
@@ -26,7 +28,8 @@ def make_data(num_images=48, num_classes=3):
 
 
 def make_config(**changes):
-    return TeacherConfig(**({"epochs": 4, "batch_size": 16, "augmentation": AugmentationConfig()} | changes))
+    plain: dict[str, Any] = {"epochs": 4, "batch_size": 16, "augmentation": AugmentationConfig()}
+    return TeacherConfig(**(plain | changes))
 
 
 def weights(classifier):
@@ -55,7 +58,8 @@ def collect(loss_terms, *, num_images=10, batch_size=4, epochs=2, **changes):
 
 
 def test_a_teacher_learns_what_its_labels_say():
-    data, reports = make_data(), []
+    data = make_data()
+    reports: list[Progress] = []
     result = train_teacher(make_config(epochs=8), data, seed=0, on_progress=reports.append)
     predicted = result.classifier(load_batch(data.images, torch.arange(48))).argmax(1)
     assert (predicted == data.labels).float().mean() > 0.9

@@ -1,6 +1,7 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_every_fault_is_named_at_once(tmp_path):
     records = [write_shard(tmp_path / shard_name(i), shard(10 * i, 4)) for i in range(4)]
     store(tmp_path, shards=records[:1])
     records[:2] = [write_shard(tmp_path / shard_name(i), shard(10 * i, 4)) for i in range(2)]
-    store_all = {"method": "noise", "method_config": {}, "temperature": 1.0, "teacher_digest": "t1"}
+    store_all: dict[str, Any] = {"method": "noise", "method_config": {}, "temperature": 1.0, "teacher_digest": "t1"}
     write_manifest(tmp_path, **store_all, statistics_digest=None, code_version="c", seed=0, shards=records)
     write_shard(tmp_path / shard_name(1), shard(99, 4))
     (tmp_path / shard_name(2)).unlink()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from dfkd_core.data.datasets import DataConfig
@@ -13,7 +15,12 @@ from flows.settings.params import Params
 def test_a_pruned_start_that_is_none_is_found_before_anything_runs():
     with pytest.raises(ConfigError, match=r"the student has no bn1;.*set distillation\.start: random"):
         Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(start="pruned"))
-    for settings in ({"start": "random"}, {"start": "auto"}, {"student": "resnet18_half", "start": "pruned"}):
+    allowed: list[dict[str, Any]] = [
+        {"start": "random"},
+        {"start": "auto"},
+        {"student": "resnet18_half", "start": "pruned"},
+    ]
+    for settings in allowed:
         Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(**settings))
 
 

@@ -23,11 +23,14 @@ from flows.settings.params import Params
 from flows.settings.parsing import flatten, load_params
 from flows.tune.results import apply_best, assignments, open_search, render
 from flows.tune.search import Search, Tried
-from flows.tune.space import LogRange, reduced, search_space
+from flows.tune.space import Domain, LogRange, reduced, search_space
 from tasks.caching.workspace import STATISTICS, TEACHER, reference
 from tasks.stages.tuning import try_settings
 
-SPACE = {"distillation.temperature": LogRange(1.0, 20.0), "distillation.mixing": ("none", "mixup")}
+SPACE: dict[str, Domain] = {
+    "distillation.temperature": LogRange(1.0, 20.0),
+    "distillation.mixing": ("none", "mixup"),
+}
 TINY = ["synthesis.num_images=100", "distillation.epochs=1"]
 
 
@@ -158,7 +161,9 @@ def test_space__holds_what_there_is_and_what_the_method_has() -> None:
     assert len(soft_target) == 10
     unusual = apply_overrides(Params(), ["distillation.temperature=50", "distillation.augmentation.shift=0.2"])
     assert search_space(unusual)["distillation.temperature"] == LogRange(0.5, 50.0)
-    assert 0.2 in search_space(unusual)["distillation.augmentation.shift"]
+    shifts = search_space(unusual)["distillation.augmentation.shift"]
+    assert isinstance(shifts, tuple)
+    assert 0.2 in shifts
     boundary = search_space(apply_overrides(Params(), ["synthesis.method=boundary"]))
     assert "synthesis.methods.boundary.descent.prior" in boundary
     assert len(boundary) == 9
