@@ -4,7 +4,7 @@
     statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
     synthesizer = build_synthesizer(SynthesisConfig(), teacher, statistics)
 
-The public names are those in `__init__.pyi`. They are loaded at first use, so that importing a single module is quick.
+The public names are those in `__init__.pyi`. They load on first use, so that importing a single module is fast.
 """
 
 import lazy_loader

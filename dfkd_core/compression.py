@@ -1,4 +1,4 @@
-"""A transfer set and a student made from it in one go, without a file: for notebooks, trials and measurements."""
+"""A transfer set and its student in one call, without files: for notebooks, trials and measurements."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["make_student", "make_transfer_set"]
 
 
 def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: SynthesisConfig, *, seed: int) -> Shard:
-    """Synthesize a whole transfer set in this process: the images that the stages would make, as one shard.
+    """Synthesize a whole transfer set in this process: the images of the pipeline's stages, as one shard.
 
     Args:
         teacher: Labels the images; they are computed on its device.
-        statistics: Its feature statistics.
-        config: How the transfer set is made, which has to fit into memory.
-        seed: Addresses every random draw.
+        statistics: The teacher's feature statistics.
+        config: Settings of the transfer set, which has to fit into memory.
+        seed: Seed of every random draw.
 
     Raises:
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
@@ -49,14 +49,14 @@ def make_student(
     seed: int,
     prefetch: int = 0,
 ) -> Classifier:
-    """Synthesize and distil in this process; the student is the one that the stages would make.
+    """Synthesize and distil in this process; the result equals the student of the pipeline's stages.
 
     Args:
-        teacher: Gives the labels; the student is computed on its device.
-        statistics: Its feature statistics.
-        synthesis: How the transfer set is made, which has to fit into memory.
-        distillation: How the student is trained.
-        seed: Addresses every random draw.
+        teacher: Labels the images; the student is computed on its device.
+        statistics: The teacher's feature statistics.
+        synthesis: Settings of the transfer set, which has to fit into memory.
+        distillation: Settings of the student's training.
+        seed: Seed of every random draw.
         prefetch: Batches that a second thread labels ahead, about 2; does not change the result.
 
     Raises:

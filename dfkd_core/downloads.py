@@ -1,4 +1,4 @@
-"""Fetches published files. Their readers check every digest, so nothing in this module changes a result."""
+"""Downloads of published files. Their readers check every digest, so nothing in this module changes a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
-"""Where Debian's data set packages put their files."""
+"""Folder into which Debian's data set packages install their files."""
 
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
 """How long a server may stay silent."""
@@ -30,7 +30,7 @@ _PACKAGE_TIMEOUT_SECONDS = 900
 
 @contextmanager
 def download_timeout() -> Iterator[None]:
-    """Let a silent server fail: torchvision's downloads have no time limit and offer no way to set one."""
+    """Let downloads from a silent server fail: torchvision sets no time limit and offers no way to set one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
@@ -44,7 +44,7 @@ def fetch_with_torchvision(dataset_class: Callable[..., object], folder: str, sc
 
     Args:
         dataset_class: Takes a folder and `download`.
-        folder: Where the class puts its files below that folder.
+        folder: Folder of the class's files below that folder.
         scratch: An empty folder.
     """
     with download_timeout():
@@ -62,7 +62,7 @@ def fetch_debian_package(package: str, scratch: Path) -> Path:
     try:
         _call("apt-get", *limits, "download", package, folder=scratch)
     except DataError:
-        # A fresh machine has no package lists; its own may be fetched by root alone, private ones by anybody.
+        # A fresh machine has no package lists. Only root may update the system's lists; anyone may update private ones.
         private = (*limits, *_private_apt(scratch))
         _call("apt-get", *private, "update", folder=scratch)
         _call("apt-get", *private, "download", package, folder=scratch)
@@ -80,7 +80,7 @@ def _private_apt(scratch: Path) -> tuple[str, ...]:
     settings = {
         "Dir::State::Lists": scratch / "apt" / "lists",
         "Dir::Cache": scratch / "apt",
-        # Where root runs this, the user that apt would change to may not write into the scratch folder.
+        # If root runs this, the user that apt would switch to may not write into the scratch folder.
         "APT::Sandbox::User": "root",
     }
     return tuple(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
@@ -92,7 +92,7 @@ def _call(*command: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PACKAGE_TIMEOUT_SECONDS)
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()
-        raise DataError(f"{command[0]} failed with {done.returncode}: {' '.join(errors) or 'no message'}")
+        raise DataError(f"{command[0]} failed with exit status {done.returncode}: {' '.join(errors) or 'no message'}")
 
 
 def debian_folder(package: str, system_folder: Path) -> Path:

@@ -2,14 +2,14 @@
 
     DfkdError
     ├── ConfigError         a parameter is unknown, ill-typed or out of range
-    ├── DataError           a data set is missing, corrupt or not what its name says
+        ├── DataError           a data set is missing, corrupt or does not match its name
     ├── TeacherError        a teacher cannot be used: layer path, outputs, weights
     ├── SynthesisError      a transfer image cannot be made: non-finite loss, collapse
-    ├── TransferSetError    a stored transfer set is changed, truncated or not this teacher's
+    ├── TransferSetError    a stored transfer set is changed, truncated or belongs to another teacher
     ├── DistillationError   the student cannot be trained: non-finite loss, bad checkpoint
-    └── ExportError         an exported form cannot be made, or does not do what the student does
+    └── ExportError         an exported form cannot be made, or does not compute the same as the student
 
-A message says what is wrong, the value, what is allowed, and the next command.
+A message states what is wrong, the value, the allowed values, and the next command.
 """
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class DfkdError(Exception):
-    """Base of all errors that are the input's fault and not the program's."""
+    """Base of all errors that the input causes, not the program."""
 
 
 class ConfigError(DfkdError, ValueError):
@@ -33,11 +33,11 @@ class ConfigError(DfkdError, ValueError):
 
 
 class DataError(DfkdError):
-    """A data set is missing, corrupt or not what its name says."""
+    """A data set is missing, corrupt or does not match its name."""
 
 
 class TeacherError(DfkdError):
-    """A teacher cannot be used as given."""
+    """A teacher cannot be used as it is."""
 
 
 class SynthesisError(DfkdError):
@@ -53,4 +53,4 @@ class DistillationError(DfkdError):
 
 
 class ExportError(DfkdError):
-    """An exported form cannot be made, or does not do what the student does."""
+    """An exported form cannot be made, or does not compute the same as the student."""

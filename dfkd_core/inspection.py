@@ -1,4 +1,4 @@
-"""What can be done with a teacher, and how long it takes here; found out by trying, each thing on a few images."""
+"""The possible uses of a teacher and their run time on this machine, from trials on a few images."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What can be done with a teacher."""
+    """The possible uses of a teacher, and their cost."""
 
     num_parameters: int
-    """Numbers in the network."""
+    """Number of parameters of the network."""
     num_features: int
     """Units d of the modelled layer."""
     normalisations: dict[str, int]
     """Number of normalisation layers by class."""
     statistics: dict[str, Fit]
-    """By source of feature statistics."""
+    """Fit of each source of feature statistics."""
     methods: dict[str, Fit]
-    """By synthesis method."""
+    """Fit of each synthesis method."""
     method: str
-    """The method that was timed."""
+    """Method that was timed."""
     seconds_per_1000_images: float | None
-    """Of the configured synthesis on the teacher's device with the threads at hand; None where it does not fit."""
+    """Time of the configured synthesis on the teacher's device with the available threads; None if it does not fit."""
     images_per_pass: int
-    """Images of a batch that are refined at once in the memory at hand."""
+    """Images of a batch that are refined at once in the available memory."""
     bytes_per_pass: int
-    """Memory that such a pass takes."""
+    """Memory of such a pass."""
     bytes_per_1000_images: int
     """Size of 1,000 images in the transfer set, with logits and soft targets."""
 
@@ -62,12 +62,12 @@ class Inspection:
 def inspect_teacher(
     teacher: Teacher, statistics: StatisticsConfig, synthesis: SynthesisConfig, *, seed: int
 ) -> Inspection:
-    """Find out what fits a teacher and time the configured synthesis for about a second or one small batch.
+    """Find out what works with a teacher, and time the configured synthesis for about a second or one small batch.
 
     Args:
         teacher: The frozen teacher.
-        statistics: How its statistics would be estimated; its `source` is varied.
-        synthesis: How its transfer set would be made; its `method` is varied.
+        statistics: Settings of the statistics; `source` is varied.
+        synthesis: Settings of the transfer set; `method` is varied.
         seed: Addresses the random draws.
     """
     network = teacher.network
@@ -101,13 +101,13 @@ def inspect_teacher(
         seconds_per_1000_images=_seconds(teacher, synthesis, found, seed) if fits_configured else None,
         images_per_pass=images_per_pass,
         bytes_per_pass=int(passes.cost(with_gradient=True).of(images_per_pass)),
-        # Pixels in a byte each, two float32 numbers per class.
+        # One byte per pixel, two float32 numbers per class.
         bytes_per_1000_images=1000 * (pixels + 8 * card.num_classes),
     )
 
 
 def _normalisation(module: nn.Module) -> str:
-    """Return the class of a normalisation layer, also of one in a program, empty for other modules."""
+    """Return the class of a normalisation layer, also of one in a program; empty for other modules."""
     kind = str(getattr(module, "original_name", type(module).__name__))
     if any(name in kind for name in _NORMALISATIONS):
         return kind
@@ -123,7 +123,7 @@ def _method_fit(teacher: Teacher, config: SynthesisConfig, statistics: FeatureSt
 
 
 def _seconds(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, seed: int) -> float:
-    """Time drawing alone and drawing with a few steps, and go from there to all steps."""
+    """Time drawing alone and drawing with a few steps, and extrapolate to all steps."""
     count = 8
     while True:
         drawing = _time(teacher, _with_steps(config, 0), statistics, count, seed)
@@ -137,7 +137,7 @@ def _seconds(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStati
 
 
 def _with_steps(config: SynthesisConfig, steps: int) -> SynthesisConfig:
-    """Return the configuration with another number of gradient steps, where the method takes any."""
+    """Return the configuration with another number of gradient steps, if the method has any."""
     changed: dict[str, Any] = {config.method: config.method_config.with_iterations(steps)}
     return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **changed))
 

@@ -1,4 +1,4 @@
-"""How long work reports how far it is, without knowing who listens."""
+"""Progress reports of long work, independent of their receiver."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Progress:
     """One report of a piece of work."""
 
     stage: str
-    """What is being done, for example `distill`."""
+    """Name of the work, for example `distill`."""
     done: int
     """Units finished so far."""
     total: int
-    """Units in all."""
+    """Units in total."""
     unit: str
     """Name of one unit, for example `images` or `epochs`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Figures worth showing beside the count, for example the loss."""
+    """Figures to show next to the count, for example the loss."""
 
 
 OnProgress = Callable[[Progress], None]

@@ -1,4 +1,4 @@
-"""How a section of the configuration is declared: a frozen dataclass whose annotations carry the ranges."""
+"""Declaration of a configuration section: a frozen dataclass whose annotations carry the ranges."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
 def config_section(cls: type[T]) -> type[T]:
     """Make `cls` a frozen keyword-only dataclass that checks the ranges in its annotations.
 
-    A rule that involves several fields goes into a method `faults(self) -> Iterator[str]` of the class.
+    A rule that involves several fields belongs in a method `faults(self) -> Iterator[str]` of the class.
 
     Raises:
-        ConfigError: On construction, with every fault of the section in one message.
+        ConfigError: On construction, with all faults of the section in one message.
     """
 
     def check(self: Any) -> None:
@@ -56,7 +56,7 @@ def config_section(cls: type[T]) -> type[T]:
 
     cls.__post_init__ = check  # type: ignore[attr-defined]
     made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
-    # Read by pydantic where a YAML file is parsed: an unknown key is an error. No import needed here.
+    # Pydantic reads it when it parses a YAML file: an unknown key is an error. No import needed here.
     made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return made
 

@@ -1,5 +1,5 @@
-"""What every other folder uses: seeded draws, devices, memory, digests, pixels.
+"""Shared tools of all other folders: seeded draws, devices, memory, digests, pixels.
 
-Imports: nothing of dfkd but the root modules (errors, progress, sections). Begin with `seeding`: every random draw has
-an address there; `pixels` is the one codec between stored images and floats.
+Imports: only the root modules of dfkd (errors, progress, sections). Start with `seeding`: every random draw has an
+address there. `pixels` is the single codec between stored images and floats.
 """

@@ -1,4 +1,4 @@
-"""Where and how a piece of work computes; nothing in here changes a result beyond rounding."""
+"""The device and the resources of a computation; nothing here changes a result beyond rounding."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["CPU", "Compute", "settled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """A device, and what may be used of it."""
+    """A device, and the resources that may be used on it."""
 
     device: torch.device | str = "cpu"
-    """Where to compute: a device, or a name such as `auto` that `settled` resolves."""
+    """Device to compute on, or a name such as `auto` that `settled` resolves."""
     memory: int | None = None
-    """Bytes that passes through a network may use; None takes the memory that is free."""
+    """Bytes that passes through a network may use; None for the free memory."""
     prefetch: int = 0
     """Batches that a second thread loads, moves and labels ahead, about 2; 0 uses one thread."""
 
 
 CPU = Compute()
-"""One thread on the CPU, with the memory that is free."""
+"""One thread on the CPU, with the free memory."""
 
 
 def settled(compute: Compute) -> Compute:
-    """Return the same with a device of this machine in the place of its name.
+    """Return the same settings with the device's name replaced by a device of this machine.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: The machine has no such device.
     """
     return replace(compute, device=resolve_device(str(compute.device)))

@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choice of the device to compute on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["autocast_on_gpu", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device; `auto` is the GPU where there is one.
+    """Convert `auto`, `cpu`, `cuda` or `cuda:1` into a device; `auto` is the GPU if the machine has one.
 
-    For a GPU it also asks cuDNN, for the whole process, for kernels that give the same bits each time, and for
-    convolutions in float32 and not in TF32 where no autocast says otherwise, as on a CPU.
+    For a GPU it also sets cuDNN, for the whole process, to kernels that return the same bits each time, and to
+    convolutions in float32 instead of TF32 outside autocast, as on a CPU.
 
     Raises:
-        ConfigError: A GPU is asked for that this machine does not have.
+        ConfigError: The name is a GPU that this machine does not have.
     """
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Digests of files, tensors and configuration, and writes that are either whole or absent."""
+"""Digests of files, tensors and configuration, and atomic writes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def json_digest(value: Any) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes, whatever the order or memory layout."""
+    """Return the SHA-256 over names, types, shapes and bytes, independent of order and memory layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -53,10 +53,10 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` if the block succeeds.
+    """Yield a temporary path next to `path` and rename it to `path` if the block succeeds.
 
     Raises:
-        OSError: The folder cannot be written; `path` is then as it was before.
+        OSError: The folder cannot be written; `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -10,12 +10,12 @@ from torch import Tensor
 
 __all__ = ["fit_linear", "with_ridge"]
 
-# Share of the inputs' mean variance; more trusts the prior weights and less the rows.
+# Share of the inputs' mean variance; a larger one trusts the prior weights more and the rows less.
 _RIDGE = 0.03
 
 
 def fit_linear(inputs: Tensor, wanted: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights [o, p] and biases [o] that map inputs [m, p] to wanted [m, o], held to the weights `prior`."""
+    """Return weights [o, p] and biases [o] that map inputs [m, p] to wanted [m, o], ridge towards `prior`."""
     input_mean, wanted_mean = inputs.mean(0), wanted.mean(0)
     inputs, wanted = inputs - input_mean, wanted - wanted_mean
     gram = with_ridge(inputs.T @ inputs)

@@ -1,4 +1,4 @@
-"""How much memory there is to compute in, where a container or a job's limit counts and not the whole machine."""
+"""The memory available for computation: the limit of a container or a job counts, not the whole machine."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ GIB = 2**30
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
-# Limit, use, and the part of the use that the kernel gives back on demand; of version 2 and of version 1.
+# Limit, use, and the part of the use that the kernel returns on demand; of version 2 and of version 1.
 _GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-# Where the system does not tell.
+# Used if the system does not report its memory.
 _ASSUMED = 4 * GIB
 
 
 def memory_at_hand(device: torch.device | str = "cpu", *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """Return the bytes that can still be allocated on a device.
 
-    On a GPU what is free on it and what this process holds unused. On a CPU what Linux calls available, or less where a
-    control group (a container, a batch job) sets a limit; on other systems half of what is installed.
+    On a GPU this is its free memory plus the memory that this process holds unused. On a CPU it is the memory that
+    Linux reports as available, or less if a control group (a container, a batch job) sets a limit. On other systems it
+    is half of the installed memory.
 
     Args:
         device: The device.
-        proc: Where Linux tells of the machine and of this process.
-        cgroups: Where it tells of control groups, of version 1 or 2.
+        proc: Folder in which Linux reports on the machine and on this process.
+        cgroups: Folder in which it reports on control groups, of version 1 or 2.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -54,11 +55,11 @@ def _available(proc: Path) -> int:
 
 
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield what is left to each group around this process that has a limit."""
+    """Yield the memory left to each group around this process that has a limit."""
     for folder in group_folders("memory", proc=proc, cgroups=cgroups):
         for limit_name, use_name, reclaimable_name in _GROUP_FILES:
             try:
-                # A group without a limit says `max`, which is no number.
+                # A group without a limit has `max`, which is not a number.
                 limit, use = (int((folder / name).read_text()) for name in (limit_name, use_name))
                 counters = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             except (OSError, ValueError):
@@ -70,9 +71,9 @@ def group_folders(controller: str, *, proc: Path = _PROC, cgroups: Path = _CGROU
     """Yield the folders of this process's control groups, each followed by those around it.
 
     Args:
-        controller: What they limit: `memory` or `cpu`. In version 1 each has groups of its own.
-        proc: Where Linux tells of this process.
-        cgroups: Where it tells of control groups, of version 1 or 2.
+        controller: Resource that they limit: `memory` or `cpu`. In version 1 each has separate groups.
+        proc: Folder in which Linux reports on this process.
+        cgroups: Folder in which it reports on control groups, of version 1 or 2.
     """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
@@ -84,5 +85,5 @@ def group_folders(controller: str, *, proc: Path = _PROC, cgroups: Path = _CGROU
             continue
         root = cgroups / controller if controllers else cgroups
         group = root / path.strip("/")
-        # Inside of a container the path may be the host's, and the limit is then at the root.
+        # Inside a container the path may be the host's, and the limit is then at the root.
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))

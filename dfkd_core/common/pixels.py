@@ -1,6 +1,6 @@
-"""The one codec between stored pixels, uint8, and images, float32 in [0, 1].
+"""The single codec between stored pixels, uint8, and images, float32 in [0, 1].
 
-n images, m of them asked for, c channels, h height, w width.
+n images, m requested ones, c channels, h height, w width.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def load_batch(images: Rows, positions: Tensor, device: torch.device | str | Non
     Args:
         images: The set.
         positions: int64 [m].
-        device: Where the batch is wanted; None leaves it where the set is.
+        device: Device of the batch; None for the device of the set.
     """
     batch = move_batch(images[positions.to(images.device)], device or images.device)
     return dequantise(batch, memory_format=torch.channels_last)
 
 
 def move_batch(batch: Tensor, device: torch.device | str) -> Tensor:
-    """Return a batch on a device; to a GPU it is copied without waiting for what the GPU does meanwhile."""
+    """Return a batch on a device; the copy to a GPU does not wait for the GPU's running work."""
     to_gpu = torch.device(device).type == "cuda" and not batch.is_cuda
     return batch.pin_memory().to(device, non_blocking=True) if to_gpu else batch.to(device)
 
@@ -47,5 +47,5 @@ def dequantise(pixels: Tensor, *, memory_format: torch.memory_format = torch.pre
 
 
 def grey_images(num_images: int, image_shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Return mid-grey images float32 [n, c, h, w], with which shapes and costs are probed."""
+    """Return mid-grey images float32 [n, c, h, w]for probing shapes and costs."""
     return torch.full((num_images, *image_shape), 0.5, device=device)

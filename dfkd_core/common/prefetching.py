@@ -1,4 +1,4 @@
-"""Preparing the next items in another thread while the present one is worked on."""
+"""Preparation of the next items in another thread while the present one is processed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Yield the items as they come, made up to `depth` items ahead in one other thread.
+    """Yield the items in order, computed up to `depth` items ahead in one other thread.
 
-    Torch sets the interpreter free during its operations, so two threads use two cores. One thread makes all the items
-    in their order: what they hold does not depend on `depth`.
+    Torch releases the interpreter lock during its operations, so two threads use two cores. One thread computes all the
+    items in order, so their contents do not depend on `depth`.
 
     Args:
-        items: Makes an item whenever it is asked for one; no one else may draw from its generators meanwhile.
-        depth: Most items made and not yet taken; 0 makes each in the caller's thread when it is its turn.
+        items: Computes an item on each request; nothing else may draw from its generators in the meantime.
+        depth: Maximum number of items computed and not yet taken; 0 computes each in the caller's thread on request.
     """
     if not depth:
         yield from items

@@ -1,6 +1,6 @@
-"""Rows of a set that lies in several pieces, such as memory-mapped files: what is asked for is read, and no more.
+"""Rows of a set that is split into several pieces, such as memory-mapped files: only the requested rows are read.
 
-n rows in all, m of them asked for.
+n rows in total, m requested ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Rows", "ShardedRows"]
 
 
 class Rows(Protocol):
-    """A tensor, or what can be indexed like one along its first dimension."""
+    """A tensor, or an object that can be indexed like one along its first dimension."""
 
     @property
     def shape(self) -> torch.Size:
@@ -27,7 +27,7 @@ class Rows(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where `__getitem__` takes positions and puts rows."""
+        """Device of the positions and the rows of `__getitem__`."""
 
     def __len__(self) -> int:
         """Return the number of rows n."""
@@ -37,12 +37,12 @@ class Rows(Protocol):
 
 
 class ShardedRows:
-    """The rows of several tensors one after the other, equal to `torch.cat(parts)` in all but the memory it takes."""
+    """The rows of several tensors one after the other, equal to `torch.cat(parts)` in all but memory use."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         """Join tensors on the CPU, at least one, whose rows agree in shape and type.
 
-        They are kept as they are and read when rows are asked for.
+        The tensors are kept unchanged; rows are read on access.
         """
         first = parts[0]
         assert all(part.shape[1:] == first.shape[1:] and part.dtype == first.dtype for part in parts)
@@ -92,11 +92,11 @@ class ShardedRows:
             raise IndexError(f"positions must be int64 [m], got {positions.dtype} {list(positions.shape)}")
         n = len(self)
         if len(positions) and not -n <= int(positions.min()) <= int(positions.max()) < n:
-            raise IndexError(f"positions go from {positions.min()} to {positions.max()}, there are {n} rows")
+            raise IndexError(f"positions range from {positions.min()} to {positions.max()}, but there are {n} rows")
         return torch.where(positions < 0, positions + n, positions)
 
     def _gather(self, positions: Tensor) -> Tensor:
-        """Read rows piece by piece, each in the order of the file, and put them into the order asked for."""
+        """Read rows piece by piece, each in the order of the file, and return them in the requested order."""
         ordered, order = positions.sort()
         counts = torch.bincount(torch.bucketize(ordered, self._ends, right=True), minlength=len(self._parts)).tolist()
         rows = torch.empty(len(positions), *self.shape[1:], dtype=self.dtype)

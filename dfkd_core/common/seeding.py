@@ -1,7 +1,7 @@
 """Generators derived from a seed and a name, so that every random draw has one address.
 
-A stream is addressed by `(seed, *path)`, for example `(0, "target", 17)`: the same address gives the
-same numbers whatever was drawn before it, in whichever process.
+A stream is addressed by `(seed, *path)`, for example `(0, "target", 17)`: the same address yields the same numbers,
+independent of earlier draws and of the process.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def derive_generator(seed: int, *path: str | int) -> torch.Generator:
 
 
 def normal_rows(seed: int, stream: str, image_indices: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """Draw N(0, 1) numbers, one row per image, each row from that image's own generator.
+    """Draw N(0, 1) numbers, one row per image, each row from the image's own generator.
 
     Args:
         seed: The run's seed.
-        stream: What the numbers are for; different names give independent numbers.
+        stream: Purpose of the numbers; different names yield independent numbers.
         image_indices: The n images' positions in the whole transfer set.
         shape: Shape of one image's draw.
 
@@ -47,7 +47,7 @@ def normal_rows(seed: int, stream: str, image_indices: Sequence[int], shape: Seq
 
 
 def uniform_rows(seed: int, stream: str, image_indices: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """Draw U[0, 1) numbers, one row per image, each row from that image's own generator.
+    """Draw U[0, 1) numbers, one row per image, each row from the image's own generator.
 
     Arguments and result as in `normal_rows`.
     """

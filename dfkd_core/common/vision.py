@@ -1,9 +1,9 @@
-"""The one door to torchvision, which also opens beside a CPU build of torch.
+"""The only import of torchvision, which also works with a CPU build of torch.
 
-PyPI's torchvision is linked to CUDA. Beside a CPU build of torch its compiled operators cannot be loaded and its import
-fails where it describes `nms` to the compiler. The schemas of the missing operators are then declared and the import
-is repeated: transforms, data sets and `make_grid` work, `torchvision.ops.nms` and `torchvision.io` do not. Worker
-processes must import this module too before they unpickle anything of torchvision.
+PyPI's torchvision is linked to CUDA. With a CPU build of torch its compiled operators cannot be loaded, and its import
+fails when it describes `nms` to the compiler. The schemas of the missing operators are then declared and the import is
+repeated: transforms, data sets and `make_grid` work, `torchvision.ops.nms` and `torchvision.io` do not. Worker
+processes must also import this module before they unpickle anything of torchvision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A library's definitions vanish with the object, so it lives as long as the module.
+# A library's definitions are removed with the object, so it is kept as long as the module.
 _declarations: list[torch.library.Library] = []
 
 

@@ -1,4 +1,4 @@
-"""Labelled images, for training a teacher and for evaluation only.
+"""Labelled images, only for training a teacher and for evaluation.
 
-Imports: common. Begin with `datasets`; one file per kind of source.
+Imports: common. Start with `datasets`; one file per kind of source.
 """

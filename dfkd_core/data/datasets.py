@@ -1,4 +1,4 @@
-"""Labelled data sets, for training a teacher and for evaluation only.
+"""Labelled data sets, only for training a teacher and for evaluation.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 NO_DATA = "none"
-"""Name of the data set of those who have none."""
+"""Value of `dataset` for users without a data set."""
 
 Split = Literal["train", "test"]
 
@@ -49,26 +49,26 @@ _DIGITS_TEST_FRACTION = 397 / 1797
 
 @config_section
 class DataConfig:
-    """Which labelled images all models are evaluated on, and a built-in teacher is trained on."""
+    """The labelled images on which all models are evaluated and a built-in teacher is trained."""
 
     dataset: str = "fashion_mnist"
     """`fashion_mnist`, `mnist`, `cifar10`, `cifar100` or `digits`; `torchvision:NAME`, a class in torchvision.datasets;
     `folder:PATH`, with a folder of pictures per class; `file:PATH`, an .npz or .safetensors with images and labels; or
     `none`. See docs/data.md."""
     root: str = "data"
-    """Data folder, where files are looked for first and where fetched ones are put."""
+    """Data folder. Files are searched here first, and downloads are stored here."""
     image_size: PositiveInt = 32
-    """Height and width in pixels that a built-in teacher sees. 28-pixel images are zero-padded to 32, others
+    """Height and width of a built-in teacher's input in pixels. 28-pixel images are zero-padded to 32, others are
     resized."""
     channels: Literal[0, 1, 3] = 0
-    """Channels that a built-in teacher sees: 0 leaves the data set's own, 3 repeats a grey one, 1 turns colours into
-    grey (luma of ITU-R BT.601)."""
+    """Channels of a built-in teacher's input: 0 keeps those of the data set, 3 repeats a grey channel, 1 converts
+    colours to grey (luma of ITU-R BT.601)."""
     class_order: tuple[int, ...] = ()
-    """The teacher's class of each label of the data, for evaluation: [1, 0] exchanges two classes, -1 stands for a
-    label that no image has. Empty takes the labels as they are, or by their names, and checks them."""
+    """The teacher's class of each label of the data, for evaluation: [1, 0] swaps two classes, -1 marks a label that no
+    image has. If empty, labels are used unchanged or matched by class names, and checked."""
 
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong beyond single ranges."""
+        """Yield the faults beyond those of single ranges."""
         yield from dataset_faults(self.dataset)
         named = [label for label in self.class_order if label != -1]
         if self.class_order and (len(set(named)) < len(named) or min(named, default=-1) < 0):
@@ -79,7 +79,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSpec:
-    """What is known about a data set without reading it."""
+    """The facts about a data set that need no reading."""
 
     num_classes: int
     """Classes k."""
@@ -88,7 +88,7 @@ class DatasetSpec:
     native_size: int
     """Height and width in pixels as published."""
     mean: tuple[float, ...]
-    """Mean of the training pixels in [0, 1] at native size, one per channel."""
+    """Mean of the training pixels in [0, 1] at the published size, one per channel."""
     std: tuple[float, ...]
     """Standard deviation of the same pixels."""
     class_names: tuple[str, ...]
@@ -97,10 +97,10 @@ class DatasetSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImages:
-    """Images with their classes."""
+    """Images and their classes."""
 
     images: Tensor
-    """uint8 [n, c, h, w]; divided by 255 it is what a model takes."""
+    """uint8 [n, c, h, w]; a model takes them divided by 255."""
     labels: Tensor
     """int64 [n] in [0, k)."""
     class_names: tuple[str, ...]
@@ -112,7 +112,7 @@ class LabelledImages:
 
 
 def dataset_faults(name: str) -> Iterator[str]:
-    """Yield what is wrong with the name of a data set; whether it exists is not looked at."""
+    """Yield the faults of a data set's name; whether the data set exists is not checked."""
     kind, _, place = name.partition(":")
     if kind == "torchvision" and place.isidentifier():
         return
@@ -130,7 +130,7 @@ def dataset_faults(name: str) -> Iterator[str]:
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether the data set `name` is known without reading it."""
+    """Return whether the properties of the data set `name` are built in."""
     return name in _SPECS
 
 
@@ -140,7 +140,7 @@ def can_train(name: str) -> bool:
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return what is known about the data set `name` without reading it.
+    """Return the built-in properties of the data set `name`, without reading it.
 
     Raises:
         ConfigError: The name is unknown.
@@ -151,12 +151,12 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def ensure_dataset(config: DataConfig, split: Split = "test", *, system_folder: Path = SYSTEM_FOLDER) -> Path | None:
-    """Find the data set or fetch it, and return its folder or file (None for `digits` and `none`, which have none).
+    """Find or download the data set, and return its folder or file (None for `digits` and `none`, which have none).
 
-    Every file of a built-in data set is checked. Of others `split` is opened.
+    Every file of a built-in data set is checked. Of other data sets, `split` is opened.
 
     Raises:
-        DataError: As `open_dataset`.
+        DataError: As for `open_dataset`.
     """
     if config.dataset in ("digits", NO_DATA):
         return None
@@ -167,22 +167,22 @@ def ensure_dataset(config: DataConfig, split: Split = "test", *, system_folder: 
 
 
 def data_fingerprint(config: DataConfig) -> str:
-    """Return a digest of what a folder or a file holds, and nothing for data sets that are the same everywhere."""
+    """Return a digest of the contents of a folder or a file, and nothing for data sets that are the same everywhere."""
     path = _user_path(config)
     return fingerprint(path) if path and path.exists() else ""
 
 
 def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYSTEM_FOLDER) -> LabelledImages:
-    """Read one split at the configured size and channels, fetching the data set if it is not there yet.
+    """Read one split at the configured size and channels; download the data set if it is missing.
 
     Args:
-        config: Which data set, from where, at what size.
-        split: The published training or test split; of `digits`, which has none, a fixed stratified one.
+        config: Data set, its place, and the image size.
+        split: The published training or test split; for `digits`, which has none, a fixed stratified one.
         system_folder: Folder with Debian's data set packages.
 
     Raises:
         ConfigError: The data set has no splits.
-        DataError: As `open_dataset`.
+        DataError: As for `open_dataset`.
     """
     if not can_train(config.dataset):
         raise ConfigError(f"{config.dataset} has no training and test split. Set data.dataset to a data set with both")
@@ -195,15 +195,15 @@ def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYST
 
 
 def open_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYSTEM_FOLDER) -> RawImages:
-    """Open one split at the images' own size; a folder and a file are the same for both.
+    """Open one split at the images' native size; a folder or a file is the same for both splits.
 
     Args:
-        config: Which data set and from where; not `none`.
+        config: Data set and its place; not `none`.
         split: As for `load_dataset`.
         system_folder: Folder with Debian's data set packages.
 
     Raises:
-        DataError: A file is missing, corrupt or not as it should be, or no way to find or fetch the data set worked.
+        DataError: A file is missing, corrupt or malformed, or no way to find or download the data set worked.
     """
     kind, _, place = config.dataset.partition(":")
     path = _user_path(config)
@@ -227,7 +227,7 @@ def _user_path(config: DataConfig) -> Path | None:
 
 
 def _read_digits(split: Split) -> tuple[Tensor, Tensor]:
-    # Imported here: scikit-learn takes a second that no other data set needs.
+    # Imported here: scikit-learn takes a second to import, and no other data set needs it.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""Images of any size, in grey or colour, brought to the shape that a model takes.
+"""Images of any size, grey or colour, converted to the shape that a model takes.
 
 n images, c channels, h height, w width.
 """
@@ -20,11 +20,11 @@ _MARGIN = 256 / 224
 _SIZE_WITH_MARGIN_PX = 128
 
 Fit = Callable[[Tensor, int, int], Tensor]
-"""Brings uint8 images [n, c, *, *] to a height and a width in pixels."""
+"""Converts uint8 images [n, c, *, *] to a height and a width in pixels."""
 
 
 class FittedImages:
-    """Images that are read and brought to one shape when they are asked for, so that few are held at a time."""
+    """Images that are read and converted to one shape on access, so that few are in memory at a time."""
 
     device = torch.device("cpu")
     dtype = torch.uint8
@@ -35,11 +35,11 @@ class FittedImages:
         """Describe the images; none is read.
 
         Args:
-            read: Gives the images at the positions in their order, as uint8 tensors [m, 1 or 3, any height, any width]
-                of one image or more.
+            read: Returns the images at the positions in their order, as uint8 tensors [m, 1 or 3, any height, any
+                width] of one or more images.
             num_images: Images n.
-            shape: Channels (1 or 3), height and width (c, h, w) that the images are brought to.
-            fit: How they are brought to that height and width.
+            shape: Channels (1 or 3), height and width (c, h, w) of the result.
+            fit: Converts images to that height and width.
         """
         self.shape = torch.Size((num_images, *shape))
         self._read, self._fit = read, fit
@@ -56,7 +56,7 @@ class FittedImages:
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """Repeat a grey channel, or turn colours into grey (luma of ITU-R BT.601).
+    """Repeat a grey channel, or convert colours to grey (luma of ITU-R BT.601).
 
     Args:
         images: uint8 [n, 1 or 3, h, w].
@@ -72,7 +72,7 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Zero-pad images of 28 pixels to 32, and resize others bilinearly, whatever that does to their proportions.
+    """Zero-pad images of 28 pixels to 32, and resize others bilinearly, without keeping their aspect ratio.
 
     Args:
         images: uint8 [n, c, *, *].
@@ -92,10 +92,10 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_and_crop(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize images in their proportions until they cover the wanted size, and cut out the centre.
+    """Resize images until they cover the wanted size, keeping their aspect ratio, and cut out the centre.
 
-    From 128 pixels on they are made 256/224 times as large as they need to be, the usual way to evaluate on ImageNet:
-    for 224 pixels the shorter side becomes 256. Images of the wanted size stay as they are.
+    From 128 pixels on they are made 256/224 times as large as necessary, as usual for evaluation on ImageNet: for 224
+    pixels the shorter side becomes 256. Images of the wanted size are not changed.
 
     Arguments as in `resize`.
     """

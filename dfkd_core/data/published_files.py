@@ -1,6 +1,6 @@
-"""The published files of the labelled data sets: finding, fetching and checking them.
+"""The published files of the labelled data sets: search, download and check.
 
-They are looked for in the data folder first, then in the system's folder, then they are fetched into the data folder.
+The data folder is searched first, then the system's folder; otherwise the files are downloaded into the data folder.
 Every file is checked against a checksum each time it is read.
 """
 
@@ -27,15 +27,15 @@ __all__ = ["IDX_SETS", "FileSet", "ensure_files", "find_files", "read_files", "t
 
 
 def ensure_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER) -> Path:
-    """Find a data set's files or fetch them, check every one, and return their folder.
+    """Find or download a data set's files, check every one, and return their folder.
 
     Args:
         dataset: Name of a data set that has files.
-        root: Data folder, where files are looked for first and where fetched ones are put.
+        root: Data folder, which is searched first and into which files are downloaded.
         system_folder: Folder with Debian's data set packages.
 
     Raises:
-        DataError: A file in the data folder is corrupt, or no way to find or fetch the data set worked.
+        DataError: A file in the data folder is corrupt, or no way to find or download the data set worked.
     """
     files = _file_set(dataset)
     folder, _ = _obtain(dataset, files, list(files.checksums), root, system_folder)
@@ -43,7 +43,7 @@ def ensure_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDE
 
 
 def find_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER) -> Path | None:
-    """Return the folder that holds all files of a data set, None if they are to be fetched; nothing is read or checked.
+    """Return the folder with all files of a data set, None if they must be downloaded; nothing is read or checked.
 
     Args:
         dataset: Name of a data set that has files.
@@ -67,7 +67,7 @@ def find_files(dataset: str, root: Path, *, system_folder: Path = SYSTEM_FOLDER)
 def read_files(
     dataset: str, names: Sequence[str], root: Path, *, system_folder: Path = SYSTEM_FOLDER
 ) -> dict[str, bytes]:
-    """Return the unpacked content of the files `names`, which alone are checked unless the data set must be fetched.
+    """Return the unpacked content of the files `names`; only these are checked unless the data set must be downloaded.
 
     Args:
         dataset: Name of a data set that has files.
@@ -76,15 +76,15 @@ def read_files(
         system_folder: Folder with Debian's data set packages.
 
     Raises:
-        DataError: As `ensure_files`.
+        DataError: As for `ensure_files`.
     """
     _, contents = _obtain(dataset, _file_set(dataset), names, root, system_folder)
     return contents
 
 
 def torchvision_class(dataset: str) -> Any:
-    """Return the class in torchvision.datasets that downloads the data set and can read it."""
-    # Imported here: torchvision takes two seconds that reading idx files does not need.
+    """Return the class in torchvision.datasets that downloads the data set and reads it."""
+    # Imported here: torchvision takes two seconds to import, and reading idx files does not need it.
     from dfkd_core.common.vision import datasets
 
     return getattr(datasets, IDX_SETS[dataset].torchvision_name if dataset in IDX_SETS else dataset.upper())
@@ -92,19 +92,20 @@ def torchvision_class(dataset: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSet:
-    """The files of one data set and the places that may hold them."""
+    """The files of one data set and their possible places."""
 
     torchvision_name: str
-    """Class in torchvision.datasets, which can download the files."""
+    """Class in torchvision.datasets that can download the files."""
     folders: tuple[str, ...]
-    """Where the files may be below the data folder; fetched ones go into the first."""
+    """Possible folders of the files below the data folder; downloads go into the first."""
     checksums: Mapping[str, str]
-    """Checksum of each file's content, unpacked where the file is a .gz."""
+    """Checksum of each file's content, after unpacking if the file is a .gz."""
     algorithm: str = "sha256"
     debian_package: str | None = None
-    """Name `dataset-X` of a package that puts the files into the folder X below `SYSTEM_FOLDER`."""
+    """Name `dataset-X` of a package that installs the files into the folder X below `SYSTEM_FOLDER`."""
 
 
+# Digests of the unpacked content: Debian compresses the same bytes again, so its .gz differ from the published ones.
 IDX_SETS = {
     "fashion_mnist": FileSet(
         torchvision_name="FashionMNIST",
@@ -156,7 +157,7 @@ def _obtain(
         except OSError as error:
             failures.append(f"{folder}: {_reason(error)}")
         except DataError as error:
-            raise DataError(f"{error}. Delete this file and run the command again to fetch it anew") from None
+            raise DataError(f"{error}. Delete this file and run the command again to download it again") from None
     if files.debian_package is not None:
         folder = debian_folder(files.debian_package, system_folder)
         try:
@@ -175,7 +176,7 @@ def _obtain(
 def _not_found(dataset: str, destination: Path, failures: Sequence[str]) -> str:
     tried = "\n".join(f"  - {failure}" for failure in failures)
     return (
-        f"The data set {dataset} was not found and could not be fetched. Tried in turn:\n{tried}\n"
+        f"The data set {dataset} was not found and could not be downloaded. Tried in turn:\n{tried}\n"
         f"Put its files into {destination}, or set data.dataset to digits, which needs no download"
     )
 
@@ -185,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_folder(folder: Path, files: FileSet, names: Sequence[str]) -> dict[str, bytes]:
-    """Read files and check them; all must exist, so that no part of a data set comes from somewhere else.
+    """Read files and check them; all must exist, so that no part of a data set comes from another place.
 
     Raises:
         FileNotFoundError: A file of the data set is missing, packed and unpacked.
@@ -199,7 +200,7 @@ def _find_file(folder: Path, name: str) -> Path:
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"no {name}.gz in it" if folder.is_dir() else "no such folder")
+    raise FileNotFoundError(f"it has no {name}.gz" if folder.is_dir() else "no such folder")
 
 
 def _read_checked(path: Path, expected: str, algorithm: str) -> bytes:
@@ -219,7 +220,7 @@ def _read_checked(path: Path, expected: str, algorithm: str) -> bytes:
 
 
 _Fetch = Callable[[Path], Path]
-"""Puts a data set's files somewhere below a scratch folder and returns the folder that holds them."""
+"""Writes a data set's files below a scratch folder and returns the folder that holds them."""
 
 
 def _ways(dataset: str, files: FileSet) -> Iterator[tuple[str, _Fetch]]:
@@ -232,7 +233,7 @@ def _ways(dataset: str, files: FileSet) -> Iterator[tuple[str, _Fetch]]:
 
 
 def _fetch_into(destination: Path, files: FileSet, names: Sequence[str], fetch: _Fetch) -> dict[str, bytes]:
-    """Fetch all files, check them and only then put them into `destination`; return the content of `names`."""
+    """Download all files, check them and only then move them to `destination`; return the content of `names`."""
     with tempfile.TemporaryDirectory(prefix="dfkd-") as scratch:
         source = fetch(Path(scratch))
         contents = _read_folder(source, files, list(files.checksums))

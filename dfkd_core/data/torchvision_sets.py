@@ -1,4 +1,4 @@
-"""The classification sets of torchvision.datasets by their names.
+"""The classification sets of torchvision.datasets, by name.
 
 n images, c channels, h height, w width.
 """
@@ -21,7 +21,7 @@ from dfkd_core.errors import DataError
 __all__ = ["open_torchvision"]
 
 _SPLITS = {"train": ("train", "trainval", "train-standard"), "test": ("test", "val")}
-"""What classes call the two splits, the first that a class knows counts."""
+"""Names that classes use for the two splits; the first that a class accepts is used."""
 _UNKNOWN_SPLIT = "Unknown value"
 _LABELS = ("targets", "labels", "_labels")
 
@@ -29,13 +29,13 @@ _LABELS = ("targets", "labels", "_labels")
 def open_torchvision(name: str, root: Path, split: Literal["train", "test"]) -> RawImages:
     """Open one split of a data set of torchvision, which checks the files or downloads them.
 
-    They are looked for in `root` as torchvision lays them out, then in the folder `name` below it, into which they are
-    downloaded if they are in neither.
+    The search covers `root` in torchvision's layout, then the folder `name` below it. If the files are in neither, they
+    are downloaded into that folder.
 
     Args:
         name: Class in torchvision.datasets whose constructor takes `root`, `download`, and `train` or `split`.
         root: Data folder.
-        split: Which split; for a class without a `test` split the one called `val`.
+        split: Split; for a class without a `test` split, `test` is the one called `val`.
 
     Raises:
         DataError: There is no such class, its files were not found and cannot be downloaded, or its labels are not one
@@ -50,12 +50,12 @@ def open_torchvision(name: str, root: Path, split: Literal["train", "test"]) -> 
 
     labels = check_labels(_labels(made, name), f"torchvision:{name}")
     names = tuple(_class_name(item) for item in getattr(made, "classes", None) or ())
-    # Some classes list more or fewer names than there are labels.
+    # Some classes list more or fewer names than labels.
     return RawImages(read=read, labels=labels, class_names=names if int(labels.max()) < len(names) else ())
 
 
 def _find_class(name: str) -> Any:
-    # Imported here: torchvision takes two seconds that no other source needs.
+    # Imported here: torchvision takes two seconds to import, and no other source needs it.
     from dfkd_core.common.vision import datasets
 
     found = getattr(datasets, name, None)
@@ -65,7 +65,7 @@ def _find_class(name: str) -> Any:
     close = get_close_matches(name, fit, n=1)
     problem = "takes no root, download, and train or split" if name in datasets.__all__ else "does not exist"
     raise DataError(
-        f"torchvision.datasets.{name} {problem}{f'; did you mean {close[0]}?' if close else ''} Those that do: "
+        f"torchvision.datasets.{name} {problem}{f'; did you mean {close[0]}?' if close else '.'} Valid classes: "
         f"{', '.join(fit)}. For pictures in folders, ImageNet's too, set data.dataset to folder:PATH"
     )
 
@@ -84,12 +84,12 @@ def _construct(name: str, made_by: Any, root: Path, split: Literal["train", "tes
             try:
                 with download_timeout():
                     return made_by(folder, download=download, **choice)
-            # The classes raise whatever a missing file, a failed download or an unknown split leads to.
+            # The classes raise many kinds of errors for a missing file, a failed download or an unknown split.
             except Exception as error:
                 if not str(error).startswith(_UNKNOWN_SPLIT):
                     failures.append(f"{folder}{' (download)' if download else ''}: {' '.join(str(error).split())}")
     tried = "\n".join(f"  - {failure}" for failure in dict.fromkeys(failures))
-    raise DataError(f"The {split} split of torchvision:{name} was not found and could not be fetched. Tried:\n{tried}")
+    raise DataError(f"The {split} split of torchvision:{name} was not found and could not be loaded. Tried:\n{tried}")
 
 
 def _labels(made: Any, name: str) -> Tensor:
@@ -99,7 +99,7 @@ def _labels(made: Any, name: str) -> Tensor:
                 found = getattr(made, attribute, None)
                 if found is not None and len(found) == len(made) and torch.as_tensor(found).dim() == 1:
                     return torch.as_tensor(found)
-            # Decodes every image, as there is no other way to the labels of this class.
+            # Decodes every image: this class offers no other way to its labels.
             return torch.as_tensor([made[position][1] for position in range(len(made))])
     except (TypeError, ValueError, RuntimeError):
         pass

@@ -1,4 +1,4 @@
-"""Labelled images that a user brings: folders of classes, and arrays in one file.
+"""Labelled images of the user: folders of classes, and arrays in one file.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["FILE_SUFFIXES", "RawImages", "check_labels", "fingerprint", "open_file", "open_folder", "picture_pixels"]
 
 FILE_SUFFIXES = (".npz", ".safetensors")
-"""Endings of a file with arrays."""
+"""Suffixes of a file with arrays."""
 
 _PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -39,23 +39,23 @@ _ARRAYS = "A file holds the arrays `images` and `labels`, see docs/data.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RawImages:
-    """Labelled images at their own sizes, read when they are asked for."""
+    """Labelled images at their native sizes, read on access."""
 
     read: Callable[[list[int]], Iterable[Tensor]]
-    """Gives the images at the positions in their order, as uint8 tensors [m, 1 or 3, h, w]; sizes may differ."""
+    """Returns the images at the positions in their order, as uint8 tensors [m, 1 or 3, h, w]; sizes may differ."""
     labels: Tensor
     """int64 [n], 0 or more."""
     class_names: tuple[str, ...] = ()
-    """Names of the k classes in the order of the labels; empty where they are not known."""
+    """Names of the k classes in the order of the labels; empty if they are unknown."""
 
 
 def open_folder(folder: Path) -> RawImages:
-    """List a folder that holds one folder of pictures per class; the classes are numbered in the order of their names.
+    """List a folder with one folder of pictures per class; the classes are numbered in the order of their names.
 
-    Pictures are looked for at any depth. Hidden files and folders are left out. Nothing is decoded before it is read.
+    Pictures may be at any depth. Hidden files and folders are left out. Pictures are decoded when they are read.
 
     Raises:
-        DataError: There is no such folder or no class in it, or a class has no pictures; on reading, a picture cannot
+        DataError: The folder does not exist or has no classes, or a class has no pictures; on reading, a picture cannot
             be decoded.
     """
     paths, labels, names = _list_pictures(folder)
@@ -70,8 +70,7 @@ def open_file(path: Path) -> RawImages:
     """Read `images` and `labels` from an .npz or .safetensors file.
 
     Raises:
-        DataError: There is no such file, it is corrupt or holds pickled objects, or its arrays are not as they should
-            be.
+        DataError: The file does not exist, is corrupt or holds pickled objects, or its arrays are malformed.
     """
     arrays, names = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     missing = [name for name in ("images", "labels") if name not in arrays]
@@ -87,7 +86,7 @@ def open_file(path: Path) -> RawImages:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a digest that changes when the file changes or, in a folder, a picture's name, size or time of change."""
+    """Return a digest that changes with the file or, for a folder, with a picture's name, size or modification time."""
     if path.is_file():
         return file_sha256(path)
     stats = ((picture, picture.stat()) for picture in _list_pictures(path)[0])
@@ -95,14 +94,14 @@ def fingerprint(path: Path) -> str:
 
 
 def check_labels(labels: Tensor, source: str) -> Tensor:
-    """Return labels as int64 [n] if they are one class per image.
+    """Return labels as int64 [n], after a check that they are one class per image.
 
     Args:
-        labels: What a data set has as labels.
-        source: Where they come from, for the message.
+        labels: Labels of a data set.
+        source: Their source, for the message.
 
     Raises:
-        DataError: They are no integers, have more than one axis, are none at all, or some are negative.
+        DataError: They are not integers, have more than one axis, are empty, or some are negative.
     """
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise DataError(f"The labels in {source} are {_type_name(labels)}: they must be integers, the class from 0")
@@ -115,7 +114,7 @@ def check_labels(labels: Tensor, source: str) -> Tensor:
 
 
 def picture_pixels(picture: Image, source: str) -> Tensor:
-    """Return a picture of 8 bits per channel as uint8 [1, c, h, w]: c is 1 for grey, else 3, opacity is left out.
+    """Return a picture of 8 bits per channel as uint8 [1, c, h, w]: c is 1 for grey, else 3; opacity is dropped.
 
     Raises:
         DataError: It has more than 8 bits per channel.
@@ -132,7 +131,7 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]
         raise DataError(f"No folder {folder}. Set data.dataset to folder:PATH, one folder of pictures per class in it")
     names = tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
     if not names:
-        raise DataError(f"{folder} holds no folders: put the pictures of each class into a folder of its own there")
+        raise DataError(f"{folder} holds no folders: put the pictures of each class into a separate folder there")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -161,14 +160,14 @@ def _decode(path: Path) -> Tensor:
         with Image.open(path) as picture:
             return picture_pixels(picture, str(path))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded: {error}. Replace it or delete it") from error
+        raise DataError(f"{path} cannot be decoded: {error}. Replace or delete it") from error
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is no .npz file. Write one with numpy.savez")
+            raise DataError(f"{path} is not an .npz file. Write one with numpy.savez")
         with archive:
             found = {name: archive[name] for name in ("images", "labels", "class_names") if name in archive}
     except FileNotFoundError:
@@ -179,7 +178,7 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         ) from error
     names = found.pop("class_names", np.array([], dtype=str))
     if names.dtype.kind != "U" or names.ndim != 1:
-        raise DataError(f"class_names in {path} must be a list of texts, got {names.dtype} of shape {names.shape}")
+        raise DataError(f"class_names in {path} must be a list of strings, got {names.dtype} of shape {names.shape}")
     return {name: _to_tensor(array, name, path) for name, array in found.items()}, tuple(names.tolist())
 
 
@@ -197,13 +196,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     except FileNotFoundError:
         raise DataError(f"No file {path}. Correct data.dataset: file:PATH") from None
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not a whole safetensors file: {error}") from error
+        raise DataError(f"{path} is not a complete safetensors file: {error}") from error
     try:
         names = json.loads(text)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"class_names in the metadata of {path} must be a JSON list of texts, got {text[:80]!r}")
+        raise DataError(f"class_names in the metadata of {path} must be a JSON list of strings, got {text[:80]!r}")
     return found, tuple(names)
 
 
@@ -218,7 +217,7 @@ def _pixels(images: Tensor, path: Path) -> Tensor:
     if not 0 <= low <= high <= 1:
         raise DataError(
             f"images in {path} are floats from {low:g} to {high:g}: they must be in [0, 1] and not normalised, as the "
-            "teacher does that itself"
+            "teacher normalises them"
         )
     return torch.cat([quantise(chunk.float()) for chunk in torch.split(images, _CHUNK_IMAGES)])
 
@@ -231,7 +230,7 @@ def _channels_first(images: Tensor, path: Path) -> Tensor:
         return images[:, None]
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first == last:
-        problem = "c must be 1 or 3" if not first else "which axis holds the channels cannot be told"
+        problem = "c must be 1 or 3" if not first else "the axis of the channels is ambiguous"
         raise DataError(f"images in {path} have shape {shape} for [n, h, w, c] or [n, c, h, w]: {problem}")
     return images if first else images.permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""How good a student is, on labelled images or, as a proxy, on synthetic ones.
+"""The quality of a student, measured on labelled images or, as a proxy, on synthetic ones.
 
-Imports: common, models, data, priors. Begin with `comparison`; a new figure goes into `metrics`.
+Imports: common, models, data, priors. Start with `comparison`; a new figure belongs in `metrics`.
 """

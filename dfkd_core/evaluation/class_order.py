@@ -1,7 +1,7 @@
-"""Whether the labels of a data set count the classes as the teacher does, and how they do if not.
+"""The check that a data set's labels count the classes in the teacher's order, and the search for their order if not.
 
-Sorted folder names, labels from 1 and a background class in front are common, and give every model an accuracy that
-says nothing. How well the rule does is measured by benchmarks/class_order.py, see docs/data.md.
+Sorted folder names, labels from 1 and a background class in front are common, and make the accuracy of every model
+meaningless. benchmarks/class_order.py measures how reliable the search is, see docs/data.md.
 
 n images, k classes.
 """
@@ -29,15 +29,15 @@ class FoundOrder:
     order: tuple[int, ...]
     """The teacher's class of each label."""
     accuracy: float
-    """The teacher's accuracy with the labels as they are."""
+    """The teacher's accuracy with the labels unchanged."""
     accuracy_in_order: float
     """Its accuracy with the labels in this order."""
     num_unseen: int
-    """Labels without an image, which take the classes that are left."""
+    """Labels without an image, which take the remaining classes."""
 
 
 def order_by_name(data_names: Sequence[str], teacher_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the teacher's class of each label, None where the names do not tell it: both must be the same set.
+    """Return the teacher's class of each label, None unless both lists of names are the same set.
 
     Args:
         data_names: Names of the data set's classes in the order of its labels; may be empty.
@@ -55,16 +55,16 @@ def check_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> No
 
     Args:
         predicted: The teacher's class of each image, int64 [n] in [0, k).
-        labels: Labels as they are, int64 [n] in [0, k).
+        labels: Labels of the data set, int64 [n] in [0, k).
         num_classes: Classes k.
 
     Raises:
-        DataError: `find_class_order` finds another order; the message tells it.
+        DataError: `find_class_order` finds another order; the message contains it.
     """
     found = find_class_order(predicted, labels, num_classes)
     if found:
         as_is = ",".join(map(str, range(num_classes))) if num_classes <= 10 else f"0,1,...,{num_classes - 1}"
-        unseen = f", {found.num_unseen} of them without an image to tell" if found.num_unseen else ""
+        unseen = f", {found.num_unseen} of them unknown, since their labels have no image" if found.num_unseen else ""
         raise DataError(
             f"The teacher is right on {found.accuracy:.2%} of the {len(labels)} images with the labels as they are, "
             f"and on {found.accuracy_in_order:.2%} with another order of the {num_classes} classes: "
@@ -75,16 +75,16 @@ def check_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> No
 
 
 def find_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> FoundOrder | None:
-    """Return an order of the classes under which the teacher is right much more often, None where there is none.
+    """Return an order of the classes under which the teacher is right much more often, None if there is none.
 
     Two kinds are tried: labels shifted by a constant, and the best one-to-one assignment of classes to labels (the
-    Hungarian method on the confusion matrix). An assignment is judged on images that it was not chosen on, each half of
-    every label's images on the other. An order is found if
+    Hungarian method on the confusion matrix). An assignment is judged on images that were not used to choose it: each
+    half of every label's images judges the order chosen on the other half. An order is found if
 
     - at most two thirds of the errors are left, and
     - the images that become right outnumber those that become wrong by four standard deviations of chance.
 
-    Weak and untrained teachers fail the first test, few images the second.
+    Weak and untrained teachers fail the first test, small data sets the second.
 
     Arguments as in `check_class_order`.
     """
@@ -104,7 +104,7 @@ def find_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> Fou
 
 
 def _halves(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Count the images by label (row) and prediction (column), every other image of each label apart."""
+    """Count the images by label (row) and prediction (column), separately for even and odd images of each label."""
     by_label = labels.argsort(stable=True)
     counts = labels.bincount(minlength=num_classes)
     first = counts.cumsum(0) - counts
@@ -118,15 +118,15 @@ def _halves(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor
 
 
 def _best_shift(confusion: Tensor) -> Tensor:
-    """Return the order [k] that adds the constant to each label, modulo k, with which most images are right."""
+    """Return the order [k] that adds a constant to each label, modulo k, and is right on the most images."""
     labels = torch.arange(len(confusion))
     orders = ((labels + shift) % len(confusion) for shift in range(len(confusion)))
     return max(orders, key=lambda order: _hits(order, confusion))
 
 
 def _best_assignment(confusion: Tensor) -> Tensor:
-    """Return the order [k] with which most images are right; of equal ones, that which moves the fewest labels."""
-    # Imported here: scipy takes a while that most evaluations do not need.
+    """Return the order [k] that is right on the most images; among equals, the one that moves the fewest labels."""
+    # Imported here: scipy takes a while to import, and most evaluations do not need it.
     from scipy.optimize import linear_sum_assignment
 
     num_classes = len(confusion)
@@ -140,7 +140,7 @@ def _hits(order: Tensor, confusion: Tensor) -> int:
 
 
 def _is_much_better(orders: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Compare orders with the labels as they are, each on the confusion matrix [k, k] beside it."""
+    """Compare orders with the unchanged labels, each on the confusion matrix [k, k] paired with it."""
     num_images = wrong_before = wrong_after = discordant = 0
     for order, confusion in orders:
         size, before, after = int(confusion.sum()), int(confusion.diagonal().sum()), _hits(order, confusion)

@@ -1,4 +1,4 @@
-"""How good a student is, alone and beside its teacher: accuracy, calibration, agreement, size and latency.
+"""The quality of a student, alone and compared with its teacher: accuracy, calibration, agreement, size and latency.
 
 n images, k classes.
 """
@@ -35,28 +35,28 @@ __all__ = [
 
 @config_section
 class EvaluationConfig:
-    """How models are evaluated."""
+    """Settings of the evaluation."""
 
     batch_size: PositiveInt = 500
     """Images per forward pass; does not change the figures beyond rounding."""
     num_bins: PositiveInt = 15
     """Bins of equal width of the expected calibration error."""
     num_latency_runs: PositiveInt = 50
-    """Timed forward passes per batch size; their median counts."""
+    """Timed forward passes per batch size; the median is reported."""
     num_held_out_images: PositiveInt = 20_000
-    """Synthetic images that stand in for real ones where `data.dataset` is `none`."""
+    """Synthetic images that replace real ones if `data.dataset` is `none`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """One model's figures."""
+    """Figures of one model."""
 
     num_parameters: int | None
-    """Trainable numbers in the network; None for a teacher that does not show it."""
+    """Trainable parameters of the network; None for a teacher that does not expose it."""
     size_bytes: int | None
     """Size of its safetensors file; None likewise."""
     scores: LabelScores | None
-    """None where there were no labels."""
+    """None without labels."""
 
     def to_metrics(self) -> dict[str, float]:
         """Return the single figures by name; shares are fractions."""
@@ -77,22 +77,22 @@ class EvaluationReport:
     student: ModelReport
     """The student's figures."""
     agreement: float
-    """Share of images for which both give the same class."""
+    """Share of images for which both predict the same class."""
     kl: float
     """Mean KL(teacher || student) at temperature 1, in nats."""
     num_images: int
-    """Images looked at."""
+    """Number of images."""
     answers: tuple[tuple[int, ...], ...]
-    """Number of images per class that the teacher gives (row) and that the student gives (column)."""
+    """Number of images per class predicted by the teacher (row) and by the student (column)."""
     proxy: bool
     """Whether the images were held-out ones without labels, so that agreement only hints at the real one."""
 
     def to_metrics(self) -> dict[str, dict[str, float]]:
         """Return the single figures as `{"teacher": {...}, "student": {...}}`; shares are fractions.
 
-        Agreement and KL stand with the student; those of a proxy stand under `proxy` instead, so that they are never
-        taken for figures on real images. Beside them stand how many classes the teacher gives and the share of the
-        one that it gives most: a teacher that always says the same is easily agreed with.
+        Agreement and KL are under `student`; those of a proxy are under `proxy` instead, so that nobody takes them for
+        figures on real images. The proxy also has the number of classes that the teacher predicts and the share of its
+        most frequent one: it is easy to agree with a teacher that always predicts the same class.
         """
         joint = {"agreement": self.agreement, "kl": self.kl}
         student = self.student.to_metrics()
@@ -113,27 +113,27 @@ def evaluate(
     check_order: bool = False,
     on_progress: OnProgress = ignore,
 ) -> EvaluationReport:
-    """Compare student and teacher on labelled images, or on held-out ones where there are no labels.
+    """Compare student and teacher on labelled images or, without labels, on held-out ones.
 
     Computes in float32 on the teacher's device.
 
     Args:
-        student: Is moved to the teacher's device and put into eval mode.
-        teacher: What the student should do.
-        data: Labelled images; they win over `held_out`.
+        student: It is moved to the teacher's device and put into eval mode.
+        teacher: The reference for the student.
+        data: Labelled images; they take precedence over `held_out`.
         held_out: uint8 images [n, c, h, w] that the student was not trained on; they may lie in files.
         config: Batch size and number of bins.
-        check_order: Refuse labels that count the classes in another order than the teacher, see `check_class_order`.
-        on_progress: Told after each batch.
+        check_order: Refuse labels whose classes are in another order than the teacher's, see `check_class_order`.
+        on_progress: Called after each batch.
 
     Raises:
         DataError: There are no images, one cannot be read, they do not fit the teacher, or a label is out of range or,
-            with `check_order`, another class's.
+            with `check_order`, of another class.
     """
     config = config or EvaluationConfig()
     images: Rows | None = data.images if data is not None else held_out
     if images is None or not len(images):
-        raise DataError("There is nothing to evaluate on: give labelled images, or held-out images as a proxy.")
+        raise DataError("There is nothing to evaluate on. Pass labelled images, or held-out images as a proxy.")
     labels = data.labels if data is not None else None
     _check_fit(images, labels, teacher)
     logits = _predict(student, teacher, images, config.batch_size, on_progress)
@@ -187,11 +187,11 @@ def _check_fit(images: Rows, labels: Tensor | None, teacher: Labeller) -> None:
     card = teacher.card
     if tuple(images.shape[1:]) != card.image_shape:
         raise DataError(
-            f"The images have shape {tuple(images.shape[1:])} and the teacher takes {card.image_shape}. "
+            f"The images have shape {tuple(images.shape[1:])} but the teacher takes {card.image_shape}. "
             "Use the data set that the teacher was trained for: data.dataset and data.image_size"
         )
     if labels is not None and not (0 <= int(labels.min()) and int(labels.max()) < card.num_classes):
         raise DataError(
-            f"The labels go from {int(labels.min())} to {int(labels.max())} and the teacher has {card.num_classes} "
+            f"The labels range from {int(labels.min())} to {int(labels.max())}, but the teacher has {card.num_classes} "
             f"classes: labels must be 0 to {card.num_classes - 1}. Correct data.dataset"
         )

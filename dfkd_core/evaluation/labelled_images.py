@@ -1,4 +1,4 @@
-"""The labelled images that a teacher and its student are evaluated on, in the shape and the classes of the teacher.
+"""The labelled images that evaluate a teacher and its student, with the teacher's image shape and classes.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -38,7 +38,7 @@ class EvaluationData:
     class_names: tuple[str, ...]
     """Names of the teacher's k classes; a class without a name has its number."""
     order: Order
-    """How labels became classes: taken as they are, by their names, or as `data.class_order` says."""
+    """How labels were mapped to classes: unchanged, by their names, or by `data.class_order`."""
 
     def __len__(self) -> int:
         """Return the number of images n."""
@@ -48,18 +48,18 @@ class EvaluationData:
 def load_evaluation_data(
     config: DataConfig, card: ModelCard, *, system_folder: Path = SYSTEM_FOLDER
 ) -> EvaluationData | None:
-    """Open the test images for a teacher; None where there are none (`data.dataset: none`).
+    """Open the test images for a teacher; None if there are none (`data.dataset: none`).
 
-    Their size and channels are those of the card, whatever `config` says. Built-in data sets are resized as for
-    training, others in their proportions with a centre crop.
+    Their size and channels are those of the card, not of `config`. Built-in data sets are resized as for training;
+    others keep their aspect ratio and are cropped at the centre.
 
     Args:
-        config: Which data set, from where, and the order of its classes.
-        card: The teacher's.
+        config: Data set, its place, and the order of its classes.
+        card: Card of the teacher.
         system_folder: Folder with Debian's data set packages.
 
     Raises:
-        DataError: As `open_dataset`, or the data set's classes are not as many as the teacher's.
+        DataError: As for `open_dataset`, or the data set and the teacher differ in the number of classes.
     """
     if config.dataset == NO_DATA:
         return None
@@ -75,7 +75,7 @@ def load_evaluation_data(
 
 
 def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[Sequence[int], Order]:
-    """Return the teacher's class of each label and where that comes from."""
+    """Return the teacher's class of each label and how it was found."""
     if config.class_order:
         return _order_as_set(raw, config.class_order, card), "as set"
     by_name = order_by_name(raw.class_names, card.class_names)
@@ -84,18 +84,18 @@ def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[S
     low, high, k = int(raw.labels.min()), int(raw.labels.max()), card.num_classes
     if raw.class_names and len(raw.class_names) != k:
         raise DataError(
-            f"{config.dataset} has {len(raw.class_names)} classes and the teacher {k}. Correct data.dataset, or say "
-            "with data.class_order which of the teacher's classes each label is"
+            f"{config.dataset} has {len(raw.class_names)} classes, but the teacher has {k}. Correct data.dataset, or "
+            "set data.class_order to the teacher's class of each label"
         )
     if (low, high) == (1, k):
         listed = ",".join(map(str, range(k))) if k <= 10 else f"0,1,...,{k - 1}"
         raise DataError(
-            f"The labels in {config.dataset} go from 1 to {k}, and the teacher's {k} classes are counted from 0. "
+            f"The labels in {config.dataset} range from 1 to {k}, but the teacher's {k} classes are counted from 0. "
             f"Subtract 1 from the labels, or set data.class_order: [-1,{listed}]"
         )
     if high >= k:
         raise DataError(
-            f"The labels in {config.dataset} go up to {high} and the teacher has {k} classes, 0 to {k - 1}. "
+            f"The labels in {config.dataset} go up to {high}, but the teacher has {k} classes, 0 to {k - 1}. "
             "Correct data.dataset"
         )
     return range(k), "as is"
@@ -104,15 +104,15 @@ def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[S
 def _order_as_set(raw: RawImages, order: tuple[int, ...], card: ModelCard) -> tuple[int, ...]:
     num_labels = len(raw.class_names) or int(raw.labels.max()) + 1
     if len(order) < num_labels or (raw.class_names and len(order) > num_labels):
-        raise DataError(f"data.class_order has {len(order)} entries for {num_labels} labels: give one per label")
+        raise DataError(f"data.class_order has {len(order)} entries for {num_labels} labels. Set one per label")
     if max(order) >= card.num_classes:
         raise DataError(
-            f"data.class_order names class {max(order)} and the teacher has {card.num_classes}, 0 to "
+            f"data.class_order has class {max(order)}, but the teacher has {card.num_classes}, 0 to "
             f"{card.num_classes - 1}"
         )
     nowhere = [label for label in sorted(set(raw.labels.tolist())) if order[label] == -1]
     if nowhere:
-        raise DataError(f"data.class_order gives -1 to labels that images have: {', '.join(map(str, nowhere[:10]))}")
+        raise DataError(f"data.class_order is -1 for labels that images have: {', '.join(map(str, nowhere[:10]))}")
     return order
 
 

@@ -1,4 +1,4 @@
-"""How long a forward pass takes."""
+"""The run time of a forward pass."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def measure_latency(
 ) -> dict[str, float]:
     """Return the median milliseconds of a forward pass as `{"batch_1_ms": ..., "batch_64_ms": ...}`.
 
-    The only figures that differ from run to run, so they are apart from `EvaluationReport`.
+    These are the only figures that differ from run to run, so they are separate from `EvaluationReport`.
 
     Args:
-        classifier: Is moved to `device` and put into eval mode.
+        classifier: It is moved to `device` and put into eval mode.
         batch_sizes: Images per forward pass.
         num_runs: Timed passes per batch size, after a tenth as many that are not timed.
-        device: Where to compute.
+        device: Device to compute on.
     """
     classifier = classifier.to(device).eval()
     medians = {}

@@ -19,14 +19,14 @@ _VALUES_AT_ONCE = 2**24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelScores:
-    """What the true labels say of a model."""
+    """Figures of a model against the true labels."""
 
     accuracy: float
     """Share of images whose most likely class is the label."""
     ece: float
     """Expected calibration error, see `expected_calibration_error`."""
     per_class_accuracy: tuple[float | None, ...]
-    """Share of each class's images that get their label; None for a class without images."""
+    """Share of each class's images that are classified correctly; None for a class without images."""
     confusion: tuple[tuple[int, ...], ...]
     """Number of images per true class (row) and predicted class (column)."""
 

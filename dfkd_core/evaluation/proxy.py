@@ -1,7 +1,8 @@
-"""How good a student is, told without real data: how well it gives its teacher's answers on images of a held-out prior.
+"""The quality of a student without real data: its agreement with the teacher on images of a held-out prior.
 
-The form was chosen on scikit-learn's digits alone, over the students of 48 random recipes whose real accuracy goes from
-10 to 99.9 %. r is Pearson's correlation with it, among all students, rho Spearman's among the better half of them:
+The form was chosen on scikit-learn's digits only, over the students of 48 random recipes whose real accuracy ranges
+from 10 to 99.9 %. r is its Pearson correlation with the real accuracy over all students, rho its Spearman correlation
+over the better half:
 
 | form | r, all | rho, better half |
 |---|---|---|
@@ -13,8 +14,8 @@ The form was chosen on scikit-learn's digits alone, over the students of 48 rand
 | -KL at temperature 1 / 4 | 0.734 / 0.908 | 0.947 / 0.937 |
 | explained variance of the logits | 0.942 | 0.917 |
 
-Real images have large margins, and all classes alike, which images of no class have not: both weights make up for that.
-A mean over shifted images gained nothing. docs/proxy.md has the rest and what came of it on Fashion-MNIST.
+Real images have large margins and evenly distributed classes; images of no class have neither. Both weights correct
+for that. A mean over shifted images did not help. docs/proxy.md has the rest and the results on Fashion-MNIST.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -35,7 +36,7 @@ from dfkd_core.priors.table import PriorName, build_prior
 __all__ = ["HELD_OUT_PRIOR", "held_out_images", "held_out_logits", "proxy_score", "weighted_agreement"]
 
 HELD_OUT_PRIOR: PriorName = "mosaic"
-"""Images that no method trains on unless it is told to; a student that did gets a score that says nothing."""
+"""Held-out prior: methods train on it only on request, and the score of a student that did is meaningless."""
 
 _STREAM = "proxy"
 
@@ -43,34 +44,34 @@ _STREAM = "proxy"
 def proxy_score(
     teacher: Labeller, student: Classifier, *, num_images: int = 20_000, seed: int = 0, batch_size: int = 500
 ) -> float:
-    """Return how well the student gives the teacher's answers on held-out images, from 0 to 1 (always).
+    """Return the agreement of student and teacher on held-out images as a score from 0 to 1 (always the same class).
 
-    Good for ranking students of one teacher; it is no estimate of an accuracy. The images' draw moves
-    the difference of two students by 0.002 (digits) to 0.015 (Fashion-MNIST, whose teacher sees some classes seldom).
+    It ranks students of one teacher; it is not an estimate of an accuracy. The draw of the images changes the
+    difference of two students by 0.002 (digits) to 0.015 (Fashion-MNIST, whose teacher rarely predicts some classes).
 
     Args:
-        teacher: What the student should do; its device computes.
-        student: Is moved to the teacher's device and put into eval mode.
+        teacher: The reference for the student; its device computes.
+        student: It is moved to the teacher's device and put into eval mode.
         num_images: Held-out images n.
-        seed: Their stream; the same for all students that are to be compared.
+        seed: Seed of the images; the same for all students to be compared.
         batch_size: Images per forward pass; does not change the score beyond rounding.
 
     Raises:
-        TeacherError: The teacher gives all the images one class, so that nothing can be told from its answers.
+        TeacherError: The teacher predicts one class for all images, so that students cannot be compared.
     """
     logits = held_out_logits(teacher, student, num_images=num_images, seed=seed, batch_size=batch_size)
     if (logits[0].argmax(1) == logits[0][0].argmax()).all():
         raise TeacherError(
-            f"The teacher gives all {num_images} held-out images the class {int(logits[0][0].argmax())}, so that "
+            f"The teacher predicts class {int(logits[0][0].argmax())} for all {num_images} held-out images, so "
             "students cannot be compared on them. Check the teacher, or compare students on real images"
         )
     return weighted_agreement(*logits)
 
 
 def weighted_agreement(teacher_logits: Tensor, student_logits: Tensor) -> float:
-    """Return the mean over the teacher's classes of the share of its margin for which the student gives its answer.
+    """Return the mean over the teacher's classes of the share of its margin on which the student predicts its class.
 
-    With a_i the teacher's answer, b_i the student's and m_i the teacher's margin, the difference of its two largest
+    With a_i the teacher's class, b_i the student's and m_i the teacher's margin, the difference of its two largest
     logits, on image i:
 
         mean over classes k that occur of  (sum_{a_i = k = b_i} m_i) / (sum_{a_i = k} m_i)
@@ -93,7 +94,7 @@ def held_out_images(image_shape: tuple[int, int, int], num_images: int, *, seed:
     Args:
         image_shape: Shape (c, h, w) of one image.
         num_images: Images n.
-        seed: Their stream, the images of `proxy_score`.
+        seed: Seed of the images, those of `proxy_score`.
     """
     prior = build_prior(HELD_OUT_PRIOR, image_shape)
 

@@ -1,4 +1,4 @@
 """A student in the forms that other runtimes load, each compared with the student.
 
-Imports: common, models, data, priors, evaluation. Begin with `run`; how a form is written and read is in `forms`.
+Imports: common, models, data, priors, evaluation. Start with `run`; `forms` writes and reads each form.
 """

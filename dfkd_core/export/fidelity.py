@@ -1,4 +1,4 @@
-"""How far another form of a student is from the student itself.
+"""The distance of an exported form of a student from the student itself.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -20,21 +20,21 @@ from dfkd_core.errors import ExportError
 __all__ = ["Fidelity", "Predict", "check_fidelity", "measure_fidelity", "predict_all"]
 
 Predict = Callable[[Tensor], Tensor]
-"""Maps what a form takes, float32 [n, c, h, w], to logits [n, k]; any n."""
+"""Maps a form's input, float32 [n, c, h, w], to logits [n, k]; any n."""
 
-# The first two are there to find out whether the batch is really free.
+# The first two check whether the batch size is really free.
 _FIRST_BATCHES = (1, 7)
 _BATCH_SIZE = 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """How far a form is from its student on the same images."""
+    """Distance of a form from its student on the same images."""
 
     max_difference: float
     """Largest absolute difference of two logits."""
     relative_difference: float
-    """The same over the student's largest absolute logit."""
+    """The same, divided by the student's largest absolute logit."""
     agreement: float
     """Share of images with the same most likely class."""
 
@@ -46,22 +46,22 @@ def predict_all(predict: Predict, images: Rows, *, prepare: Predict | None = Non
     Args:
         predict: A form of a student, on the CPU.
         images: uint8 [n, c, h, w].
-        prepare: Turns images in [0, 1] into what the form takes; None where it takes them as they are.
-        name: How to call the form in a message.
+        prepare: Converts images in [0, 1] to the form's input; None if the form takes them unchanged.
+        name: Name of the form, for the message.
 
     Raises:
-        ExportError: The form fails with one of the batches, or does not give one row for each image.
+        ExportError: The form fails with one of the batches, or does not return one row for each image.
     """
     parts = []
     for positions in _batches(len(images)):
-        # As users of the form have them, channel by channel.
+        # In the layout of the form's users, channel by channel.
         batch = load_batch(images, positions).clone(memory_format=torch.contiguous_format)
         try:
             logits = predict(prepare(batch) if prepare else batch)
-        except Exception as error:  # each runtime raises classes of its own
+        except Exception as error:  # each runtime has its own error classes
             raise ExportError(f"{name} fails with a batch of {len(batch)} images: {error}") from error
         if logits.ndim != 2 or len(logits) != len(batch):
-            raise ExportError(f"{name} answers {len(batch)} images with the shape {tuple(logits.shape)}, not [n, k]")
+            raise ExportError(f"{name} returns the shape {tuple(logits.shape)} for {len(batch)} images, not [n, k]")
         parts.append(logits)
     return torch.cat(parts)
 
@@ -78,7 +78,7 @@ def measure_fidelity(logits: Tensor, student_logits: Tensor) -> Fidelity:
     difference = (logits.double() - student_logits.double()).abs().max().item()
     if not math.isfinite(difference):
         raise ExportError("The form's or the student's logits hold NaN or Inf")
-    # The smallest positive number stands for an output that is zero everywhere.
+    # The smallest positive number avoids a division by 0 for an output that is zero everywhere.
     scale = max(student_logits.double().abs().max().item(), sys.float_info.min)
     return Fidelity(
         max_difference=difference,
@@ -93,25 +93,27 @@ def check_fidelity(
     """Refuse a form that is too far from its student.
 
     Args:
-        fidelity: What was measured.
-        name: How to call the form in the message.
+        fidelity: The measured distances.
+        name: Name of the form, for the message.
         max_relative_difference: Largest `relative_difference` allowed, None for any. With a bound r, classes can differ
-            only for images whose two largest logits are nearer than 2 r times the largest absolute logit.
+            only for images whose two largest logits are closer than 2 r times the largest absolute logit.
         min_agreement: Smallest agreement allowed, None for any.
 
     Raises:
-        ExportError: A bound is not kept.
+        ExportError: A bound is exceeded.
     """
     found, bound = fidelity.relative_difference, max_relative_difference
     if bound is not None and found > bound:
         raise ExportError(
-            f"{name} is not the student: its logits differ by up to {fidelity.max_difference:.3g}, {found:.2g} of the "
-            f"largest, and {bound:.2g} is allowed; top-1 agreement {fidelity.agreement:.2%}. It was not kept"
+            f"{name} is not equivalent to the student: its logits differ by up to {fidelity.max_difference:.3g}, "
+            f"{found:.2g} of the largest, and {bound:.2g} is allowed; top-1 agreement {fidelity.agreement:.2%}. It was "
+            "not kept"
         )
     if min_agreement is not None and fidelity.agreement < min_agreement:
         raise ExportError(
-            f"{name} gives the student's class for {fidelity.agreement:.2%} of the images and {min_agreement:.2%} is "
-            "the least. It was not kept. Calibrate on other images (--transfer-set) or allow less (--min-agreement)"
+            f"{name} predicts the student's class for {fidelity.agreement:.2%} of the images, and at least "
+            f"{min_agreement:.2%} is required. It was not kept. Calibrate on other images (--transfer-set) or allow "
+            "less (--min-agreement)"
         )
 
 

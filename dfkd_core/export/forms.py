@@ -1,4 +1,4 @@
-"""How each exported form of a student is written, and read back for its check.
+"""Writers of the exported forms of a student, and readers for their check.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -41,13 +41,13 @@ __all__ = [
     "write_pt2",
 ]
 
-# The packages behind each extra of pyproject.toml.
+# Packages of each extra of pyproject.toml.
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
 OnnxSetting = Literal["default", "session.x64quantprecision=1", "optimisation off"]
 ONNX_SETTINGS: tuple[OnnxSetting, ...] = ("default", "session.x64quantprecision=1", "optimisation off")
-"""How ONNX Runtime may be set up by whoever runs an int8 file; the second and the third use other integer kernels."""
+"""Settings of ONNX Runtime with which users may run an int8 file; the second and third use other integer kernels."""
 
-# What the tracer notes for debugging; it holds paths of this machine.
+# Debugging notes of the tracer, with paths of this machine.
 _NOTES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 
 
@@ -57,16 +57,16 @@ def packages(extra: str) -> tuple[str, ...]:
 
 
 def is_installed(extra: str) -> bool:
-    """Tell whether the packages of an extra, `onnx` or `int8`, can be found."""
+    """Return whether the packages of an extra, `onnx` or `int8`, can be found."""
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES[extra])
 
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Run a block that needs the packages of an extra, without what they say of themselves on import.
+    """Run a block that needs the packages of an extra, and silence what they print on import.
 
     Raises:
-        ExportError: One of them is missing; the message says how to install it.
+        ExportError: One of them is missing; the message states how to install it.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -79,14 +79,14 @@ def needing(extra: str) -> Iterator[None]:
     except ImportError as error:
         raise ExportError(
             f"The package {error.name or _PACKAGES[extra][0]} cannot be imported: {error}. "
-            f"Install what is needed with: pip install 'dfkd[{extra}]'"
+            f"Install it with: pip install 'dfkd[{extra}]'"
         ) from error
     finally:
         logging.disable(disabled)
 
 
 def graph_of(student: Classifier, *, normalises: bool) -> nn.Module:
-    """Return a module on the CPU that is what an exported graph computes; the student is left as it is.
+    """Return a module on the CPU that computes the same as an exported graph; the student is not changed.
 
     Args:
         student: In eval mode.
@@ -94,7 +94,7 @@ def graph_of(student: Classifier, *, normalises: bool) -> nn.Module:
     """
     classifier = copy.deepcopy(student).cpu()
     classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
-    # A network may choose its operators by whether gradients are asked for; other runtimes know those of training.
+    # A network may choose its operators by whether gradients are enabled; other runtimes have those of training.
     for parameter in classifier.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     settles_layout = not student.card.channels_last
@@ -111,13 +111,13 @@ def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
     """Capture a module with `torch.export` for any number of images of shape (c, h, w).
 
     Raises:
-        ExportError: It cannot be captured, for example because its steps depend on the images' values.
+        ExportError: It cannot be captured, for example because its operations depend on the images' values.
     """
     images = torch.zeros(2, *image_shape)
     try:
         with torch.enable_grad():
             program = trace_program(graph, images)
-    except Exception as error:  # the tracer raises what the network's own code raises, and classes of its own
+    except Exception as error:  # the tracer raises the network's errors and its own
         first_line = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"torch.export cannot capture the network for batches of any size: {first_line}. "
@@ -155,7 +155,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
             _drop_notes(made.model)
             _shift_to_unsigned(made.model)
             made.save(path)
-        except Exception as error:  # the converter raises classes of its own, protobuf a ValueError beyond 2 GB
+        except Exception as error:  # the converter has its own error classes, protobuf raises a ValueError beyond 2 GB
             raise ExportError(
                 f"The network cannot be written as ONNX: {error}. Choose other forms: --format safetensors --format pt2"
             ) from error
@@ -167,7 +167,7 @@ def read_safetensors(folder: Path) -> Predict:
 
 
 def read_pt2(path: Path) -> Predict:
-    """Load a `torch.export` archive, of float or of int8."""
+    """Load a `torch.export` archive, float or int8."""
     # Registers the operators of int8.
     importlib.import_module("torch.ao.quantization.fx._decomposed")
     loaded: nn.Module = torch.export.load(path).module()
@@ -179,7 +179,7 @@ def read_onnx(path: Path, setting: OnnxSetting = "default") -> Predict:
 
     Args:
         path: The file.
-        setting: How the session is set up, one of `ONNX_SETTINGS`.
+        setting: Setting of the session, one of `ONNX_SETTINGS`.
     """
     with needing("onnx"):
         from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
@@ -198,7 +198,7 @@ def read_onnx(path: Path, setting: OnnxSetting = "default") -> Predict:
 
 
 class _Graph(nn.Module):
-    """Gives the one input of whatever module the same name, and the layout that its steps need if it takes no other."""
+    """Names the single input of any module, and converts its memory layout if the module needs another one."""
 
     def __init__(self, model: nn.Module, *, settles_layout: bool) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class _Graph(nn.Module):
 
 @torch.inference_mode()
 def _only_normalises(classifier: Classifier) -> bool:
-    """Tell whether the classifier does nothing to the output of its network."""
+    """Return whether the classifier returns its network's output unchanged."""
     images = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, *classifier.card.image_shape)
     output = classifier.network(classifier.normalise(images))
     return isinstance(output, Tensor) and torch.equal(output, classifier(images))
@@ -229,8 +229,8 @@ def _drop_notes(model: object) -> None:
 def _shift_to_unsigned(model: Any) -> None:
     """Store every int8 weight of an ONNX model as uint8 with 128 added to it and to its zero point.
 
-    The numbers that are meant stay the same. On processors with AVX2 and without VNNI, ONNX Runtime multiplies uint8
-    activations by int8 weights with an instruction that adds pairs in 16 bits and saturates; uint8 weights it widens.
+    The represented numbers stay the same. On processors with AVX2 and without VNNI, ONNX Runtime multiplies uint8
+    activations by int8 weights with an instruction that adds pairs in 16 bits and saturates; it widens uint8 weights.
     """
     import onnx_ir
 

@@ -1,10 +1,10 @@
 """Post-training quantisation of a captured network: int8 weights, uint8 activations, ranges from calibration images.
 
-Needs torchao (`pip install 'dfkd[int8]'`), so it is imported only where it is used. Every convolution and every linear
-layer takes its input through one quantisation for the whole tensor and its weight through one per output channel
-(Jacob et al., 2018, arXiv 1712.05877; Krishnamoorthi, 2018, arXiv 1806.08342, section 3.1). Which layers these are is
-read from the graph's operators, not from the classes of the modules, so that it holds for any network. BatchNorm is
-first folded into the convolution or the linear layer right before it; elsewhere it stays in float32.
+Needs torchao (`pip install 'dfkd[int8]'`), so it is only imported when it is used. The input of every convolution and
+linear layer is quantised with one range for the whole tensor, its weight with one range per output channel (Jacob et
+al., 2018, arXiv 1712.05877; Krishnamoorthi, 2018, arXiv 1806.08342, section 3.1). The layers are found by the graph's
+operators, not by the classes of the modules, so that this works for any network. BatchNorm is first folded into the
+convolution or the linear layer right before it; otherwise it stays in float32.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def quantise_network(program: ExportedProgram, batches: Iterable[Tensor]) -> tor
     """Quantise every convolution and linear layer of a captured network.
 
     Args:
-        program: The network, captured in eval mode; it is left as it is.
-        batches: Calibration inputs [n, c, h, w] as the network takes them; they decide the ranges of the activations.
+        program: The network, captured in eval mode; it is not changed.
+        batches: Calibration inputs [n, c, h, w] as the network takes them; they determine the activations' ranges.
 
     Returns:
         The network with its weights stored as int8 and a pair of quantise and dequantise operators
@@ -64,7 +64,7 @@ def quantise_network(program: ExportedProgram, batches: Iterable[Tensor]) -> tor
 
 
 class _LayerInputs(Quantizer):  # type: ignore[misc]  # torchao is not typed
-    """Marks what enters a convolution or a linear layer, and its weight."""
+    """Marks the input of each convolution and linear layer, and its weight."""
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         activation = QuantizationSpec(
@@ -93,9 +93,9 @@ class _LayerInputs(Quantizer):  # type: ignore[misc]  # torchao is not typed
 
 
 def _spell_out_batch_norms(network: torch.fx.GraphModule) -> None:
-    """Write every BatchNorm that was not folded as the product and the sum that it is with fixed statistics.
+    """Replace every BatchNorm that was not folded by the product and the sum that it is with fixed statistics.
 
-    As long as a graph has one, torchao traces nearly a hundred small networks to look for those of training.
+    Otherwise torchao traces nearly a hundred small networks to find BatchNorms in training mode.
     """
     graph = network.graph
     for node in [node for node in graph.nodes if node.target == _aten.batch_norm.default]:
@@ -125,7 +125,7 @@ def _tensor(network: torch.fx.GraphModule, node: torch.fx.Node) -> Tensor:
 
 
 def _drop_unused_tensors(network: torch.fx.GraphModule) -> None:
-    """Delete the float weights, which torchao leaves beside the int8 ones."""
+    """Delete the float weights, which torchao keeps next to the int8 ones."""
     used = {node.target for node in network.graph.nodes if node.op == "get_attr"}
     names = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
     for name in set(names) - used:

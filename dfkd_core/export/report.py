@@ -1,4 +1,4 @@
-"""What an export says of itself: the two JSON files beside the exported forms, and where these are put.
+"""The report of an export: the two JSON files next to the exported forms, and their place.
 
 c channels, h height, w width.
 """
@@ -49,24 +49,24 @@ class ExportedForm:
     file: str
     """Its file; `config.json` belongs to `model.safetensors`."""
     format: ExportFormat
-    """What reads it."""
+    """Program that reads it."""
     precision: Precision
     """int8: int8 weights and uint8 activations in all convolutions and linear layers."""
     input: Literal["unit_range", "normalised"]
-    """What it takes: float32 images in [0, 1], or the same minus mean, over std."""
+    """Its input: float32 images in [0, 1], or the same minus mean, over std."""
     size_bytes: int
     """Size of the file."""
     fidelity: Fidelity
-    """How far it is from the student on the checked images, with the runtime's default settings."""
+    """Distance from the student on the checked images, with the runtime's default settings."""
     other_settings: Mapping[str, Fidelity]
-    """The same by further settings of the runtime, see `ONNX_SETTINGS`; empty but for int8 ONNX files."""
+    """The same for further settings of the runtime, see `ONNX_SETTINGS`; empty except for int8 ONNX files."""
     accuracy: float | None
-    """Share of right answers on the labelled images; None for float32 and where there are no such images."""
+    """Accuracy on the labelled images; None for float32 and without such images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What `export.json` says; a pure function of the student, the options, the versions and the kind of processor."""
+    """Contents of `export.json`; a pure function of the student, the options, the versions and the processor's kind."""
 
     made_by: str
     """Marks the folder as an export."""
@@ -79,15 +79,15 @@ class ExportReport:
     max_relative_difference: float
     """Largest `relative_difference` that was allowed for a float32 form."""
     num_calibration_images: int
-    """Images that decided the ranges of int8; 0 where there is no int8 form."""
+    """Images that determined the ranges of int8; 0 without an int8 form."""
     min_agreement: float
     """Smallest agreement that was allowed for an int8 form."""
     num_labelled_images: int
     """Images on which accuracy was measured."""
     student_accuracy: float | None
-    """The float student's share of right answers on them."""
+    """Accuracy of the float student on them."""
     processor: str
-    """Vector instructions of the processor on which the forms were checked, which choose the integer kernels."""
+    """Vector instructions of the processor on which the forms were checked, which determine the integer kernels."""
     versions: Mapping[str, str]
     """Versions of the packages that made and checked the forms."""
     sha256: Mapping[str, str]
@@ -97,7 +97,7 @@ class ExportReport:
 def describe_preprocessing(
     card: ModelCard, forms: Sequence[ExportedForm], digests: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what somebody without this package must know to use the files."""
+    """Return the facts that users without this package need to run the files."""
     channels, height, width = card.image_shape
     resize: dict[str, Any] = {"height": height, "width": width, "interpolation": "bilinear", "antialias": True}
     if (height, width) == (32, 32):
@@ -129,13 +129,13 @@ def find_versions(forms: Sequence[ExportedForm]) -> dict[str, str]:
 
 
 def processor_features() -> str:
-    """Return the vector instructions that decide which kernels this processor runs, for example `AVX2, no VNNI`."""
+    """Return the vector instructions that determine this processor's kernels, for example `AVX2, no VNNI`."""
     has_vnni = torch.cpu._is_vnni_supported()
     return f"{torch.backends.cpu.get_cpu_capability()}, {'VNNI' if has_vnni else 'no VNNI'}"
 
 
 def read_digests(folder: Path) -> dict[str, str] | None:
-    """Return the digests of the files of an export, None if the folder is none."""
+    """Return the digests of the files of an export, None if the folder is not an export."""
     try:
         content = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
         return dict(content["sha256"]) if content["made_by"] == MADE_BY else None
@@ -144,13 +144,13 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 
 def place_export(folder: Path, out: Path) -> None:
-    """Move a finished export into its place, and delete what an earlier one made and nobody has changed since."""
+    """Move a finished export to its place, and delete the files of an earlier export that nobody has changed since."""
     names = sorted(path.name for path in folder.iterdir())
     for name, digest in (read_digests(out) or {}).items():
         old = out / name
         if name not in names and Path(name).name == name and old.is_file() and file_sha256(old) == digest:
             old.unlink()
     out.mkdir(exist_ok=True)
-    # The report comes last, so that it never speaks of files that are not there yet.
+    # The report is moved last, so that it never lists files that are not there yet.
     for name in [*(name for name in names if name != EXPORT_FILE), EXPORT_FILE]:
         (folder / name).replace(out / name)

@@ -1,14 +1,14 @@
-"""A student in forms that others can load, each compared with the student before it is kept.
+"""Export of a student in forms that others can load; each is compared with the student before it is kept.
 
     folder/
     ├── model.safetensors, config.json     for this package; takes images in [0, 1]
     ├── model.pt2                          torch.export
     ├── model.onnx                         ONNX
     ├── model_int8.pt2, model_int8.onnx    the same two with int8 weights and activations
-    ├── preprocessing.json                 what must be done to an image first, and the sha256 of every file
-    └── export.json                        what was checked, and the figures
+        ├── preprocessing.json                 how to prepare an image, and the sha256 of every file
+        └── export.json                        the checks and their figures
 
-Neither JSON file holds times or paths: the same student, options and versions of the packages give the same bytes.
+Neither JSON file contains times or paths: the same student, options and package versions produce the same bytes.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -76,8 +76,8 @@ _NUM_CHECKED = 256
 _NUM_CALIBRATION = 512
 _CALIBRATION_BATCH = 64
 TOLERANCE = 1e-4
-"""Largest relative difference from the student in float32: sums in another order differ by about 1e-6, another network
-by more than 1e-2."""
+"""Largest relative difference from the student in float32: sums in another order differ by about 1e-6, another
+network by more than 1e-2."""
 
 _READERS: dict[str, Callable[[Path], Predict]] = {
     "safetensors": lambda path: read_safetensors(path.parent),
@@ -93,14 +93,14 @@ def default_formats() -> tuple[ExportFormat, ...]:
 
 
 def check_export_target(out: Path) -> None:
-    """Check that a folder can be exported to.
+    """Check that a folder is a valid target of an export.
 
     Raises:
-        ConfigError: It holds something and is no earlier export.
+        ConfigError: It is not empty and is not an earlier export.
     """
     if not out.exists() or (out.is_dir() and (read_digests(out) is not None or not any(out.iterdir()))):
         return
-    raise ConfigError(f"--out {out} exists and is no earlier export. Give a new or an empty folder")
+    raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
 
 
 def probe_images(image_shape: tuple[int, int, int]) -> Tensor:
@@ -122,7 +122,7 @@ def choose_images(images: Rows) -> tuple[Tensor, Tensor]:
         ExportError: There are fewer than two images.
     """
     if len(images) < 2:
-        raise ExportError(f"The transfer set has {len(images)} images and 2 is the least. Use a larger one")
+        raise ExportError(f"The transfer set has {len(images)} images; an export needs 2 or more. Use a larger one")
     order = torch.randperm(len(images), generator=derive_generator(0, "export", "images"))
     num_checked = min(_NUM_CHECKED, len(images) // 2)
     return images[order[:num_checked]], images[order[num_checked : num_checked + _NUM_CALIBRATION]]
@@ -144,24 +144,24 @@ def export_model(
     The graphs, `pt2` and `onnx`, take any number of images.
 
     Args:
-        student: Is moved to the CPU and put into eval mode.
-        out: A new or empty folder, or an earlier export. The earlier export's files go; others stay.
-        formats: Which forms to write.
+        student: It is moved to the CPU and put into eval mode.
+        out: A new or empty folder, or an earlier export. The earlier export's files are deleted; others stay.
+        formats: Forms to write.
         images: uint8 images [n, c, h, w] on which every form is compared with the student.
         bake_preprocessing: Whether graphs take images in [0, 1] and normalise them, or take normalised images.
-        calibration: uint8 images [n, c, h, w] that decide the ranges of an int8 version of every graph; None makes
-            none. Needs torchao.
+        calibration: uint8 images [n, c, h, w] that determine the ranges of an int8 version of every graph; None for no
+            int8 version. Needs torchao.
         min_agreement: Smallest agreement of an int8 form with the student, in [0, 1].
-        labelled: Images on which the accuracy of the student and of int8 forms is measured; it decides nothing.
+        labelled: Images on which the accuracy of the student and of int8 forms is measured; no check depends on it.
 
     Raises:
-        ConfigError: `out` holds something else, or there is nothing to make.
-        ExportError: A form cannot be made, a package is missing, or a form differs from the student. `out` is then as
-            it was.
+        ConfigError: `out` holds something else, or there is nothing to export.
+        ExportError: A form cannot be made, a package is missing, or a form differs from the student. `out` is then
+            unchanged.
     """
     check_export_target(out)
     if not formats or (calibration is not None and not set(formats) & set(_GRAPH_WRITERS)):
-        raise ConfigError("An export needs a format, and int8 one that is a graph. Add: --format pt2")
+        raise ConfigError("An export needs a format, and int8 needs a graph format. Add: --format pt2")
     student = student.cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
@@ -240,7 +240,7 @@ def _calibration_batches(student: Classifier, images: Tensor, bake: bool) -> Ite
 
 
 def _readers(form: _Form, folder: Path) -> Iterator[tuple[str, Predict]]:
-    """Yield each setting of the runtime under which a form is checked, and the form as it loads it."""
+    """Yield each setting of the runtime under which a form is checked, and the form loaded with it."""
     path = folder / form.file
     yield "default", _READERS[form.format](path)
     if form.format == "onnx" and form.precision == "int8":

@@ -1,5 +1,5 @@
-"""Networks, and what dfkd knows about them: architectures, layers, outputs, files on disk, and the frozen teacher.
+"""Networks: architectures, layers, outputs, files on disk, and the frozen teacher.
 
-Imports: common. Begin with `classifier` (a network with its card), then `access` (what a teacher lets one do) and
+Imports: common. Start with `classifier` (a network with its card), then `access` (what a teacher allows) and
 `teacher` (the frozen network with its modelled layer).
 """

@@ -1,8 +1,8 @@
-"""What a teacher lets its user do: three nested protocols, and the one check of what a piece of work needs.
+"""Access to a teacher: three nested protocols, and the single check of the access that a piece of work needs.
 
-    Labeller            images -> logits; may be a program that only answers
-    └── Differentiable  and the gradient of the logits with respect to the images
-        └── Inspectable and its layers and weights
+    Labeller            images -> logits; may be a program that can only be run
+    └── Differentiable  also the gradient of the logits with respect to the images
+        └── Inspectable also its layers and weights
 
 `dfkd_core.models.teacher.Teacher` is Inspectable. Methods, sources of statistics and settings of a distillation declare
 the `Access` that they need.
@@ -25,24 +25,24 @@ from dfkd_core.models.passes import PassSizes
 __all__ = ["Access", "Differentiable", "Inspectable", "Labeller", "Side", "has_access", "require_access"]
 
 Access = Literal["labels", "gradient", "layers"]
-"""Labels of images, the gradient to the images, layers and weights; each includes those before it."""
+"""Labels of images, the gradient to the images, layers and weights; each level includes the ones before it."""
 
 Side = Literal["incoming", "outgoing"]
-"""Weights of the modelled layer's units: those that feed the units, or those that read them."""
+"""Weights of the modelled layer's units: `incoming` ones feed the units, `outgoing` ones read them."""
 
 _MEANING: dict[Access, str] = {
-    "labels": "answers images with logits",
-    "gradient": "also returns the gradient to its images",
-    "layers": "also shows its layers and weights",
+    "labels": "returns logits for images",
+    "gradient": "also returns the gradient with respect to its images",
+    "layers": "also exposes its layers and weights",
 }
 
 
 class Labeller(Protocol):
-    """A teacher that answers images with logits."""
+    """A teacher that returns logits for images."""
 
     @property
     def access(self) -> Access:
-        """What it allows."""
+        """Level of access that it allows."""
 
     @property
     def card(self) -> ModelCard:
@@ -50,11 +50,11 @@ class Labeller(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 that tells teachers apart, 64 hex digits."""
+        """SHA-256 that distinguishes teachers, 64 hex digits."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device that it computes on."""
 
     @property
     def memory(self) -> int:
@@ -71,7 +71,7 @@ class Differentiable(Labeller, Protocol):
     """A teacher through which gradients flow to the images."""
 
     passes: PassSizes
-    """How many images go through it at once."""
+    """Chooses how many images are passed through it at once."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map images [n, c, h, w] in [0, 1] to logits [n, k], differentiable with respect to the images."""
@@ -117,25 +117,25 @@ class Inspectable(Differentiable, Protocol):
 
 
 def has_access(teacher: Labeller, needed: Access) -> bool:
-    """Return whether a teacher allows what is needed."""
+    """Return whether a teacher allows the needed access."""
     order = get_args(Access)
     return order.index(teacher.access) >= order.index(needed)
 
 
 def require_access(teacher: Labeller, needed: Access, *, by: str, remedy: str) -> None:
-    """Check that a teacher allows what a piece of work needs.
+    """Check that a teacher allows the access that a piece of work needs.
 
     Args:
         teacher: The teacher.
-        needed: What the work needs.
-        by: The setting that asks for it, for the message, such as `synthesis.method inversion`.
-        remedy: What to set instead, for the message.
+        needed: Access that the work needs.
+        by: The setting that requires it, for the message, such as `synthesis.method inversion`.
+        remedy: Setting to use instead, for the message.
 
     Raises:
         TeacherError: The teacher allows less.
     """
     if not has_access(teacher, needed):
         raise TeacherError(
-            f"{by} needs a teacher that {_MEANING[needed]} (access {needed!r}), and this one has access "
+            f"{by} needs a teacher that {_MEANING[needed]} (access {needed!r}); this one has access "
             f"{teacher.access!r}. {remedy}"
         )

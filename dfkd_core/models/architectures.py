@@ -1,11 +1,11 @@
-"""Networks by name, from anywhere: built in, torchvision, timm, or a function in a package of the user's.
+"""Networks by name: built in, from torchvision, from timm, or from a function in a package of the user.
 
     lenet5, lenet5@0.5              built in, see `dfkd_core.models.built_in`
     torchvision:resnet18            torchvision.models.get_model
     timm:vit_tiny_patch16_224       timm.create_model, with the extra dfkd[timm]
-    my_package.models:make_net      called with the keyword arguments given and what else it takes of the shape
+        my_package.models:make_net      called with the given arguments and the parameters of the shape that it takes
 
-A name alone builds the architecture with weights drawn from the global generator; trained ones are loaded into it.
+The name alone builds the architecture with weights drawn from the global generator; trained weights are loaded later.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["TIMM", "TORCHVISION", "architecture_fault", "build_architecture", "f
 
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
-# Names under which factories take the shape.
+# Names that factories use for the shape.
 _SHAPE_NAMES = {
     "in_channels": ("in_channels", "in_chans", "input_channels", "num_channels", "channels"),
     "image_size": ("image_size", "img_size", "input_size"),
@@ -37,7 +37,7 @@ _SHAPE_NAMES = {
 
 
 def architecture_fault(name: str) -> str | None:
-    """Return what is wrong with the form of a name, None if nothing is; nothing is imported."""
+    """Return the fault in the form of a name, None if it is well formed; nothing is imported."""
     if is_built_in(name) or (name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]):
         return None
     module, separator, function = name.partition(":")
@@ -59,7 +59,7 @@ def build_architecture(
         in_channels: Channels c of an input image.
         image_size: Height and width of an input image in pixels.
         num_classes: Number of outputs k.
-        arguments: Keyword arguments for the function that builds it; they win over the shape.
+        arguments: Keyword arguments for the function that builds it; they override the shape.
 
     Raises:
         ConfigError: The name is unknown, its package is missing, or the network cannot be built with these arguments.
@@ -83,8 +83,8 @@ def build_architecture(
         raise
     except OSError as error:
         raise ConfigError(
-            f"{name} cannot be built, since what it needs cannot be read or fetched: {error}. Fetch the weights "
-            "elsewhere and give the file as --weights"
+            f"{name} cannot be built, since a file that it needs cannot be read or downloaded: {error}. Download the "
+            "weights elsewhere and pass the file as --weights"
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items())
@@ -93,7 +93,7 @@ def build_architecture(
             "distillation.student_arguments)"
         ) from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"{name} gives a {type(network).__name__}, and it must give a torch.nn.Module")
+        raise ConfigError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
     return network
 
 
@@ -121,7 +121,7 @@ def _build_timm(name: str, shape: Mapping[str, int], given: dict[str, Any]) -> n
     arguments = {"in_chans": shape["in_channels"], "num_classes": shape["num_classes"]} | given
     if "img_size" not in arguments:
         try:
-            # Transformers must be told, convolutional networks take no such argument.
+            # Transformers need the image size; convolutional networks take no such argument.
             return timm.create_model(name, img_size=shape["image_size"], **arguments)  # type: ignore[no-any-return]
         except TypeError:
             pass
@@ -135,7 +135,7 @@ def import_timm() -> Any:
         ConfigError: It is not installed.
     """
     try:
-        # timm imports torchvision, which opens through one door.
+        # timm imports torchvision, which `common.vision` must load first.
         importlib.import_module("dfkd_core.common.vision")
         return importlib.import_module("timm")
     except ModuleNotFoundError:
@@ -143,33 +143,33 @@ def import_timm() -> Any:
 
 
 def factory(name: str) -> Any:
-    """Return the function of `package.module:function`; the current folder is looked into as well.
+    """Return the function of `package.module:function`; the current folder is searched too.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The module or the function does not exist.
     """
     module, _, function = name.partition(":")
     try:
         found = getattr(factory_module(module), function)
     except AttributeError:
-        raise ConfigError(f"{module} has no {function!r}. Correct {name!r}") from None
+        raise ConfigError(f"{module} has no attribute {function!r}. Correct {name!r}") from None
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}; it must be a function or class that makes a network")
     return found
 
 
 def look_here() -> None:
-    """Let imports look into the current folder as well, last."""
+    """Make imports search the current folder too, last."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
 
 
 def factory_module(name: str) -> Any:
-    """Import a module of the user's; the current folder is looked into as well.
+    """Import a module of the user; the current folder is searched too.
 
     Raises:
-        ConfigError: It does not exist or fails to be imported.
+        ConfigError: It does not exist or its import fails.
     """
     look_here()
     try:
@@ -184,7 +184,7 @@ def factory_module(name: str) -> Any:
 
 
 def _call(function: Any, shape: Mapping[str, int], given: dict[str, Any]) -> Any:
-    """Call a factory with the arguments given, and with the shape as far as it has parameters for it."""
+    """Call a factory with the given arguments and with those of the shape for which it has parameters."""
     parameters = inspect.signature(function).parameters
     taken = {
         own: shape[name] for name, names in _SHAPE_NAMES.items() for own in names if own in parameters and shape[name]
@@ -193,7 +193,7 @@ def _call(function: Any, shape: Mapping[str, int], given: dict[str, Any]) -> Any
 
 
 def _set_channels(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one for another number of channels."""
+    """Replace the first convolution by one with another number of channels."""
     for path, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             if module.in_channels != in_channels:
@@ -207,11 +207,11 @@ def _set_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def first_channels(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the input channels of the first convolution in a state dict, None where there is none."""
+    """Return the input channels of the first convolution in a state dict, None if there is none."""
     return next((tensor.shape[1] for tensor in state.values() if tensor.dim() == 4), None)
 
 
 def last_units(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the units of the last matrix or 1x1 kernel in a state dict, None where there is none."""
+    """Return the units of the last matrix or 1x1 kernel in a state dict, None if there is none."""
     matrices = (tensor for tensor in reversed(list(state.values())) if tensor.dim() in (2, 4))
     return next((len(tensor) for tensor in matrices if tensor[0].numel() == tensor.shape[1]), None)

@@ -1,7 +1,7 @@
-"""The classifiers that can be teacher or student, each for any number of channels, classes and fitting input size.
+"""The built-in classifiers for teacher or student, for any number of channels, classes and any large enough image.
 
-Every network is an `nn.Sequential` of named modules, so that each step's output can be reached by its name; an
-activation is a module of its own (`act_fc1`), so that a layer can be read before it (`fc1`) and after it. Inputs are
+Every network is an `nn.Sequential` of named modules, so that the output of each step can be reached by name. An
+activation is a separate module (`act_fc1`), so that a layer can be read before it (`fc1`) and after it. Inputs are
 normalised images [n, c, h, w] with h = w, outputs are logits [n, k].
 
 n images, c channels, h height, w width, k classes.
@@ -27,20 +27,20 @@ _MAX_MULTIPLE = 64.0
 
 
 def network_names() -> tuple[str, ...]:
-    """Return the names that `build_network` knows; each may be followed by a width multiple, as in `lenet5@0.5`."""
+    """Return the names that `build_network` accepts; each may be followed by a width multiple, as in `lenet5@0.5`."""
     return (*_NETWORKS, *_THINNER)
 
 
 def is_built_in(name: str) -> bool:
-    """Tell whether `build_network` knows a name, its width multiple aside."""
+    """Return whether `build_network` accepts a name, ignoring its width multiple."""
     return name.partition("@")[0] in network_names()
 
 
 def default_layer(name: str) -> str:
-    """Return the module path of the layer whose feature space is modelled unless another one is chosen.
+    """Return the module path of the default modelled layer.
 
-    It is the last hidden linear layer before its activation, or, in a network with one linear layer, the pooled vector
-    that enters it.
+    It is the last hidden linear layer before its activation or, if the network has one linear layer, the pooled vector
+    that is its input.
 
     Raises:
         ConfigError: The name is unknown.
@@ -52,8 +52,8 @@ def default_layer(name: str) -> str:
 def build_network(name: str, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:
     """Build a network with PyTorch's default initialisation, drawn from the global generator.
 
-    A width multiple applies to the widths that a `_half` halves: in LeNet-5 the first two convolutions (LeNet-5-Half of
-    the papers), in AlexNet all hidden layers, in a ResNet all.
+    A width multiple scales the same widths as `_half`: in LeNet-5 those of the first two convolutions (LeNet-5-Half of
+    the papers), in AlexNet those of all hidden layers, in a ResNet all.
 
     Args:
         name: One of `network_names()`, or one with a width multiple: `lenet5@0.5` is `lenet5_half`.
@@ -62,7 +62,7 @@ def build_network(name: str, *, in_channels: int, image_size: int, num_classes: 
         num_classes: Number of logits k.
 
     Raises:
-        ConfigError: The name is unknown, its width multiple is no number above 0, the images are too small for the
+        ConfigError: The name is unknown, its width multiple is not a number above 0, the images are too small for the
             network, or a number is below 1.
     """
     entry, multiple = _find(name)
@@ -79,21 +79,21 @@ def build_network(name: str, *, in_channels: int, image_size: int, num_classes: 
 
 
 class _Conv2d(nn.Conv2d):
-    """Convolution that is a matrix product where its kernel covers the whole map, on a CPU several times as fast."""
+    """Convolution computed as a matrix product if its kernel covers the whole map, several times as fast on a CPU."""
 
     def forward(self, maps: Tensor) -> Tensor:
         if tuple(maps.shape[-2:]) != self.kernel_size:
             return super().forward(maps)
-        # Positions before channels, as both lie in memory: neither is copied.
+        # Positions before channels, the order of both in memory: neither is copied.
         weight, rows = (tensor.permute(0, 2, 3, 1).flatten(1) for tensor in (self.weight, maps))
         return functional.linear(rows, weight, self.bias)[:, :, None, None]
 
 
 class _Shortcut(nn.Conv2d):
-    """1x1 convolution that leaves positions out before it and not while it computes.
+    """1x1 convolution that drops the skipped positions before it computes, not during the computation.
 
-    On a CPU the gradient of a strided one with less than 16 channels, last in memory, is written past its memory:
-    https://github.com/uxlfoundation/oneDNN/issues/6035
+    On a CPU the gradient of a strided convolution with fewer than 16 channels, in channels-last layout, is written past
+    its memory: https://github.com/uxlfoundation/oneDNN/issues/6035
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -102,13 +102,13 @@ class _Shortcut(nn.Conv2d):
 
 
 class _MaxPool2x2(nn.MaxPool2d):
-    """Pooling of 2x2 windows that is several times as fast with few channels where no gradient is asked for."""
+    """Pooling of 2x2 windows that is several times as fast for few channels if no gradient is needed."""
 
     def forward(self, maps: Tensor) -> Tensor:
         if torch.is_grad_enabled() and maps.requires_grad:
             pooled: Tensor = super().forward(maps)
             return pooled
-        # The same numbers: a maximum has no rounding. Torch's own also notes which of the four it was.
+        # The same numbers: a maximum has no rounding. Torch's own pooling also stores which of the four it was.
         height, width = (size // 2 * 2 for size in maps.shape[-2:])
         rows = torch.maximum(maps[..., :height:2, :], maps[..., 1:height:2, :])
         return torch.maximum(rows[..., :width:2], rows[..., 1:width:2])
@@ -119,7 +119,7 @@ def _lenet5(
 ) -> nn.Module:
     """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling.
 
-    At 32 pixels `conv3` leaves one position; at more it leaves a map, which is flattened into `fc1`.
+    At 32 pixels `conv3` has one output position; for larger images it has a map, which is flattened into `fc1`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     fan_in = in_channels
@@ -144,7 +144,7 @@ def _lenet5(
 def _alexnet(in_channels: int, image_size: int, num_classes: int, *, multiple: float) -> nn.Module:
     """AlexNet for small images as in ZSKD (Nayak et al., 2019, arXiv 1905.08114).
 
-    BatchNorm comes after the activation and the pooling, as there. Its local response normalisation and dropout are
+    BatchNorm follows the activation and the pooling, as in the paper. Its local response normalisation and dropout are
     left out: BatchNorm follows both, and dropout would draw from the global generator.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -170,7 +170,7 @@ def _alexnet(in_channels: int, image_size: int, num_classes: int, *, multiple: f
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which is projected where the shape changes."""
+    """Two 3x3 convolutions around a shortcut, which is projected if the shape changes."""
 
     def __init__(self, fan_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ _NETWORKS: dict[str, _Entry] = {
     "resnet18": _resnet_entry(build=partial(_resnet, depths=(2, 2, 2, 2))),
     "resnet34": _resnet_entry(build=partial(_resnet, depths=(3, 4, 6, 3))),
 }
-# The names of papers for multiples of the widths.
+# Names that papers use for multiples of the widths.
 _THINNER: dict[str, tuple[str, float]] = {
     "lenet5_half": ("lenet5", 0.5),
     "lenet5_half_bn": ("lenet5_bn", 0.5),

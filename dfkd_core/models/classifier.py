@@ -1,4 +1,4 @@
-"""A classifier together with what its user must know about it, and its form on disk.
+"""A classifier together with the facts needed to use it, and its form on disk.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "output_shape",
 ]
 
-# Channels that oneDNN takes at once with AVX-512; less with AVX2.
+# Channels that oneDNN processes at once with AVX-512; fewer with AVX2.
 _WHOLE_BLOCK = 16
 
 _PixelKey = tuple[tuple[int, ...], torch.device, torch.memory_format]
@@ -40,7 +40,7 @@ _PixelKey = tuple[tuple[int, ...], torch.device, torch.memory_format]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What has to be known to use a classifier: its network, its input and its modelled layer."""
+    """The facts needed to use a classifier: its network, its input and its modelled layer."""
 
     network: str
     """Name of the network (`dfkd_core.models.architectures`), or kind of a program (`dfkd_core.models.programs`)."""
@@ -59,19 +59,19 @@ class ModelCard:
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of the logits; may be empty."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments with which the network is built."""
+    """Keyword arguments that the network is built with."""
     outputs: OutputKind = "logits"
-    """What the network answers with."""
+    """Kind of the network's output: logits, probabilities or a binary output."""
     output_key: str = ""
-    """Index or key of the answer in a tuple or a mapping; empty for a network that answers with a tensor."""
+    """Index or key of the output in a tuple or a mapping; empty for a network that returns a tensor."""
     program_sha256: str = ""
-    """SHA-256 of the program's file, for a network that is one."""
+    """SHA-256 of the program's file, if the network is a program."""
     channels_last: bool = True
-    """Whether the network takes images whose channels lie side by side in memory, several times as fast on a CPU; one
-    whose forward calls `view` on maps does not."""
+    """Whether the network accepts the channels-last memory format, several times as fast on a CPU; a network whose
+    forward calls `view` on maps does not."""
 
     def __post_init__(self) -> None:
-        """Check that the fields agree with each other."""
+        """Check that the fields agree."""
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.in_channels:
                 raise ConfigError(f"{name} has {len(getattr(self, name))} values for {self.in_channels} channels")
@@ -89,15 +89,15 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """A network that takes images in [0, 1], normalises them itself and answers with logits."""
+    """A network that takes images in [0, 1], normalises them and returns logits."""
 
     def __init__(self, network: nn.Module, card: ModelCard, *, program: Path | None = None) -> None:
-        """Wrap `network`, whose own input is the normalised image.
+        """Wrap `network`, whose input is the normalised image.
 
         Args:
-            network: Is not changed; its `forward` with one argument is all that is called.
-            card: What it takes and gives.
-            program: The file that it was read from, if it is a program; what `save_model` keeps of it.
+            network: Not changed; only its `forward` with one argument is called.
+            card: Its input, its output and its modelled layer.
+            program: The file that the network was read from, if it is a program; `save_model` copies it.
         """
         super().__init__()
         self.network = network
@@ -115,16 +115,16 @@ class Classifier(nn.Module):
         return to_logits(output, self.card.outputs)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return what the network takes of images [n, c, h, w] in [0, 1]."""
+        """Return the network's input for images [n, c, h, w] in [0, 1]."""
         mean, std = self._constants(images)
         normalised: Tensor = (images - mean).div_(std)
-        # Of one channel both layouts are contiguous, and a convolution goes by the strides: a copy settles them.
+        # With one channel both layouts are contiguous, and a convolution decides by the strides: a copy sets them.
         return normalised if self.card.channels_last else normalised.clone(memory_format=torch.contiguous_format)
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation for every pixel of an image, [1, c, h, w], laid out as the images are.
+        """Return mean and standard deviation for every pixel of an image, [1, c, h, w], in the images' memory layout.
 
-        The same numbers as one per channel, which a CPU goes through several times as slowly.
+        The numbers equal one per channel, but broadcasting those is several times as slow on a CPU.
         """
         layouts = (torch.channels_last, torch.contiguous_format)
         layout = next((layout for layout in layouts if images.is_contiguous(memory_format=layout)), None)
@@ -132,7 +132,7 @@ class Classifier(nn.Module):
             return self.mean, self.std
         key = (tuple(images.shape[1:]), images.device, layout)
         if self._pixel_constants is None or self._pixel_constants[0] != key:
-            # A tensor of inference mode could not be used where a gradient is asked for later.
+            # A tensor made in inference mode could not be used if a gradient is needed later.
             with torch.inference_mode(False):
                 mean, std = (
                     values.expand(1, *key[0]).to(images.device).contiguous(memory_format=layout)
@@ -143,11 +143,11 @@ class Classifier(nn.Module):
 
 
 def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
-    """Build the card's network with weights drawn from `seed`, leaving the global generator as it was.
+    """Build the card's network with weights drawn from `seed`, without changing the state of the global generator.
 
     Args:
-        card: What to build; where `layer` is empty, it and `channels_last` are found out.
-        seed: Seed of the first weights.
+        card: The network to build. If `layer` is empty, `layer` and `channels_last` are detected.
+        seed: Seed of the initial weights.
 
     Raises:
         ConfigError: The network is unknown, cannot be built or rejects the image size.
@@ -168,14 +168,14 @@ def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
 
 
 def in_memory_format(classifier: Classifier) -> Classifier:
-    """Lay the weights out as the card says, in place, and return the classifier."""
+    """Lay the weights out in the memory format of the card, in place, and return the classifier."""
     if classifier.card.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return classifier
 
 
 def describe(classifier: Classifier) -> None:
-    """Find out the modelled layer and whether channels may come last, and note them in the classifier's card.
+    """Detect the modelled layer and whether channels may come last, and store both in the classifier's card.
 
     Raises:
         ConfigError: The network rejects the card's images.
@@ -212,7 +212,7 @@ def _takes_channels_last(classifier: Classifier) -> bool:
 
 
 def _is_written_past(module: nn.Module) -> bool:
-    """Tell whether oneDNN writes the gradient of a layer past its memory (its issue 6035) if channels come last."""
+    """Return whether oneDNN writes the gradient of a layer past its memory (its issue 6035) if channels come last."""
     if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.stride == (1, 1):
         return False
     return module.in_channels // module.groups < _WHOLE_BLOCK
@@ -222,7 +222,7 @@ def _is_written_past(module: nn.Module) -> bool:
 def output_shape(classifier: Classifier, address: str) -> tuple[int, ...]:
     """Return the shape of the value at a layer's address for one image; empty if it cannot be read or is no tensor.
 
-    The classifier stays as it is: it is probed in eval mode, since BatchNorm would otherwise note the probe.
+    The classifier is not changed: the probe runs in eval mode, since BatchNorm would otherwise update its statistics.
     """
     is_training = classifier.training
     images = grey_images(2, classifier.card.image_shape, classifier.mean.device)

@@ -1,7 +1,7 @@
 """Addresses of a network's layers, and which of them may be modelled.
 
-An address names what a module gives or, with `:input`, what it reads: `fc1`, `heads.head:input`. `:output` is what the
-whole classifier gives, its logits, where nothing inside can be reached.
+An address names a module's output or, with `:input`, its input: `fc1`, `heads.head:input`. `:output` is the output of
+the whole classifier, its logits, for networks whose layers cannot be reached.
 
 n images, d units of a layer.
 """
@@ -38,25 +38,26 @@ OUTPUT = ":output"
 """Address of the classifier's logits."""
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
-"""Layers that normalise each channel by moments that they remember; subclasses too, with `isinstance`."""
+"""Layers that normalise each channel by stored moments; `isinstance` covers subclasses too."""
 
 _INPUT = ":input"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerAddress:
-    """A module and the side of it that is meant."""
+    """A module, and whether its input or its output is meant."""
 
     path: str
     """Module path in the network; empty for the classifier itself."""
     is_input: bool
-    """Whether what the module reads is meant, and not what it gives."""
+    """Whether the module's input is meant instead of its output."""
 
     def module(self, classifier: nn.Module) -> nn.Module:
         """Return the module in a `Classifier`.
 
         Raises:
-            TeacherError: There is none at the path, the message lists the valid ones; or it does not see whole batches.
+            TeacherError: There is no module at the path (the message lists the valid ones), or it receives partial
+                batches.
         """
         if not self.path:
             return classifier
@@ -67,7 +68,7 @@ class LayerAddress:
             raise TeacherError(f"No layer {self.path!r} in the network. Its layers: {names}. See: dfkd layers")
         if getattr(network, "runs_in_parts", False):
             raise TeacherError(
-                f"Layer {self.path!r} cannot be looked at, since the program takes a fixed number of images and sees a "
+                f"Layer {self.path!r} cannot be read, since the program takes a fixed number of images and computes a "
                 f"batch in parts. Set teacher.layer to {OUTPUT!r}, its logits, or export it with a free batch"
             )
         module: nn.Module = modules[self.path]
@@ -83,9 +84,9 @@ class LayerCandidate:
     kind: str
     """Class of the module."""
     shape: tuple[int, ...]
-    """Shape of what is modelled, for one image."""
+    """Shape of the modelled value for one image."""
     is_exact: bool
-    """Whether a vector of features determines it, so that soft targets can be drawn from it."""
+    """Whether a feature vector determines the value, so that soft targets can be drawn from it."""
 
 
 def parse_layer(address: str) -> LayerAddress:
@@ -97,10 +98,10 @@ def parse_layer(address: str) -> LayerAddress:
 
 @contextmanager
 def watched(classifier: nn.Module, address: str, see: Callable[[Any], None]) -> Iterator[None]:
-    """Call `see` with the tensor at `address` whenever it is computed, as long as the block runs.
+    """Call `see` with the tensor at `address` each time it is computed while the block runs.
 
     Raises:
-        TeacherError: There is no such layer, or the network lets none be looked at.
+        TeacherError: There is no such layer, or the network does not allow reading layers.
     """
     layer = parse_layer(address)
     module = layer.module(classifier)
@@ -117,7 +118,7 @@ def watched(classifier: nn.Module, address: str, see: Callable[[Any], None]) -> 
 
 @contextmanager
 def replaced(classifier: nn.Module, address: str, replacement: Tensor) -> Iterator[None]:
-    """Put a tensor in the place of the one at `address`, as long as the block runs."""
+    """Replace the tensor at `address` by `replacement` while the block runs."""
     layer = parse_layer(address)
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -133,7 +134,7 @@ def replaced(classifier: nn.Module, address: str, replacement: Tensor) -> Iterat
 
 @contextmanager
 def recorded(classifier: nn.Module, addresses: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what the layers give or read in the last forward pass of the block, by address."""
+    """Collect the layers' outputs or inputs of the last forward pass in the block, by address."""
     found: dict[str, Tensor] = {}
 
     def keep(address: str) -> Callable[[Any], None]:
@@ -171,7 +172,7 @@ def _hooked(module: nn.Module, hook: Callable[..., Any], *, is_input: bool, addr
     owner = threading.get_ident()
 
     def own(*arguments: Any) -> Any:
-        # Another thread may run the same network meanwhile, such as the one that labels batches ahead.
+        # Another thread may run the same network at the same time, such as the one that labels batches ahead.
         return hook(*arguments) if threading.get_ident() == owner else None
 
     try:
@@ -179,7 +180,7 @@ def _hooked(module: nn.Module, hook: Callable[..., Any], *, is_input: bool, addr
     except RuntimeError:
         # A compiled program's modules take no hooks.
         raise TeacherError(
-            f"Layer {address!r} cannot be looked at, since the network is a compiled program. Set teacher.layer to "
+            f"Layer {address!r} cannot be read, since the network is a compiled program. Set teacher.layer to "
             f"{OUTPUT!r}, its logits"
         ) from None
     try:
@@ -190,11 +191,11 @@ def _hooked(module: nn.Module, hook: Callable[..., Any], *, is_input: bool, addr
 
 @torch.no_grad()
 def layer_candidates(classifier: nn.Module, images: Tensor) -> list[LayerCandidate]:
-    """List, in the order in which they run, the layers whose features could be modelled, the logits last.
+    """List, in the order in which they run, the layers whose features can be modelled; the logits are last.
 
     Args:
         classifier: A `Classifier`, in eval mode.
-        images: Any images [n, c, h, w] in [0, 1], n at least 2, which are sent through it once.
+        images: Any images [n, c, h, w] in [0, 1], n at least 2, which are passed through it once.
     """
     found: dict[str, LayerCandidate] = {}
     network = classifier.get_submodule("network")
@@ -216,7 +217,7 @@ def layer_candidates(classifier: nn.Module, images: Tensor) -> list[LayerCandida
 
 def _noting(found: dict[str, LayerCandidate], address: str, kind: str, count: int) -> Callable[[Any], None]:
     def see(value: Any) -> None:
-        # Two dimensions or a map: of a sequence it is not known which dimension holds the units.
+        # Two dimensions or a map: in a sequence the dimension of the units is unknown.
         if not isinstance(value, Tensor) or value.dim() not in (2, 4) or len(value) != count:
             return
         shape = tuple(value.shape[1:])
@@ -228,7 +229,7 @@ def _noting(found: dict[str, LayerCandidate], address: str, kind: str, count: in
 
 
 def find_modelled_layer(classifier: nn.Module, images: Tensor) -> str:
-    """Return the address of what the last linear layer reads, the paper's choice; `:output` where it cannot be read.
+    """Return the address of the last linear layer's input, the paper's choice; `:output` if it cannot be read.
 
     Args:
         classifier: A `Classifier`, in eval mode.
@@ -240,12 +241,12 @@ def find_modelled_layer(classifier: nn.Module, images: Tensor) -> str:
         return OUTPUT
     last = weighted[-1]
     weight = weight_of(parse_layer(last.address).module(classifier))
-    # Only a matrix that reads all units at once says which of them go together.
+    # Only a matrix that reads all units at once shows which of them belong together.
     reads_all = weight is not None and weight[0].numel() == last.shape[0]
     return last.address if reads_all else OUTPUT
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
-    """Return a module's matrix or kernel if it has one, also of one that was exported and has lost its class."""
+    """Return a module's matrix or kernel if it has one, even if the module was exported and has lost its class."""
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None

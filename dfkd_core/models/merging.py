@@ -1,7 +1,7 @@
-"""BatchNorm merged into the layer before it, so that a frozen network computes the same in fewer passes over memory.
+"""Merging of BatchNorm into the layer before it: a frozen network computes the same in fewer passes over memory.
 
-In eval mode BatchNorm multiplies and shifts each channel by constants, which a convolution or a linear layer right
-before it can take into its own weights (Jacob et al., CVPR 2018, arXiv 1712.05877, section 3.2).
+In eval mode BatchNorm scales and shifts each channel by constants. A convolution or a linear layer right before it
+can include them in its weights (Jacob et al., CVPR 2018, arXiv 1712.05877, section 3.2).
 
 n images, c channels, h height, w width, k classes.
 """
@@ -27,7 +27,7 @@ from dfkd_core.models.layers import BatchNorm, parse_layer, recorded
 __all__ = ["merge_batch_norm"]
 
 _NUM_PROBES = 4
-# Rounding is 1e-5 on a CPU and 1e-3 with a GPU's TF32; a merge that does not hold changes whole channels.
+# Rounding is 1e-5 on a CPU and 1e-3 with a GPU's TF32; an invalid merge changes whole channels.
 _TOLERANCE = 1e-2
 
 _Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -35,7 +35,7 @@ _Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Paths of two layers of which the second reads what the first gives."""
+    """Paths of two layers; the second reads the output of the first."""
 
     weighted: str
     batch_norm: str
@@ -43,16 +43,16 @@ class _Pair:
 
 @torch.no_grad()
 def merge_batch_norm(classifier: Classifier, *, keep: Sequence[str] = ()) -> Classifier:
-    """Return a classifier that computes the same with less work, or `classifier` itself where nothing can be merged.
+    """Return a classifier that computes the same with less work, or `classifier` itself if nothing can be merged.
 
-    Pairs are found by running the network: a BatchNorm is merged if what it reads is what a convolution or a linear
-    layer has just given. The outcome is compared with the network; if it differs by more than rounding, as where
-    something else reads that output too, nothing is merged.
+    A run of the network finds the pairs: a BatchNorm is merged if a convolution or a linear layer has just returned its
+    input. The result is compared with the network. If they differ by more than rounding, for instance
+    because something else reads that output too, nothing is merged.
 
     Args:
         classifier: A network in eval mode; not changed.
-        keep: Addresses of layers whose values must not change, see `dfkd_core.models.layers`; the values of a merged
-            layer become those of its BatchNorm.
+        keep: Addresses of layers whose values must not change, see `dfkd_core.models.layers`; a merged layer takes the
+            values of its BatchNorm.
 
     Returns:
         A classifier with the same module paths, frozen.
@@ -76,7 +76,7 @@ def merge_batch_norm(classifier: Classifier, *, keep: Sequence[str] = ()) -> Cla
 
 def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
     """Return the layers that can be merged, found in one forward pass."""
-    # Of a module that has two names, and runs at two places, the calls are counted by the module.
+    # A module with two names may run at two places: calls are counted per module.
     names = {module: name for name, module in classifier.network.named_modules() if name}
     given: list[tuple[nn.Module, Any]] = []
     read: list[tuple[nn.Module, Any]] = []
@@ -85,7 +85,7 @@ def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
             if _is_weighted(module):
                 handle = module.register_forward_hook(lambda module, args, output: given.append((module, output)))
             elif _has_constants(module):
-                # An input given by name is not seen, and its layer stays.
+                # An input passed by keyword is not visible here, and its layer stays.
                 handle = module.register_forward_pre_hook(
                     lambda module, args: read.append((module, args[0] if args else None))
                 )
@@ -94,21 +94,21 @@ def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
             stack.callback(handle.remove)
         classifier(images)
     num_runs = Counter(module for module, _ in given + read)
-    # All of these tensors are alive, so that no two of them share an identity.
+    # All of these tensors are alive, so no two of them have the same id.
     source = {id(output): module for module, output in given}
     pairs = []
     for batch_norm, value in read:
         weighted = source.get(id(value))
         if weighted is None or num_runs[weighted] > 1 or num_runs[batch_norm] > 1:
             continue
-        # BatchNorm takes the second dimension of a sequence for its channels, a linear layer the last.
+        # For a sequence, BatchNorm takes the second dimension as channels, a linear layer the last.
         if not (isinstance(weighted, nn.Linear) and value.dim() > 2):
             pairs.append(_Pair(names[weighted], names[batch_norm]))
     return pairs
 
 
 def _values(classifier: Classifier, addresses: Sequence[str], images: Tensor) -> list[Tensor]:
-    """Return the logits and what is at the addresses."""
+    """Return the logits and the values at the addresses."""
     with recorded(classifier, addresses) as found:
         logits = classifier(images)
     return [logits, *(found[address] for address in addresses)]
@@ -119,13 +119,13 @@ def _agree(before: Tensor, after: Tensor) -> bool:
 
 
 def _is_weighted(module: nn.Module) -> bool:
-    """Tell whether a module has weights that can take a factor."""
-    # Weights that are computed before each pass would overwrite what is merged into them.
+    """Return whether a module has weights that can take a factor."""
+    # Weights that are recomputed before each pass would overwrite the merged ones.
     return isinstance(module, _Weighted) and not is_parametrized(module) and not module._forward_pre_hooks
 
 
 def _has_constants(module: nn.Module) -> bool:
-    """Tell whether a module is BatchNorm, and nothing else, that normalises by what it remembers."""
+    """Return whether a module is exactly a BatchNorm that normalises by its stored statistics."""
     # A subclass may do more, such as an activation.
     return type(module) in get_args(BatchNorm) and module.running_mean is not None and not module.training
 

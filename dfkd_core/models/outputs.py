@@ -1,4 +1,4 @@
-"""What a network answers with, found out by looking, and made into logits.
+"""The kind of a network's output, detected from its values, and the conversion to logits.
 
 n images, k classes.
 """
@@ -24,7 +24,7 @@ _SUM_TOLERANCE = 2e-3
 
 
 def select_output(output: Any, key: str) -> Tensor:
-    """Return the tensor at `key` of a network's answer: an index of a tuple, a key of a mapping, empty for a tensor.
+    """Return the tensor at `key` of a network's output: an index of a tuple, a key of a mapping, empty for a tensor.
 
     Raises:
         TeacherError: There is no tensor.
@@ -37,17 +37,16 @@ def select_output(output: Any, key: str) -> Tensor:
             found = getattr(output, key, None)
     if not isinstance(found, Tensor):
         raise TeacherError(
-            f"The network answers with {_describe(output)}, of which {key!r} is no tensor. Set "
-            "teacher.source.output_key"
+            f"The network returns {_describe(output)}, in which {key!r} is not a tensor. Set teacher.source.output_key"
         )
     return found
 
 
 def find_output_key(output: Any) -> str:
-    """Return the key under which the logits most likely are.
+    """Return the most likely key of the logits.
 
     Raises:
-        TeacherError: The answer holds no tensor, or it cannot be told which.
+        TeacherError: The output holds no tensor, or several tensors could be the logits.
     """
     if isinstance(output, Tensor):
         return ""
@@ -59,32 +58,32 @@ def find_output_key(output: Any) -> str:
     elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return "0"
     raise TeacherError(
-        f"The network answers with {_describe(output)}, and it cannot be told where the logits are. Set "
+        f"The network returns {_describe(output)}, and it is unclear which part holds the logits. Set "
         "teacher.source.output_key to a key or an index"
     )
 
 
 def find_output_kind(outputs: Tensor) -> OutputKind:
-    """Tell by the numbers what a network answers with.
+    """Return the kind of a network's output, detected from its values.
 
     Args:
-        outputs: Answers [n, k] to n different images.
+        outputs: Outputs [n, k] to n different images.
 
     Raises:
-        TeacherError: They have another rank or are no numbers.
+        TeacherError: The outputs are not of rank 2 or are not numbers.
     """
     if not outputs.is_floating_point():
         raise TeacherError(
-            f"The network answers with {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "
-            "answer with logits or probabilities"
+            f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "
+            "return logits or probabilities"
         )
     if outputs.dim() == 1 or (outputs.dim() == 2 and outputs.shape[1] == 1):
         is_share = bool(((outputs >= 0) & (outputs <= 1)).all())
         return "binary_probability" if is_share else "binary_logit"
     if outputs.dim() != 2:
         raise TeacherError(
-            f"The network answers {len(outputs)} images with shape {tuple(outputs.shape)}; a classifier's is (images, "
-            "classes). If it answers with several tensors, set teacher.source.output_key"
+            f"The network returns shape {tuple(outputs.shape)} for {len(outputs)} images; a classifier's is (images, "
+            "classes). If it returns several tensors, set teacher.source.output_key"
         )
     sums = outputs.double().sum(1)
     if (outputs >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all():
@@ -96,14 +95,14 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
 
 
 def to_logits(outputs: Tensor, kind: OutputKind) -> Tensor:
-    """Return logits [n, k] whose softmax is what the network means.
+    """Return the logits [n, k] whose softmax is the network's prediction.
 
-    Log-probabilities are logits already. Of probabilities the logarithm is taken; those that underflow count as the
-    smallest normal number.
+    Log-probabilities are logits already. Probabilities are replaced by their logarithm; a probability that underflows
+    counts as the smallest normal number.
 
     Args:
-        outputs: [n, k]; [n] or [n, 1] for the binary kinds, whose second class is the one that the number speaks for.
-        kind: What they are.
+        outputs: [n, k]; [n] or [n, 1] for the binary kinds, whose number is that of the second class.
+        kind: Kind of the outputs.
     """
     if kind == "probabilities":
         return outputs.float().clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -1,7 +1,7 @@
-"""How many images go through a network at once: what a few of them take is measured, the rest follows.
+"""The number of images that pass through a network at once, from a measurement of a few images.
 
-Splitting a batch changes results by rounding alone, since nothing here is asked of networks whose images influence
-each other. A batch that fits is never split, so that on a machine with room for it the bits are those of one pass.
+Splitting a batch changes results by rounding only, since these networks do not let images influence each other. A
+batch that fits is never split: on a machine with enough memory the bits are those of one pass.
 
 n images, c channels, h height, w width.
 """
@@ -40,47 +40,47 @@ __all__ = [
 ]
 
 WHOLE_SHARE = 3 / 4
-"""A batch with gradients is split where it needs more than this share of the memory at hand."""
+"""A batch with gradients is split if it needs more than this share of the available memory."""
 PART_SHARE = 1 / 2
-"""What a part of it may need: below it there is room for the batch's images and for what allocators waste."""
+"""Share that a part of it may need: the rest holds the batch's images and the allocator's overhead."""
 LABELLING_SHARE = 1 / 4
-"""What a pass without gradients may need, which other work may run beside."""
+"""Share that a pass without gradients may need, since other work may run at the same time."""
 PROBED_SIZES = (2, 3)
-"""Batches that are measured; a single image is laid out in memory in a way of its own."""
+"""Batch sizes that are measured; a single image has a memory layout of its own."""
 NEVER_SPLIT_BELOW = GIB // 4
-"""Bytes that a pass may take however little memory there is."""
-# Images, their gradients, Adam's moments and what a smoothed step needs besides, in floats of the image's size.
+"""Bytes that a pass may take even if less memory is available."""
+# Images, their gradients, Adam's moments and the buffers of a smoothed step, in floats of the image's size.
 _DESCENT_COPIES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class PassCost:
-    """Memory of a pass in bytes, a straight line in the number of images."""
+    """Memory of a pass in bytes, as a linear function of the number of images."""
 
     fixed: int
-    """What does not depend on the images."""
+    """Part that does not depend on the images."""
     per_image: int
-    """What each image adds."""
+    """Part per image."""
 
     def of(self, num_images: int) -> int:
         """Return the bytes for `num_images`."""
         return self.fixed + num_images * self.per_image
 
     def most_images(self, num_bytes: float) -> int:
-        """Return the largest power of two of images that fits into `num_bytes`, 0 if not even one does."""
+        """Return the largest power of two of images that fits into `num_bytes`, 0 if not even one fits."""
         count = int(num_bytes - self.fixed) // max(1, self.per_image)
         return 1 << (count.bit_length() - 1) if count > 0 else 0
 
 
 class PassSizes:
-    """Chooses the images per pass of one classifier from the memory at hand."""
+    """Chooses the number of images per pass of one classifier from the available memory."""
 
     def __init__(self, classifier: Classifier, *, memory: int | None = None) -> None:
-        """Prepare to measure `classifier`, where it is then; nothing runs yet.
+        """Prepare to measure `classifier` on its device at that time; nothing runs yet.
 
         Args:
-            classifier: The network; the measuring passes leave it as it is, in its present mode.
-            memory: Bytes that this process may use for its passes; None takes what its device has at the first use.
+            classifier: The network; the measuring passes run in its present mode and do not change it.
+            memory: Bytes that this process may use for its passes; None for what its device has free at the first use.
         """
         self._classifier = classifier
         self._given = memory
@@ -88,11 +88,11 @@ class PassSizes:
 
     @cached_property
     def memory(self) -> int:
-        """Bytes at hand."""
+        """Available bytes."""
         return memory_at_hand(self._device) if self._given is None else self._given
 
     def cost(self, *, with_gradient: bool) -> PassCost:
-        """Return what a forward pass takes, or a forward and a backward pass to the images with Adam's state."""
+        """Return the memory of a forward pass, or of a forward and a backward pass to the images with Adam's state."""
         if with_gradient not in self._costs:
             measured = measure_cost(lambda n: self._run(n, with_gradient), self._device)
             if with_gradient:
@@ -102,7 +102,7 @@ class PassSizes:
         return self._costs[with_gradient]
 
     def images_per_pass(self, num_images: int, *, with_gradient: bool) -> int:
-        """Return `num_images` if they fit at once, otherwise the largest power of two that does, at least 1.
+        """Return `num_images` if they fit at once, otherwise the largest power of two that fits, at least 1.
 
         Args:
             num_images: Size of the batch.
@@ -122,17 +122,17 @@ class PassSizes:
     def check_whole(
         self, num_images: int, *, with_gradient: bool, method: str, setting: str, error: type[DfkdError]
     ) -> None:
-        """Check that a batch whose images influence each other fits at once.
+        """Check that a batch whose images influence each other fits into one pass.
 
         Args:
             num_images: Size of the batch.
             with_gradient: Whether the pass has a backward part.
-            method: Who needs it whole, for the message.
-            setting: What sets its size, for the message.
+            method: Name of the method that needs the whole batch, for the message.
+            setting: Setting of the batch size, for the message.
             error: Class of the error.
 
         Raises:
-            DfkdError: As `error`; names the largest size that fits.
+            DfkdError: Raised as `error`; the message names the largest size that fits.
         """
         cost, room = self.cost(with_gradient=with_gradient), self._room(WHOLE_SHARE)
         if cost.of(num_images) <= room:
@@ -140,9 +140,9 @@ class PassSizes:
         fitting = cost.most_images(room)
         remedy = f"Set {setting}: {fitting}" if fitting > 1 else f"Not even 2 images fit; {setting} cannot help"
         raise error(
-            f"{method} needs a whole batch at once, and {num_images} images take about "
+            f"{method} needs a whole batch at once, and {num_images} images need about "
             f"{gibibytes(cost.of(num_images))} of the teacher's memory; {gibibytes(room)} of the "
-            f"{gibibytes(self.memory)} at hand may be used. {remedy}, free memory or raise execution.memory_gib"
+            f"{gibibytes(self.memory)} available may be used. {remedy}, free memory or raise execution.memory_gib"
         )
 
     def _room(self, share: float) -> float:
@@ -168,19 +168,19 @@ def _precision(device: torch.device, with_gradient: bool) -> contextlib.Abstract
 
 
 def measure_cost(work: Callable[[int], object], device: torch.device) -> PassCost:
-    """Run `work` on two and on three images and return the straight line through their peaks."""
+    """Run `work` on two and on three images and return the line through their peaks."""
     few, more = (peak_bytes(lambda n=n: work(n), device) for n in PROBED_SIZES)  # type: ignore[misc]  # mypy: bound default
     per_image = max(0, (more - few) // (PROBED_SIZES[1] - PROBED_SIZES[0]))
     return PassCost(max(0, few - PROBED_SIZES[0] * per_image), per_image)
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """Run `work`, with gradients unless it turns them off, and return how much its tensors take at once at most.
+    """Run `work`, with gradients unless it turns them off, and return the peak of its tensors in bytes.
 
-    On a CPU a pure function of the work: tensors are counted, not pages; scratch space inside of an operator is not
-    seen. On a GPU what the allocator says.
+    On a CPU this is a pure function of the work: it counts tensors, not pages, and ignores scratch space inside an
+    operator. On a GPU it is the peak that the allocator reports.
     """
-    # An evaluation that is the first to ask runs in inference mode.
+    # The first measurement may come from an evaluation, which runs in inference mode.
     with torch.inference_mode(False):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -196,7 +196,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 class _Counting(TorchDispatchMode):
-    """Follows the storages of all tensors that operations return, those that autograd keeps among them."""
+    """Tracks the storages of all tensors that operations return, including those that autograd keeps."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -215,7 +215,7 @@ class _Counting(TorchDispatchMode):
 
 
 def joined(parts: list[Tensor]) -> Tensor:
-    """Return the rows of all parts in one tensor, of a single part the part itself."""
+    """Return the rows of all parts in one tensor, or the part itself if there is only one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -1,6 +1,6 @@
-"""Networks that were saved as programs: torch.export's `.pt2`, TorchScript and ONNX.
+"""Networks saved as programs: `.pt2` of torch.export, TorchScript and ONNX.
 
-Reading one runs none of its maker's Python: whatever would have to be unpickled or evaluated is refused.
+Reading a program runs no Python code of its author: anything that would have to be unpickled or evaluated is refused.
 
 n images, c channels, h height, w width.
 """
@@ -44,23 +44,23 @@ PROGRAM_FILES: dict[str, str] = {"pt2": "model.pt2", "torchscript": "model.ts", 
 _SUFFIXES = {".pt2": "pt2", ".ts": "torchscript", ".torchscript": "torchscript", ".onnx": "onnx"}
 _ONNX_OPSET = 17
 _InputShape = tuple[int | None, ...] | None
-# The prefix of plain tensors; all other constants of an exported program are pickled objects.
+# Prefix of plain tensors; all other constants of an exported program are pickled objects.
 _TENSOR_CONSTANT = "tensor_"
 _EXPRESSION = re.compile(r"(?:Symbol\('\w+'|[A-Z][A-Za-z]*|[su]\d+|positive|integer|nonnegative|[\d\s()+\-*/,=<>])*")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program as a module, and what its file says of its input."""
+    """A program as a module, and the input shape that its file declares."""
 
     network: nn.Module
     """Takes normalised float32 images [n, c, h, w], any n."""
     image_shape: tuple[int | None, ...] | None
-    """(c, h, w) of an image, None where the file leaves it open."""
+    """(c, h, w) of an image, None for a dimension that the file leaves open."""
 
 
 def program_kind(path: Path) -> ProgramKind | None:
-    """Tell what kind of program a file holds, by its suffix or, for `.pt` and `.pth`, by its content; None for none."""
+    """Return the kind of a program by the file's suffix or, for `.pt` and `.pth`, its content; None for no program."""
     if path.suffix in _SUFFIXES:
         kind: ProgramKind = _SUFFIXES[path.suffix]  # type: ignore[assignment]
         return kind
@@ -76,12 +76,12 @@ def program_kind(path: Path) -> ProgramKind | None:
 def load_program(path: Path, kind: ProgramKind) -> Program:
     """Read a program.
 
-    The layers of `pt2` and `onnx` have module paths and can be hooked; those of TorchScript, and of programs that take
-    a fixed number of images, cannot.
+    The layers of `pt2` and `onnx` programs have module paths and accept hooks. Those of TorchScript, and of programs
+    with a fixed number of images, do not.
 
     Raises:
-        TeacherError: The file is missing, corrupt, holds what would have to be unpickled, uses an operation that cannot
-            be read, or the program takes other than one tensor of images.
+        TeacherError: The file is missing, corrupt, needs unpickling, uses an operation that cannot be read, or the
+            program takes anything but one tensor of images.
     """
     if not path.is_file():
         raise TeacherError(f"No program {path}. Correct teacher.source.model")
@@ -92,7 +92,7 @@ def load_program(path: Path, kind: ProgramKind) -> Program:
         raise
     except ModuleNotFoundError as error:
         raise TeacherError(f"Reading {path} needs {error.name}. Install it with: pip install 'dfkd[onnx]'") from None
-    except Exception as error:  # each reader has a dozen ways of its own to say that a file is not whole
+    except Exception as error:  # each reader has a dozen errors for an incomplete file
         raise TeacherError(f"{path} cannot be read as {kind}: {_first_line(error)}. Export it again") from error
     tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
     precision = tensors[0].dtype if tensors else torch.float32
@@ -104,18 +104,18 @@ def load_program(path: Path, kind: ProgramKind) -> Program:
 
 
 def program_files(path: Path) -> list[Path]:
-    """Return the files that a program consists of: an ONNX file may keep its weights in others beside it.
+    """Return the files that a program consists of: an ONNX file may keep its weights in other files next to it.
 
     Raises:
-        TeacherError: It is no ONNX file, or the package to read it with is missing.
+        TeacherError: It is not an ONNX file, or the package that reads it is missing.
     """
     if path.suffix != ".onnx":
         return [path]
     onnx = _import_onnx(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf has a class of its own for each way to be corrupt
-        raise TeacherError(f"{path} is no ONNX file: {_first_line(error)}. Export it again") from error
+    except Exception as error:  # protobuf has a separate class for each kind of corruption
+        raise TeacherError(f"{path} is not an ONNX file: {_first_line(error)}. Export it again") from error
     places = {
         entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
@@ -123,7 +123,7 @@ def program_files(path: Path) -> list[Path]:
 
 
 def in_one_file(path: Path, folder: Path) -> Path:
-    """Return the program as a single file: itself, or an ONNX file with its weights written into `folder`."""
+    """Return the program as a single file: the file itself, or an ONNX file with its weights written into `folder`."""
     if len(program_files(path)) == 1:
         return path
     onnx = _import_onnx(path)
@@ -133,38 +133,38 @@ def in_one_file(path: Path, folder: Path) -> Path:
 
 
 def trace_program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """Capture a network with torch.export so that it takes any number of images.
+    """Capture a network with torch.export for any number of images.
 
     Args:
         network: Its forward takes one tensor.
-        images: Two or more images [n, c, h, w] of the shape that it will take.
+        images: Two or more images [n, c, h, w] of the shape that the program takes.
 
     Raises:
-        Exception: Whatever its code or the tracer raises where it cannot be followed.
+        Exception: Any error of its code or of the tracer.
     """
     free = ({0: torch.export.Dim("batch", min=1)},)
     try:
         return torch.export.export(network, (images,), dynamic_shapes=free, strict=False)
     except Exception:
-        # `len(images)` is a plain number unless the code itself is read.
+        # `len(images)` is a plain number unless the tracer reads the code itself.
         with suppress(Exception):
             return torch.export.export(network, (images,), dynamic_shapes=free, strict=True)
         raise
 
 
 def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: Path) -> None:
-    """Write a network as `.pt2` that takes any number of images.
+    """Write a network as a `.pt2` program for any number of images.
 
     Raises:
-        TeacherError: torch.export cannot follow its forward.
+        TeacherError: torch.export cannot trace its forward.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.export.save(trace_program(network.eval(), torch.zeros(2, *image_shape)), path)
-    except Exception as error:  # whatever a forward does that cannot be followed
+    except Exception as error:  # any error from a forward that cannot be traced
         raise TeacherError(
-            f"The module cannot be exported: {_first_line(error)}. Bring it as package.module:factory with a state dict"
+            f"The module cannot be exported: {_first_line(error)}. Load it as package.module:factory with a state dict"
         ) from error
 
 
@@ -185,16 +185,16 @@ def _load_exported(path: Path) -> tuple[nn.Module, _InputShape]:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive with pickled objects, or with sizes that are more than formulas.
+    """Refuse an archive with pickled objects, or with sizes that are not formulas.
 
     Raises:
-        TeacherError: It is one.
+        TeacherError: The archive holds one of them.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             documents = {name: archive.read(name) for name in archive.namelist() if name.endswith(".json")}
     except (zipfile.BadZipFile, OSError) as error:
-        raise TeacherError(f"{path} is no whole program of torch.export.save: {error}. Copy it again") from None
+        raise TeacherError(f"{path} is not a complete program of torch.export.save: {error}. Copy it again") from None
     for name, text in documents.items():
         content = json.loads(text)
         if name.endswith("_constants_config.json"):
@@ -202,12 +202,12 @@ def _check_archive(path: Path) -> None:
             others = [other for other in others if not other.startswith(_TENSOR_CONSTANT)]
             if others:
                 raise TeacherError(
-                    f"{path} holds pickled objects ({', '.join(others[:3])}), which would run code of its maker to be "
-                    "read. Export a network whose constants are tensors"
+                    f"{path} holds pickled objects ({', '.join(others[:3])}), and reading them would run code of its "
+                    "author. Export a network whose constants are tensors"
                 )
         for expression in _expressions(content):
             if not _EXPRESSION.fullmatch(expression):
-                raise TeacherError(f"{path} has a size that is no formula: {expression[:60]!r}. It is not read")
+                raise TeacherError(f"{path} is refused: its size {expression[:60]!r} is not a formula")
 
 
 def _expressions(content: Any) -> Iterator[str]:
@@ -224,7 +224,7 @@ def _expressions(content: Any) -> Iterator[str]:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Let torch.load read tensors alone, whatever its caller asks for: torch.export falls back to a full unpickling."""
+    """Restrict torch.load to tensors, even if the caller requests more: torch.export falls back to full unpickling."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -257,7 +257,7 @@ def _import_onnx(path: Path) -> Any:
 
 def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
     onnx = _import_onnx(path)
-    # onnx2torch imports torchvision, which opens through one door: that has to come first.
+    # onnx2torch imports torchvision, which `common.vision` must load first.
     importlib.import_module("dfkd_core.common.vision")
     onnx2torch = importlib.import_module("onnx2torch")
     model = onnx.load(str(path))
@@ -275,13 +275,13 @@ def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
     except NotImplementedError as error:
         raise TeacherError(
             f"{path} uses an operation that onnx2torch cannot convert: {error}. Export it with opset {_ONNX_OPSET} or "
-            "lower, or bring the network as .pt2"
+            "lower, or export the network as .pt2"
         ) from None
     return network, shape
 
 
 def _readable(model: Any) -> Any:
-    """Rewrite what newer exporters write and onnx2torch does not read; the numbers stay."""
+    """Rewrite operations that newer exporters write and onnx2torch cannot read; the numbers stay the same."""
     import onnx
     from onnx import helper, inliner, version_converter
 
@@ -309,7 +309,7 @@ def _readable(model: Any) -> Any:
 
 
 class _FixedBatch(nn.Module):
-    """A program that takes a fixed number of images, run as often as needed; the last run is filled up with zeros."""
+    """A program with a fixed number of images, run as often as needed; the last run is padded with zeros."""
 
     runs_in_parts = True
 
@@ -325,14 +325,14 @@ class _FixedBatch(nn.Module):
         outputs = [self.program(part) for part in torch.split(padded, size)]
         if not all(isinstance(output, Tensor) for output in outputs):
             raise TeacherError(
-                f"The program takes {size} images at once and answers with several tensors. Export it with a dynamic "
+                f"The program takes {size} images at once and returns several tensors. Export it with a dynamic "
                 "batch or with one output"
             )
         return torch.cat(outputs)[: len(images)]
 
 
 class _InPrecision(nn.Module):
-    """A program in another precision, with float32 on both sides."""
+    """A program in another precision, with float32 input and output."""
 
     def __init__(self, program: nn.Module, precision: torch.dtype) -> None:
         super().__init__()

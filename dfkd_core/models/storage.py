@@ -1,4 +1,4 @@
-"""A classifier on disk: its card, and its weights or the program that it is."""
+"""A classifier on disk: its card, and its weights or its program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model_digest(classifier: Classifier) -> str:
 
 
 def save_model(folder: Path, classifier: Classifier) -> None:
-    """Write `config.json` and `model.safetensors`, or the program that the network is, into `folder`."""
+    """Write `config.json` and `model.safetensors`, or the program that the network was read from, into `folder`."""
     if classifier.program is not None:
         with write_atomically(folder / PROGRAM_FILES[classifier.card.network]) as temporary:
             shutil.copyfile(classifier.program, temporary)
@@ -43,7 +43,7 @@ def save_model(folder: Path, classifier: Classifier) -> None:
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors as safetensors takes them: contiguous on the CPU, tied ones as copies."""
+    """Return the tensors in the form that safetensors takes: contiguous on the CPU, tied ones as copies."""
     seen: set[int] = set()
     found = {}
     for name, tensor in state.items():
@@ -78,16 +78,16 @@ def _load_program(path: Path, card: ModelCard) -> Classifier:
     found = file_sha256(path)
     if card.program_sha256 != found:
         raise TeacherError(
-            f"{path} has changed (sha256 {found}, its config.json says {card.program_sha256}). Make it with: dfkd run"
+            f"{path} has changed (sha256 {found}, its config.json has {card.program_sha256}). Make it with: dfkd run"
         )
     return Classifier(program.network, card, program=path)
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read what `save_model` wrote about a classifier, without its weights.
+    """Read the card that `save_model` wrote, without the weights.
 
     Raises:
-        TeacherError: There is no such file, or it does not describe a model.
+        TeacherError: The file is missing or does not describe a model.
     """
     path = folder / CONFIG_FILE
     try:

@@ -1,4 +1,4 @@
-"""The frozen network that is to be compressed, with access to one modelled layer.
+"""The frozen network to be compressed, with access to one modelled layer.
 
 n images, c channels, h height, w width, d units of the modelled layer, k classes.
 """
@@ -49,8 +49,8 @@ class _Trace:
 class Teacher:
     """A classifier frozen in eval mode: logits, features of one layer, and the rest of the network after it.
 
-    The network is not changed: the layer is read and written through hooks at its address. Gradients flow to the images
-    and never to the weights.
+    The network is not changed: hooks at its address read and write the layer. Gradients flow to the images and never to
+    the weights.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Teacher:
 
         Args:
             classifier: The network.
-            device: Where to compute.
-            memory: Bytes that its passes may use, which decides where batches are split; None takes what is free.
+            device: Device to compute on.
+            memory: Bytes that its passes may use; larger batches are split. None for the free memory.
 
         Raises:
             TeacherError: The layer path is wrong, the number of outputs is not the card's `num_classes`, a weight is
@@ -73,7 +73,7 @@ class Teacher:
         self._classifier: Classifier = classifier.to(self.device).eval().requires_grad_(False)
         self._layer = parse_layer(classifier.card.layer).module(classifier)
         self.passes = PassSizes(self._classifier, memory=memory)
-        """How many images go through it at once."""
+        """Chooses how many images are passed through it at once."""
         self._trace = self._run_probe()
         if self._trace.logits_shape != (2, self.card.num_classes):
             raise TeacherError(
@@ -83,12 +83,12 @@ class Teacher:
 
     @property
     def card(self) -> ModelCard:
-        """What is known about the network."""
+        """Facts about the network."""
         return self._classifier.card
 
     @property
     def access(self) -> Access:
-        """Everything: labels, gradients, layers and weights."""
+        """All levels: labels, gradients, layers and weights."""
         return "layers"
 
     @property
@@ -103,14 +103,14 @@ class Teacher:
 
     @property
     def classifier(self) -> Classifier:
-        """The frozen classifier, for storing it; what it computes is this class's to say."""
+        """The frozen classifier, to be stored; for results call the teacher."""
         return self._classifier
 
     def merged(self, *, keep: Sequence[str] = ()) -> Teacher:
-        """Return this teacher with its BatchNorm merged into the layers before, if any can be; it then takes less time.
+        """Return this teacher with BatchNorm merged into the layers before it, if possible; it is then faster.
 
-        It is the same function up to rounding and keeps digest and sizes of passes. The values of the modelled layer
-        and of the layers at the addresses in `keep` stay. See `dfkd_core.models.merging`.
+        It is the same function up to rounding and keeps the digest and the sizes of passes. The values of the modelled
+        layer and of the layers at the addresses in `keep` do not change. See `dfkd_core.models.merging`.
         """
         classifier = merge_batch_norm(self._classifier, keep=(self.card.layer, *keep))
         if classifier is self._classifier:
@@ -149,7 +149,7 @@ class Teacher:
     def forward_with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [n, c, h, w] in [0, 1] to logits [n, k] and features [n, d].
 
-        A layer with a spatial output gives its mean over positions.
+        For a layer with a spatial output, the features are its mean over positions.
         """
         layer = self.card.layer
         with recorded(self._classifier, [layer]) as outputs:
@@ -159,20 +159,20 @@ class Teacher:
 
     @torch.no_grad()
     def rest(self, features: Tensor) -> Tensor:
-        """Push features [n, d] through what follows the modelled layer; return logits [n, k].
+        """Map features [n, d] through the layers after the modelled one to logits [n, k].
 
         Raises:
-            TeacherError: The layer's output has more than one position, so a vector does not determine it.
+            TeacherError: The layer's output has more than one position, so that a vector does not determine it.
         """
         if self.card.layer == OUTPUT:
             return features.to(self.device)
         shape = self._trace.features_shape
         if any(size != 1 for size in shape[2:]):
             raise TeacherError(
-                f"Layer {self.card.layer!r} has output {shape[1:]}, and features can be pushed on only from a layer "
+                f"Layer {self.card.layer!r} has output {shape[1:]}, and features can only be passed on from a layer "
                 "with one position. Choose a layer after the pooling: teacher.layer"
             )
-        # The hook puts n rows in the place of one, so that the layers before are not run n times for nothing.
+        # The hook replaces one row by n, so that the layers before do not run n times for nothing.
         images = torch.zeros(1, *self.card.image_shape, device=self.device)
         replacement = features.to(self.device).view(len(features), *shape[1:])
         with replaced(self._classifier, self.card.layer, replacement):
@@ -182,8 +182,8 @@ class Teacher:
         """Return the weights of the modelled layer's units, one row per unit: [d, fan].
 
         `incoming` are those of the last linear or convolutional layer that runs up to the modelled layer,
-        `outgoing` those of the first one after it. The logits, where they are the modelled layer, have none: each is
-        taken as a unit of its own, [k, k].
+        `outgoing` those of the first one after it. If the logits are the modelled layer, they have none: each logit
+        counts as a separate unit, [k, k].
 
         Raises:
             TeacherError: There is no such layer, or it does not have one row or column per unit.
@@ -202,7 +202,7 @@ class Teacher:
         )
 
     def layer_bias(self) -> Tensor:
-        """Return the bias [d] with which the modelled layer's units are computed; 0 where there is none."""
+        """Return the bias [d] of the modelled layer's units; 0 if they have none."""
         for module in reversed(self._trace.before):
             if weight_of(module) is not None:
                 bias = getattr(module, "bias", None)
@@ -213,14 +213,14 @@ class Teacher:
         return torch.zeros(self.num_features)
 
     def layer_batch_norm_moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean [d] and standard deviation [d] of the features as BatchNorm buffers know them.
+        """Return mean [d] and standard deviation [d] of the features from BatchNorm buffers.
 
-        - The layer is followed at once by BatchNorm: its running mean and variance.
-        - The layer is BatchNorm: its shift and the size of its scale.
-        - Otherwise the last BatchNorm before it, its output taken as normal and rectified, as after ReLU.
+        - If BatchNorm directly follows the layer: its running mean and variance.
+        - If the layer is BatchNorm: its shift and the absolute value of its scale.
+        - Otherwise: the last BatchNorm before it, with its output taken as normal and rectified, as after ReLU.
 
         Raises:
-            TeacherError: No BatchNorm with d channels stands there.
+            TeacherError: There is no BatchNorm with d channels at that place.
         """
         following = self._trace.after[0] if self._trace.after else None
         if isinstance(following, BatchNorm) and following.num_features == self.num_features:
@@ -228,7 +228,7 @@ class Teacher:
         preceding = next((m for m in reversed(self._trace.before) if isinstance(m, BatchNorm)), None)
         if preceding is None or preceding.num_features != self.num_features or preceding.weight is None:
             raise TeacherError(
-                f"No BatchNorm with {self.num_features} channels stands at layer {self.card.layer!r}. "
+                f"No BatchNorm with {self.num_features} channels is at layer {self.card.layer!r}. "
                 "Use statistics.source: weights or probes"
             )
         mean, std = preceding.bias.detach().cpu(), preceding.weight.detach().abs().cpu()
@@ -257,21 +257,21 @@ class Teacher:
         shape = tuple(features.shape) if isinstance(features, Tensor) else ()
         if len(shape) not in (2, 4) or shape[0] != 2:
             raise TeacherError(
-                f"Layer {self.card.layer!r} gives {shape or type(features).__name__} for 2 images; it must be (2, "
+                f"Layer {self.card.layer!r} returns {shape or type(features).__name__} for 2 images; it must be (2, "
                 "units) or (2, units, height, width). Choose another teacher.layer; see them with: dfkd layers"
             )
         return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
 
 
 def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
-    """Read a classifier that `save_model` wrote and freeze it as a teacher, see `Teacher`.
+    """Read a classifier that `save_model` wrote and freeze it as a `Teacher`.
 
     Args:
-        folder: Holds config.json and the weights or the program.
-        compute: Where it computes, and in how much memory.
+        folder: Folder with config.json and the weights or the program.
+        compute: Device and memory that it uses.
 
     Raises:
-        ConfigError: This machine has no such device.
+        ConfigError: The machine has no such device.
         TeacherError: As `load_model` and `Teacher`.
     """
     compute = settled(compute)
@@ -294,7 +294,7 @@ def _buffer(tensor: Tensor | None) -> Tensor:
 
 
 def _rectified_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the moments of max(0, x), x ~ N(mean, std^2)."""
+    """Return the moments of max(0, x), for x ~ N(mean, std^2)."""
     std = std.clamp_min(1e-12)
     ratio = mean / std
     density = torch.exp(-0.5 * ratio**2) / (2 * torch.pi) ** 0.5

@@ -1,6 +1,6 @@
-"""Reading weights that someone else saved: safetensors, or a state dict of `torch.save` in any of the usual wrappings.
+"""Reading of weights from others: safetensors, or a state dict of `torch.save` in any of the usual wrappings.
 
-Nothing is unpickled but tensors and plain containers (`weights_only=True`).
+Only tensors and plain containers are unpickled (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["FoundWeights", "fit_weights", "read_plain_file", "read_safetensors",
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
-# Bookkeeping of BatchNorm and of averaged models that no output depends on.
+# Counters of BatchNorm and of averaged models that no output depends on.
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN_FAULTS = 8
 _MISSING = "No weights file {path}. Correct teacher.source.weights"
@@ -30,12 +30,12 @@ _MISSING = "No weights file {path}. Correct teacher.source.weights"
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """The tensors of a file and what there was to choose."""
+    """The tensors of a file, and the alternatives in it."""
 
     state: dict[str, Tensor]
-    """Tensors by name, floating ones in float32, on the CPU."""
+    """Tensors by name, floating-point ones in float32, on the CPU."""
     key: str
-    """Key of the file under which they were, empty if they were not wrapped."""
+    """Key of the file that held them, empty if they were not wrapped."""
     others: tuple[str, ...]
     """Other keys that hold tensors, for example an averaged copy."""
 
@@ -45,15 +45,15 @@ def read_state(path: Path, *, key: str = "") -> FoundWeights:
 
     Args:
         path: `.safetensors`, or a file of `torch.save`.
-        key: Key that holds the state dict in the file; empty looks for the usual ones, an averaged copy last.
+        key: Key that holds the state dict in the file; if empty, the usual keys are tried, an averaged copy last.
 
     Raises:
-        TeacherError: The file is missing, corrupt or no state dict, holds a pickled module, or lacks the key.
+        TeacherError: The file is missing, corrupt or not a state dict, holds a pickled module, or lacks the key.
     """
     content: Any = read_safetensors(path, missing=_MISSING) if path.suffix == ".safetensors" else read_plain_file(path)
     if not isinstance(content, Mapping):
         raise TeacherError(
-            f"{path} holds a {type(content).__name__} and no state dict. Save one with: "
+            f"{path} holds a {type(content).__name__} , not a state dict. Save one with: "
             "torch.save(model.state_dict(), PATH)"
         )
     states: dict[Any, Mapping[Any, Any]] = {name: value for name, value in content.items() if _is_state(value)}
@@ -76,10 +76,10 @@ def read_state(path: Path, *, key: str = "") -> FoundWeights:
 
 
 def read_plain_file(path: Path) -> Any:
-    """Read a file of `torch.save` that holds tensors and plain containers, onto the CPU.
+    """Read a file of `torch.save` that holds tensors and plain containers onto the CPU.
 
     Raises:
-        TeacherError: It is missing, corrupt, or holds anything that would have to be unpickled.
+        TeacherError: It is missing, corrupt, or needs unpickling.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -88,13 +88,13 @@ def read_plain_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
             raise TeacherError(
-                f"{path} holds more than tensors ({_unsupported(error)}), which would run code of its maker to be "
-                "read. Ask for a state dict (torch.save(model.state_dict(), PATH)), or, if you trust the file as you "
-                "would trust a program from there, give it as the teacher itself with --trust-pickle"
+                f"{path} holds more than tensors ({_unsupported(error)}), and reading it would run code of its author. "
+                "Request a state dict (torch.save(model.state_dict(), PATH)), or, if you trust the file as you "
+                "would trust a program from the same source, pass it as the teacher itself with --trust-pickle"
             ) from None
-        raise TeacherError(f"{path} is no whole file of torch.save: {error}") from None
+        raise TeacherError(f"{path} is not a complete file of torch.save: {error}") from None
     except (EOFError, RuntimeError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise TeacherError(f"{path} is no whole file of torch.save: {error}. Copy it again") from None
+        raise TeacherError(f"{path} is not a complete file of torch.save: {error}. Copy it again") from None
 
 
 def _unsupported(error: Exception) -> str:
@@ -110,24 +110,24 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
 
     Args:
         path: The file.
-        missing: What to say where there is none; `{path}` stands for it.
+        missing: Message for a missing file; `{path}` is replaced by the path.
 
     Raises:
-        TeacherError: It is missing or corrupt.
+        TeacherError: The file is missing or corrupt.
     """
     try:
         return load_file(path)
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
-    except Exception as error:  # safetensors raises a class of its own that it does not export for typing
-        raise TeacherError(f"{path} is not a whole safetensors file: {error}. Copy it again") from error
+    except Exception as error:  # safetensors raises a class that it does not export for typing
+        raise TeacherError(f"{path} is not a complete safetensors file: {error}. Copy it again") from error
 
 
 def _is_state(value: Any) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
     tensors = [item for item in value.values() if isinstance(item, Tensor)]
-    # Some savers keep numbers beside the tensors.
+    # Some savers keep numbers next to the tensors.
     return len(tensors) >= max(1, len(value) // 2)
 
 
@@ -137,10 +137,10 @@ def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the network's own names: without the prefixes that wrappers add.
+    """Return the tensors under the network's names, without the prefixes that wrappers add.
 
-    `module.` of DataParallel, `model.` of training frameworks, `_orig_mod.` of torch.compile and any other prefix: of
-    all prefixes, those are removed with which the most names fit. What lies outside of the prefix is left out.
+    Such prefixes are `module.` of DataParallel, `model.` of training frameworks and `_orig_mod.` of torch.compile. The
+    one whose removal makes the most names fit is removed. Tensors without it are left out.
     """
     expected = network.state_dict()
     best = max(_without_prefixes(dict(state)), key=lambda names: len(expected.keys() & names.keys()))
@@ -150,7 +150,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the state as it is and under each of the first names in it, and of the first two."""
+    """Yield the state unchanged, and without each prefix found in its first names, or in pairs of them."""
     yield state
     for _ in range(3):
         firsts = {name.partition(".")[0] for name in state if "." in name}
@@ -164,7 +164,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def state_faults(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Return what keeps a state dict from being this network's: missing, unexpected, wrongly shaped, not finite."""
+    """Return why a state dict does not fit this network: missing, unexpected, wrongly shaped or not finite tensors."""
     expected = network.state_dict()
     faults = _listed("missing", sorted(expected.keys() - state.keys()))
     faults += _listed("unexpected", sorted(state.keys() - expected.keys()))

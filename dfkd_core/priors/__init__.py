@@ -1,4 +1,4 @@
-"""Image priors: where synthesized images start from, and the parameters that refinement optimises.
+"""Image priors: the starting points of synthesized images, and the parameters that refinement optimises.
 
-Imports: common. Begin with `base` (what a prior offers) and `table`, the one table of priors; one file per prior.
+Imports: common. Start with `base` (the interface of a prior) and `table`, the one table of priors; one file per prior.
 """

@@ -1,4 +1,4 @@
-"""What every image prior offers.
+"""The interface of every image prior.
 
 n images, c channels, h height, w width.
 """
@@ -16,23 +16,23 @@ __all__ = ["ImagePrior"]
 class ImagePrior(Protocol):
     """A parametrisation of images and a distribution over its parameters.
 
-    Built with the shape (c, h, w) of one image.
+    It is built with the shape (c, h, w) of one image.
     """
 
     def start(self, image_indices: Sequence[int], *, seed: int, stream: str = "prior") -> torch.Tensor:
-        """Draw parameters for n images; those of one image depend on (seed, stream, its index) alone.
+        """Draw parameters for n images; those of one image depend only on (seed, stream, its index).
 
         Args:
             image_indices: The images' positions in the whole transfer set.
             seed: The run's seed.
-            stream: Another name gives independent draws.
+            stream: Name of the draws; another name yields independent draws.
 
         Returns:
             float32 [n, ...] on the CPU.
         """
 
     def decode(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Turn parameters [n, ...] into images [n, c, h, w] in [0, 1]; differentiable, image by image."""
+        """Map parameters [n, ...] into images [n, c, h, w] in [0, 1]; differentiable, image by image."""
 
     def project(self, parameters: torch.Tensor) -> None:
-        """Bring parameters back, in place, to where `decode` is one to one; called after each step."""
+        """Move parameters in place into the set on which `decode` is one to one; called after each step."""

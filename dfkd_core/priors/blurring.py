@@ -1,4 +1,4 @@
-"""What a lens does to an image, shared by the priors."""
+"""The blur of a lens, shared by the priors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def blur_maps(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: [n, c, h, w].
-        weight: Of each of the two neighbours, [n] in [0, 1/3]; 0 leaves an image as it is.
+        weight: Weight of each of the two neighbours, [n] in [0, 1/3]; 0 leaves an image as it is.
 
     Returns:
-        [n, c, h, w]; `images` itself is changed where the weight is above 0 and must not be used any more.
+        [n, c, h, w]; `images` itself is changed where the weight is above 0 and must not be used afterwards.
     """
     blurred = weight.nonzero()[:, 0]
     if len(blurred):

@@ -1,4 +1,4 @@
-"""Named use of a flat row of uniform numbers per image or per shape."""
+"""Named access to a flat row of uniform numbers per image or per shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Cursor"]
 
 
 class Cursor:
-    """Hands out the columns of uniform numbers in order, so that what is drawn later never shifts what came before."""
+    """Returns the columns of uniform numbers in order, so that later draws never shift earlier ones."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         """Start at the first column of `rows`, [m, columns] in [0, 1)."""

@@ -1,4 +1,4 @@
-"""What the inside of a shape looks like: plain, shaded, striped, checked or rough.
+"""The inside of a shape: plain, shaded, striped, checked or rough.
 
 m shapes, h height, w width.
 """
@@ -40,14 +40,14 @@ def rough_fields(white: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 def fill_maps(
     carriers: torch.Tensor, centre: torch.Tensor, radius: torch.Tensor, draws: Cursor, *, plain_share: float
 ) -> torch.Tensor:
-    """Return where each pixel lies between a shape's two colours, [m, h, w] in [0, 1].
+    """Return the position of each pixel's colour between a shape's two colours, [m, h, w] in [0, 1].
 
     Args:
         carriers: Per shape its image's coordinates x and y in half image sides and its two rough fields, [m, 4, h, w].
-        centre: Of the shapes, x and y in half image sides, [m, 2].
-        radius: Of the shapes in half image sides, [m]; shading scales with it.
+        centre: Centres of the shapes, x and y in half image sides, [m, 2].
+        radius: Radii of the shapes in half image sides, [m]; shading scales with them.
         draws: NUM_FILL_DRAWS uniform numbers per shape.
-        plain_share: Share of the shapes that are of their first colour all over.
+        plain_share: Share of the shapes that have only their first colour.
     """
     is_plain = draws.chance(plain_share)
     level = torch.where(is_plain, 0.0, draws.between(0.25, 0.75))
@@ -56,7 +56,7 @@ def fill_maps(
     weights = torch.cat([shading, _texture(is_plain, draws)], 1)
     offset = level - (shading * centre).sum(1)
     flat = carriers.flatten(2)
-    # All that is linear in the carriers is one small matrix product per shape.
+    # Everything that is linear in the carriers is one small matrix product per shape.
     value = torch.baddbmm(offset[:, None, None], weights[:, None], flat)
     stripes.add_to(value, flat[:, :2], centre)
     return value.view(len(value), *carriers.shape[2:]).clamp_(0, 1)
@@ -70,14 +70,14 @@ def _shading(radius: torch.Tensor, is_plain: torch.Tensor, draws: Cursor) -> tor
 
 
 def _texture(is_plain: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Return weights of the two fields, [m, 2], so that shapes of one image differ in texture though not in grain."""
+    """Return weights of the two fields, [m, 2]: shapes of one image differ in texture but not in grain."""
     strength, is_rough, mix = draws.between(0, 0.35), draws.chance(0.6), draws.between(0, 2 * math.pi)
     strength = strength * (is_rough & ~is_plain)
     return torch.stack([strength * mix.cos(), strength * mix.sin()], 1)
 
 
 class _Stripes:
-    """Gratings from soft to hard edges; some crossed by a second one at a right angle, which gives checks."""
+    """Gratings from soft to hard edges; a second one at a right angle crosses some of them and produces checks."""
 
     def __init__(self, is_plain: torch.Tensor, draws: Cursor) -> None:
         angle = draws.between(0, math.pi)
@@ -96,7 +96,7 @@ class _Stripes:
         Args:
             value: [m, 1, h w], changed.
             coordinates: x and y, [m, 2, h w].
-            centre: Of the shapes, [m, 2].
+            centre: Centres of the shapes, [m, 2].
         """
         for num_waves in (1, 2):
             chosen = (self._kind == num_waves).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Fourier coefficients with a 1/f fall-off, as natural images have.
+"""Fourier coefficients with a 1/f fall-off, as in natural images.
 
 n images, c channels, h height, w width.
 """
@@ -21,9 +21,9 @@ def radial_frequencies(height: int, width: int, *, half: bool) -> torch.Tensor:
     """Return the frequency in cycles per image side of each FFT coefficient, at least 1.
 
     Args:
-        height: Of the image in pixels.
-        width: Of the image in pixels.
-        half: For `rfft2` ([h, w // 2 + 1]) or for `fft2` ([h, w]).
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        half: Whether for `rfft2` ([h, w // 2 + 1]) or for `fft2` ([h, w]).
     """
     across = torch.fft.rfftfreq(width) if half else torch.fft.fftfreq(width)
     radius = (torch.fft.fftfreq(height)[:, None] ** 2 + across**2).sqrt() * max(height, width)
@@ -34,9 +34,9 @@ def radial_frequencies(height: int, width: int, *, half: bool) -> torch.Tensor:
 class FourierPrior:
     """Images whose amplitude falls with frequency f as f^-1.5; the parameters are whitened coefficients.
 
-    Parameters have shape [n, c, h, w // 2 + 1, 2]. One step of the same size in all of them changes slow structures
-    most, so that refinement cannot fall back on pixel noise. Starts vary in exponent (1 to 2), contrast and
-    brightness. Images pass a sigmoid, since no projection of coefficients onto grey values in [0, 1] is cheap.
+    Parameters have shape [n, c, h, w // 2 + 1, 2]. A step of equal size in all of them changes slow structures most, so
+    that refinement cannot produce pixel noise. Starts vary in exponent (1 to 2), contrast and brightness. Images pass
+    through a sigmoid, since no cheap projection of coefficients keeps grey values in [0, 1].
     """
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
@@ -46,7 +46,7 @@ class FourierPrior:
         self._coefficient_shape = (channels, *self._frequencies.shape, 2)
         falloff = self._frequencies**-_EXPONENT
         falloff[0, 0] = 1
-        # Makes a unit of every coefficient a pixel standard deviation of about 1 before the sigmoid.
+        # Scales coefficients so that a unit in each is a pixel standard deviation of about 1 before the sigmoid.
         self._falloff = falloff * (self._height * self._width) / falloff.square().sum().mul(2).sqrt()
 
     def start(self, image_indices: Sequence[int], *, seed: int, stream: str = "prior") -> torch.Tensor:
@@ -59,12 +59,12 @@ class FourierPrior:
         return coefficients
 
     def decode(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Turn coefficients into images in (0, 1)."""
-        # Kept where it is needed: a recording on a GPU may copy nothing to it.
+        """Map coefficients to images in (0, 1)."""
+        # Cached per device: a recording on a GPU must not copy anything to it.
         self._falloff = self._falloff.to(parameters.device)
         spectrum = torch.view_as_complex(parameters) * self._falloff
         images: torch.Tensor = torch.fft.irfft2(spectrum, s=(self._height, self._width)).sigmoid()
         return images
 
     def project(self, parameters: torch.Tensor) -> None:
-        """Leave the parameters as they are: all are allowed."""
+        """Leave the parameters unchanged: all values are allowed."""

@@ -20,7 +20,7 @@ __all__ = ["MixedPrior"]
 class MixedPrior(PixelPrior):
     """A third each of `ProceduralPrior`, `PhotoPrior` and shapes cut out of photographs, drawn image by image.
 
-    Refinement then optimises the images' pixels [n, c, h, w]. As `PhotoPrior` it uses pictures, though none of the
+    Refinement then optimises the images' pixels [n, c, h, w]. Like `PhotoPrior` it uses pictures, but none of the
     teacher's data.
     """
 
@@ -30,7 +30,7 @@ class MixedPrior(PixelPrior):
         self._families = (ProceduralPrior(image_shape), PhotoPrior(image_shape), _CutOutPrior(image_shape))
 
     def start(self, image_indices: Sequence[int], *, seed: int, stream: str = "prior") -> torch.Tensor:
-        """Draw each image from the family that its own row says, see `ImagePrior.start`.
+        """Draw each image from the family that its own row selects, see `ImagePrior.start`.
 
         Raises:
             DataError: scikit-learn's photographs cannot be read.

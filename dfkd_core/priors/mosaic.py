@@ -1,8 +1,8 @@
-"""Held-out images: Voronoi mosaics and bands of warped fields, in lumps on a ground or all over.
+"""Held-out images: Voronoi mosaics and bands of warped fields, in lumps on a ground or over the whole image.
 
-For measuring a student without data: no method trains on this family, and it shares no code with the other priors'
-shapes and textures, so that agreement on it is not agreement on what was trained on. The lumps are level sets of
-Gaussian bumps (Blinn, "A generalization of algebraic surface drawing", ACM TOG 1982).
+They measure a student without data: no method trains on this family, and it shares no code with the other priors'
+shapes and textures, so that agreement on it is not agreement on training images. The lumps are level sets of Gaussian
+bumps (Blinn, "A generalization of algebraic surface drawing", ACM TOG 1982).
 
 n images, c channels, h height, w width. Lengths are in half image sides, the image's centre is 0.
 """
@@ -60,7 +60,7 @@ def _paint(draws: Cursor, size: tuple[int, int], channels: int) -> torch.Tensor:
     cover = _lump(x, y, field, half_side, draws)
     kind, is_lump = draws.choice(2, 2, 2)[:, None, None, None], draws.chance(0.67)[:, None, None, None]
     inside = torch.where(kind == 0, cells, torch.where(kind == 1, bands, cells + shade))
-    # A quarter of the lumps lie on black, as many on white, the others on any colour.
+    # A quarter of the lumps are on black, a quarter on white, the others on any colour.
     level = draws.choice(1, 1, 2)
     tint = 0.4 * (draws.take(channels) - 0.5) * (level == 2)[:, None]
     level = torch.where(level == 2, draws.take(), level.float())
@@ -70,7 +70,7 @@ def _paint(draws: Cursor, size: tuple[int, int], channels: int) -> torch.Tensor:
 
 
 def _maps(numbers: torch.Tensor) -> torch.Tensor:
-    """Make one number per image broadcast over pixels."""
+    """Reshape one number per image so that it broadcasts over pixels."""
     return numbers[:, None, None]
 
 
@@ -110,7 +110,7 @@ def paint_cells(x: torch.Tensor, y: torch.Tensor, half_side: float, channels: in
     brightness, tint = draws.take(MOST_CELLS), draws.take(MOST_CELLS, channels)
     absent = torch.arange(MOST_CELLS) >= count[:, None]
     pixels = torch.stack([x, y.expand_as(x)], 1).flatten(2)
-    # Of |p - q|^2 the part |p|^2 is the same for all centres q, so that it is added to the two least alone.
+    # In |p - q|^2 the part |p|^2 is equal for all centres q, so it is only added to the two smallest.
     offset = centres.square().sum(1).masked_fill(absent, math.inf)[:, :, None]
     distance = torch.baddbmm(offset, centres.mT, pixels, alpha=-2)
     nearest, which = distance.min(1, keepdim=True)
@@ -122,7 +122,7 @@ def paint_cells(x: torch.Tensor, y: torch.Tensor, half_side: float, channels: in
     picked = colours.gather(2, which.flatten(1)[:, None].expand(-1, channels, -1)).view(
         len(x), channels, 2, *x.shape[1:]
     )
-    # On a border both cells count alike; half a pixel away the nearer one alone does.
+    # On a border both cells count equally; half a pixel away only the nearer one counts.
     share = (0.5 + gap * half_side).clamp_max_(1)[:, None]
     mosaic = torch.lerp(picked[:, :, 1], picked[:, :, 0], share)
     in_joint = ((_maps(joint) - gap) * half_side + 0.5).clamp_(0, 1) * _maps(joint > 0)
@@ -137,7 +137,7 @@ def _bands(
     The bands follow the level sets of a ramp bent by the field, from one soft wave to many hard stripes.
     """
     angle, bend = draws.between(0, 2 * math.pi), draws.between(0.1, 0.8)
-    # Six pixels a period at least, so that stripes do not alias.
+    # At least six pixels a period, so that stripes do not alias.
     frequency = torch.exp(draws.take() * math.log(max(2.0, half_side / 6))) * math.pi
     hardness = 0.5 + 4 * draws.take().square()
     ramp = _maps(angle.cos()) * x + _maps(angle.sin()) * y + _maps(bend) * field
@@ -165,7 +165,7 @@ def _lump(x: torch.Tensor, y: torch.Tensor, field: torch.Tensor, half_side: floa
     for bump in range(_NUM_BUMPS):
         squared = (x - _maps(centre_x[:, bump])).square() + (y - _maps(centre_y[:, bump])).square()
         height = height + (squared * _maps(-(radius[:, bump] ** -2))).exp_()
-    # The logarithm of the height falls off about as a distance does, in units of half the thickness.
+    # The logarithm of the height falls off roughly like a distance, in units of half the thickness.
     level = height.clamp_min(1e-6).log() + _maps(roughness) * field
     return ((level * _maps(thickness / 2)) * half_side + 0.5).clamp_(0, 1)[:, None]
 

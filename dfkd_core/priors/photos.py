@@ -3,7 +3,7 @@
 After Asano & Saeed, "The Augmented Image Prior: Distilling 1000 Classes by Learning from a Single Image", ICLR 2023
 (arXiv 2112.00725). The photographs are those that scikit-learn ships for its examples, a temple and a flower.
 
-n images, c channels, h height, w width; lengths in a photograph are in its own pixels unless said otherwise.
+n images, c channels, h height, w width; lengths in a photograph are in its own pixels unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _NUM_GEOMETRY_DRAWS = 10
 class PhotoPrior(PixelPrior):
     """Augmented crops of two photographs; refinement then optimises their pixels [n, c, h, w].
 
-    It is data-free in that none of the teacher's data are used and neither photograph is of its task, but unlike the
-    other priors it does use pictures: say so where a result rests on it.
+    It is data-free in that none of the teacher's data are used and neither photograph belongs to its task. Unlike the
+    other priors it uses pictures: state this with any result that rests on it.
 
     Crops of a log-uniform area, turned, mirrored, stretched; channels mixed, permuted, inverted or turned grey;
     contrast stretched; some blurred.
@@ -84,7 +84,7 @@ def cut_crops(rows: torch.Tensor, size: tuple[int, int], channels: int) -> torch
 
 @dataclass(frozen=True, slots=True)
 class Atlas:
-    """All photographs at all sizes, one below the other, so that one call samples from any."""
+    """All photographs at all sizes, one below the other, so that one call samples from any of them."""
 
     pixels: torch.Tensor
     """float32 [1, 3, rows, columns] in [0, 1]."""
@@ -113,21 +113,21 @@ def load_atlas() -> Atlas:
 
 def _load_photo(name: str) -> torch.Tensor:
     """Return a photograph [3, h, w] in [0, 1]."""
-    # Imported here, since no other prior needs scikit-learn.
+    # Imported here: no other prior needs scikit-learn.
     try:
         from sklearn.datasets import load_sample_image
 
         picture = load_sample_image(name)
     except (ImportError, OSError, AttributeError, ValueError) as error:
         raise DataError(
-            f"the photograph {name} that scikit-learn ships cannot be read ({error}): "
-            "install scikit-learn and pillow (pip install scikit-learn pillow), or choose another prior"
+            f"The photograph {name} that scikit-learn ships cannot be read ({error}). "
+            "Install scikit-learn and pillow (pip install scikit-learn pillow), or choose another prior"
         ) from error
     return dequantise(torch.tensor(picture).movedim(2, 0))
 
 
 def _pyramid(photo: torch.Tensor) -> list[torch.Tensor]:
-    """Return the photograph at full size and halved again and again, so that small copies do not alias."""
+    """Return the photograph at full size and halved repeatedly, so that small copies do not alias."""
     levels = [photo]
     for _ in range(_NUM_LEVELS - 1):
         levels.append(functional.avg_pool2d(levels[-1], 2))
@@ -142,7 +142,7 @@ def _sample(atlas: Atlas, draws: Cursor, size: tuple[int, int]) -> torch.Tensor:
     side = torch.exp(draws.between(math.log(_LEAST_AREA) / 2, 0)) * shorter
     spread = (full - side[:, None]).clamp_min(0)
     centre = full / 2 + spread * (draws.take(2) - 0.5)
-    # Texels of the full size per pixel of the crop; half a level of blur is traded for half a level of aliasing.
+    # Texels of the full size per pixel of the crop; rounding trades half a level of blur for half a level of aliasing.
     level = (side / min(size)).log2().round().clamp(0, _NUM_LEVELS - 1).long()
     y, x = _crop_coordinates(draws, size)
     level_size, halving = atlas.sizes[photo, level], (2.0**-level)[:, None]
@@ -161,7 +161,7 @@ def _crop_coordinates(draws: Cursor, size: tuple[int, int]) -> tuple[torch.Tenso
     down = ((torch.arange(height) + 0.5 - height / 2) / min(size))[None, :, None]
     along = ((torch.arange(width) + 0.5 - width / 2) / min(size))[None, None]
     turn, is_any = draws.between(-1, 1), draws.chance(0.5)
-    # Half the crops stay near upright, as most pictures are.
+    # Half the crops stay nearly upright, like most pictures.
     angle = torch.where(is_any, turn, turn / 12)[:, None, None] * math.pi
     stretch = torch.exp(draws.between(-0.35, 0.35))[:, None, None]
     mirror = torch.where(draws.chance(0.5), -1.0, 1.0)[:, None, None]
@@ -180,7 +180,7 @@ def _fold(position: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
 def _mix_channels(crops: torch.Tensor, channels: int, draws: Cursor) -> torch.Tensor:
     """Return [n, c, h, w]: for each channel a mean of red, green and blue, saturated, faded or turned grey.
 
-    Half of the images with three channels keep the photograph's own, in any order.
+    Half of the images with three channels keep the photograph's channels, in any order.
     """
     weights = draws.take(channels, 3).square() + 0.1
     weights = weights / weights.sum(2, keepdim=True)
@@ -194,7 +194,7 @@ def _mix_channels(crops: torch.Tensor, channels: int, draws: Cursor) -> torch.Te
 
 
 def _tone(crops: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Give most crops a new contrast and brightness, invert some, and shift channels against each other."""
+    """Change contrast and brightness of most crops, invert some, and shift channels against each other."""
     mean = crops.mean((1, 2, 3))
     spread = (crops - mean[:, None, None, None]).square().mean((1, 2, 3)).sqrt().clamp_min(0.01)
     is_stretched, new_spread, new_mean = draws.chance(0.75), draws.between(0.1, 0.4), draws.between(0.2, 0.8)

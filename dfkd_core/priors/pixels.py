@@ -1,4 +1,4 @@
-"""Free pixels: every grey value is a parameter of its own."""
+"""Free pixels: every grey value is a separate parameter."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dfkd_core.common.seeding import uniform_rows
 
 __all__ = ["PixelPrior", "paint_in_chunks"]
 
-# Small enough for the maps to stay near the core, large enough to hide the cost of each call; measured.
+# Small enough for the maps to stay in the core's cache, large enough to hide the cost of each call; measured.
 _PIXELS_PER_CHUNK = 2**17
 
 
 class PixelPrior:
     """Uniform noise in [0, 1]; the parameters are the pixels [n, c, h, w] themselves.
 
-    Steps are projected onto [0, 1]: a step is then in grey levels everywhere, where a sigmoid's gradient dies near
-    black and white.
+    Steps are projected onto [0, 1], so that a step has the same size in grey levels everywhere; the gradient of a
+    sigmoid vanishes near black and white.
     """
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
@@ -41,7 +41,7 @@ class PixelPrior:
 def paint_in_chunks(
     paint: Callable[[Sequence[int]], torch.Tensor], image_indices: Sequence[int], image_shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Paint images a few at a time, so that memory is bounded and stays near the core.
+    """Paint images a few at a time, so that memory is bounded and stays in the core's cache.
 
     Args:
         paint: Paints the images at these indices, [n, c, h, w]; an image must not depend on the others.

@@ -64,9 +64,9 @@ def paint_scenes(
         rows: Uniform numbers [n, num_painting_draws((c, h, w))] in [0, 1).
         size: (h, w) in pixels.
         channels: c.
-        materials: Two pictures per image in [0, 1], [n, 2, c, h, w]. A ground of two colours is then the first picture,
-            and shapes that are not plain are cut out of the second or, every other layer, the first, and shifted to
-            their own brightness. Without them, grounds and shapes have drawn fills.
+        materials: Two pictures per image in [0, 1], [n, 2, c, h, w]. A ground of two colours is then the first picture.
+            Shapes that are not plain are cut out of the second or, every other layer, the first, and shifted to their
+            own brightness. Without materials, grounds and shapes have drawn fills.
 
     Returns:
         [n, c, h, w] in [0, 1].
@@ -109,7 +109,7 @@ def _filled(shapes: Shapes, fills: torch.Tensor, chosen: torch.Tensor) -> torch.
 
 
 def _cut_out(shapes: Shapes, materials: torch.Tensor, is_plain: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the insides of the chosen shapes, [k, c, h, w]: parts of a picture about their own brightness."""
+    """Return the insides of the chosen shapes, [k, c, h, w]: parts of a picture around their own brightness."""
     colour = shapes.colours[chosen, 0, :, None, None]
     picture = materials[shapes.image[chosen], (1 + shapes.layer[chosen]) % 2]
     picture = picture + (colour - picture.mean((1, 2, 3), keepdim=True)).mean(1, keepdim=True)
@@ -117,7 +117,7 @@ def _cut_out(shapes: Shapes, materials: torch.Tensor, is_plain: torch.Tensor, ch
 
 
 def _material_ground(scene: Scene, materials: torch.Tensor) -> torch.Tensor:
-    """Return grounds [n, c, h, w]: of one colour where the scene says so, else a picture."""
+    """Return grounds [n, c, h, w]: one colour if the scene has a plain ground, else a picture."""
     first, second = scene.ground_colours[..., None, None].unbind(1)
     is_plain = (first == second).all(1, keepdim=True)
     return torch.where(is_plain, first, materials[:, 0])
@@ -132,7 +132,7 @@ def _coordinates(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _bend(x: torch.Tensor, y: torch.Tensor, scene: Scene, fields: torch.Tensor) -> torch.Tensor:
-    """Return each image's x and y [n, 2, h, w]: displaced by its smooth fields, and folded where it is mirrored."""
+    """Return each image's x and y [n, 2, h, w]: displaced by its smooth fields, and folded if it is mirrored."""
     # Rough fields would tear outlines apart, so the displacement shrinks with their roughness.
     strength = (scene.warp * (scene.field_exponent / 2).square())[:, None, None]
     bent_x, bent_y = x + strength * fields[:, 0], y + strength * fields[:, 1]
@@ -172,7 +172,7 @@ def _colour(colours: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
 
 
 def _stack(canvas: torch.Tensor, covers: torch.Tensor, inside: _Inside, shapes: Shapes, scene: Scene) -> None:
-    """Paint the shapes onto `canvas` in the order of their layers; clipped ones within the first shape alone."""
+    """Paint the shapes onto `canvas` in the order of their layers; clipped ones only within the first shape."""
     first_cover = torch.ones_like(canvas[:, 0])
     for layer in range(MAX_SHAPES):
         chosen = (shapes.layer == layer).nonzero()[:, 0]
@@ -188,7 +188,7 @@ def _stack(canvas: torch.Tensor, covers: torch.Tensor, inside: _Inside, shapes: 
 
 
 def _finish(canvas: torch.Tensor, white: torch.Tensor, scene: Scene) -> torch.Tensor:
-    """Blur, tone and add grain, as a lens and a sensor do."""
+    """Blur, tone and add grain, like a lens and a sensor."""
     canvas = blur_maps(canvas, scene.blur)
     canvas = (canvas - 0.5) * scene.gain[:, None, None, None] + (0.5 + scene.offset)[:, None, None, None]
     return (canvas + ((white - 0.5) * scene.grain[:, None, None])[:, None]).clamp_(0, 1)

@@ -1,7 +1,8 @@
-"""What stands where in a procedural image: drawn from one row of uniform numbers per image.
+"""The layout of a procedural image, drawn from one row of uniform numbers per image.
 
-Nothing in here knows of classes or data sets. What it has of natural images: objects that occlude each other, sizes
-without a preferred scale, single things on a ground, parts, symmetry, a preference for level and upright edges.
+This module uses no classes and no data sets. It shares these properties with natural images: objects that occlude each
+other, sizes without a preferred scale, single things on a ground, parts, symmetry, a preference for level and upright
+edges.
 
 n images, m shapes over all images, c channels. Lengths are in half image sides, the image's centre is 0.
 """
@@ -26,7 +27,7 @@ _LEAST_CONTRAST = 0.25
 
 
 def num_scene_draws(channels: int) -> int:
-    """Return the uniform numbers that one image takes beside its shapes."""
+    """Return the uniform numbers that one image takes in addition to its shapes."""
     return 21 + 2 * channels + NUM_FILL_DRAWS
 
 
@@ -37,7 +38,7 @@ def num_shape_draws(channels: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What holds for a whole image, one entry per image."""
+    """Properties of whole images, one entry per image."""
 
     layout: torch.Tensor
     """int64 [n]: one object, a few shapes, many shapes, ground alone."""
@@ -46,19 +47,19 @@ class Scene:
     is_mirrored: torch.Tensor
     """bool [n], left and right are mirror images."""
     is_clipped: torch.Tensor
-    """bool [n], later shapes are seen within the first alone."""
+    """bool [n], later shapes are visible only within the first."""
     is_one_material: torch.Tensor
     """bool [n], all shapes have the first one's colours."""
     is_level: torch.Tensor
-    """bool [n], shapes stand level or upright up to a few degrees."""
+    """bool [n], shapes are level or upright up to a few degrees."""
     warp: torch.Tensor
-    """[n], by how much smooth fields displace the outlines."""
+    """[n], amount by which smooth fields displace the outlines."""
     field_exponent: torch.Tensor
     """[n], fall-off of the rough fields' spectrum."""
     softness: torch.Tensor
     """[n], width of an edge in pixels."""
     saturation: torch.Tensor
-    """[n], how far the channels may lie apart."""
+    """[n], largest distance between the channels."""
     gain: torch.Tensor
     """[n], contrast about mid-grey at the end."""
     offset: torch.Tensor
@@ -68,7 +69,7 @@ class Scene:
     grain: torch.Tensor
     """[n], range of the white noise added at the end."""
     ground_colours: torch.Tensor
-    """[n, 2, c], the two colours between which the ground's fill lies."""
+    """[n, 2, c], the two colours of the ground's fill."""
     ground_fill: torch.Tensor
     """[n, NUM_FILL_DRAWS]."""
 
@@ -78,11 +79,11 @@ class Shapes:
     """The shapes of all images in one flat list, ordered by kind."""
 
     image: torch.Tensor
-    """int64 [m], which image a shape is in."""
+    """int64 [m], index of the shape's image."""
     layer: torch.Tensor
     """int64 [m], 0 is painted first."""
     kind_counts: list[int]
-    """How many shapes there are of each kind."""
+    """Number of shapes of each kind."""
     centre: torch.Tensor
     """[m, 2], x to the right and y downwards."""
     radius: torch.Tensor
@@ -102,7 +103,7 @@ class Shapes:
 
 
 def plan_scenes(rows: torch.Tensor, channels: int) -> Scene:
-    """Draw what holds for whole images from `rows`, uniform [n, num_scene_draws(channels)]."""
+    """Draw the properties of whole images from `rows`, uniform [n, num_scene_draws(channels)]."""
     draws = Cursor(rows)
     layout = draws.choice(*_LAYOUT_WEIGHTS)
     is_object = layout == _OBJECT
@@ -135,7 +136,7 @@ def _num_shapes(layout: torch.Tensor, draws: Cursor) -> torch.Tensor:
 
 
 def _ground_colours(draws: Cursor, layout: torch.Tensor, channels: int, saturation: torch.Tensor) -> torch.Tensor:
-    """Black, white or one grey for most images, so that outlines are seen against nothing; else two colours."""
+    """Return black, white or one grey for most images, so that outlines are on a plain ground; else two colours."""
     kind = torch.where(layout == _NONE, 3, draws.choice(0.3, 0.1, 0.2, 0.4))[:, None, None]
     colours = _two_colours(draws, channels, saturation)
     plain = torch.where(kind == 0, 0.0, torch.where(kind == 1, 1.0, colours[:, :1]))
@@ -145,9 +146,9 @@ def _ground_colours(draws: Cursor, layout: torch.Tensor, channels: int, saturati
 def _two_colours(
     draws: Cursor, channels: int, saturation: torch.Tensor, ground: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return two colours [m, 2, c]: a brightness each, and the channels about it within the saturation.
+    """Return two colours [m, 2, c]: each has a brightness, and channels around it within the saturation.
 
-    The first, of which plain shapes are, is kept off the brightness of the `ground` [m], the second off the first.
+    The first, the colour of plain shapes, is kept off the brightness of the `ground` [m], the second off the first.
     """
     first, second, tint = draws.take(), draws.take(), draws.take(2, channels) - 0.5
     first = first if ground is None else _kept_off(first, ground)
@@ -157,7 +158,7 @@ def _two_colours(
 
 
 def _kept_off(level: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    # Half a turn on the circle of grey levels takes one at least as far away as asked for.
+    # Half a turn on the circle of grey levels moves a level at least as far away as required.
     return torch.where((level - other).abs() < _LEAST_CONTRAST, (level + 0.5) % 1, level)
 
 
@@ -201,7 +202,7 @@ def _centres(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tens
 
 
 def _radii(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    """Sizes without a preferred scale, density r^-2 within the bounds, for crowds; more even ones for few shapes."""
+    """Return scale-free sizes for crowds, density r^-2 within the bounds, and more even sizes for few shapes."""
     share, layout = draws.take(), scene.layout[image]
     main = 0.55 + 0.5 * share
     part = 0.14 * torch.exp(share * math.log(6))
@@ -212,7 +213,7 @@ def _radii(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor
 
 
 def _angles(draws: Cursor, scene: Scene, image: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    """Any direction, or near a multiple of a right angle; a mirrored image's first object stands on its axis."""
+    """Return any direction, or one near a multiple of a right angle; a mirrored image's first object is on its axis."""
     turn, jitter = draws.between(0, 4), draws.between(-0.15, 0.15) * draws.chance(0.5)
     level = (turn.floor() + jitter) * math.pi / 2
     angle = torch.where(scene.is_level[image], level, turn * math.pi / 2)

@@ -1,7 +1,7 @@
 """Outlines as signed distances: negative inside, in units of the shape's radius.
 
 Every outline takes local coordinates u, v [m, 2, h, w] (the shape lies within about [-1, 1]) and its own uniform
-numbers [m, NUM_OUTLINE_DRAWS]; m shapes. Distances need to be right near the edge alone.
+numbers [m, NUM_OUTLINE_DRAWS]; m shapes. Distances only need to be exact near the edge.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Outline = Callable[[torch.Tensor, Cursor], torch.Tensor]
 
 
 def _maps(numbers: torch.Tensor) -> torch.Tensor:
-    """Make one number per shape broadcast over pixels."""
+    """Reshape one number per shape so that it broadcasts over pixels."""
     return numbers[:, None, None]
 
 
 def _ellipse(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Ellipses; the short axis is 0.3 to 1 times the long one."""
+    """Return ellipses; the short axis is 0.3 to 1 times the long one."""
     u, v = local.unbind(1)
     aspect = draws.between(0.3, 1)
     return ((u.square() + (v / _maps(aspect)).square()).sqrt() - 1) * _maps(aspect.sqrt())
 
 
 def _box(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Boxes and trapezoids with sharp or rounded corners."""
+    """Return boxes and trapezoids with sharp or rounded corners."""
     u, v = local.unbind(1)
     half_width, taper, rounding = draws.between(0.15, 1), draws.between(-0.6, 0.6), draws.between(0, 0.5)
     taper = torch.where(draws.chance(0.5), taper, 0.0)
@@ -47,19 +47,19 @@ def _box(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
 
 
 def _polygon(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Convex polygons with 3 to 6 sides: the intersection of half-planes with normals all around."""
+    """Return convex polygons with 3 to 6 sides: the intersection of half-planes with normals all around."""
     num_sides = 3 + draws.choice(2, 2, 1, 1)[:, None]
     jitter, offsets = draws.take(_NUM_SIDES), 0.35 + 0.5 * draws.take(_NUM_SIDES)
     side = torch.arange(_NUM_SIDES)
     angle = 2 * math.pi * (side + 0.6 * (jitter - 0.5)) / num_sides
-    # A side too many is infinitely far inside.
+    # A surplus side is infinitely far inside.
     offsets = offsets.masked_fill(side >= num_sides, math.inf)[:, :, None]
     planes = torch.baddbmm(-offsets, torch.stack([angle.cos(), angle.sin()], 2), local.flatten(2))
     return planes.amax(1).view_as(local[:, 0])
 
 
 def _contour(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Closed Fourier contours r(theta) = 1 + sum_k a_k cos(k theta) + b_k sin(k theta); half of them symmetric."""
+    """Return closed Fourier contours r(theta) = 1 + sum_k a_k cos(k theta) + b_k sin(k theta); half are symmetric."""
     u, v = local.unbind(1)
     cosines, sines = 2 * draws.take(_NUM_HARMONICS) - 1, 2 * draws.take(_NUM_HARMONICS) - 1
     sines = sines * draws.chance(0.5)[:, None]
@@ -78,7 +78,7 @@ def _contour(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
 
 
 def _profile(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Symmetric silhouettes |v| < w(u), the half-width w a random smooth function of the position on the axis."""
+    """Return symmetric silhouettes |v| < w(u), the half-width w a random smooth function of the axis position."""
     u, v = local.unbind(1)
     base, strength = draws.between(0.15, 0.7), draws.between(0.1, 0.6)
     weights, phases = draws.take(3), 2 * math.pi * draws.take(3)
@@ -90,20 +90,20 @@ def _profile(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
 
 
 def _stroke(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Waved or straight strokes along the axis, thick in the middle or at one end or even."""
+    """Return waved or straight strokes along the axis, thick in the middle, thick at one end or even."""
     u, v = local.unbind(1)
     amplitude = draws.between(0, 0.6) * draws.chance(0.7)
     frequency, phase = draws.between(0.5, 5), draws.between(0, 2 * math.pi)
     thickness, taper = draws.between(0.05, 0.22), draws.between(-0.8, 0.8)
     angle = u * _maps(frequency) + _maps(phase)
-    # Dividing by the slope makes the stroke as thick where it is steep.
+    # Dividing by the slope keeps the thickness of steep parts.
     steepness = (1 + (amplitude * frequency).square() / 2).sqrt()
     off = (v - _maps(amplitude) * angle.sin()).abs() / _maps(steepness)
     return torch.maximum(off - _maps(thickness) * (1 + _maps(taper) * u), u.abs() - 1)
 
 
 def _arc(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Arcs: bands of an ellipse cut off by a line; a ring where the line misses it."""
+    """Return arcs: bands of an ellipse cut off by a line; a ring if the line misses it."""
     u, v = local.unbind(1)
     aspect, thickness, cut = draws.between(0.5, 1), draws.between(0.05, 0.2), draws.between(-0.7, 1.6)
     band = ((u.square() + (v / _maps(aspect)).square()).sqrt() - 0.8).abs() - _maps(thickness)
@@ -111,7 +111,7 @@ def _arc(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
 
 
 def _half_plane(local: torch.Tensor, draws: Cursor) -> torch.Tensor:
-    """Everything on one side of a line, straight or bent."""
+    """Return everything on one side of a line, straight or bent."""
     u, v = local.unbind(1)
     return v + _maps(draws.between(-0.5, 0.5)) * u.square() - _maps(draws.between(-0.3, 0.3))
 

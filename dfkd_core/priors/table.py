@@ -28,13 +28,13 @@ PRIORS: dict[str, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "pixels": PixelPrior,
     "procedural": ProceduralPrior,
 }
-"""What builds each prior for images of shape (c, h, w)."""
+"""The builder of each prior for images of shape (c, h, w)."""
 
 PriorName = Annotated[str, OneOf(PRIORS.keys)]
 """Name of a prior in `PRIORS`."""
 
-# Images that a tone is fitted on: enough to know their mean brightness to 0.005, and small enough to be drawn in a
-# second, since brightness and contrast hardly depend on the size.
+# Images that a tone is fitted on: enough for their mean brightness to 0.005, and small enough to be drawn in a second,
+# since brightness and contrast hardly depend on the size.
 _NUM_FITTED = 2048
 _FITTED_AT_ONCE = 256
 _LARGEST_FITTED_PX = 32
@@ -63,12 +63,12 @@ def build_toned_prior(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> ImagePrior:
-    """Build the prior called `name`, one of pixels, a share of whose images have this mean and standard deviation.
+    """Build the prior called `name`, one of pixels; a share of its images has this mean and standard deviation.
 
     Args:
         name: Any prior but `fourier`.
         image_shape: (c, h, w).
-        share: Of the images, drawn image by image.
+        share: Share of the images, drawn image by image.
         mean: Mean of each channel over the pixels of these images, in (0, 1).
         std: Standard deviation of each channel.
     """
@@ -80,7 +80,7 @@ def build_toned_prior(
 def _fitted_tone(
     name: PriorName, image_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tone:
-    # The same images whatever the run's seed: the tone belongs to the prior and the teacher.
+    # The same images for every seed of the run: the tone belongs to the prior and the teacher.
     channels, height, width = image_shape
     prior = build_prior(name, (channels, min(height, _LARGEST_FITTED_PX), min(width, _LARGEST_FITTED_PX)))
     parts = (range(first, first + _FITTED_AT_ONCE) for first in range(0, _NUM_FITTED, _FITTED_AT_ONCE))

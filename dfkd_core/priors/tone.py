@@ -1,8 +1,8 @@
-"""Brightness and contrast of drawn images, fitted to what a network's normalisation says of its training images.
+"""Brightness and contrast of drawn images, fitted to the mean and standard deviation of a network's normalisation.
 
-A network that was trained on images less their mean and over their standard deviation carries these two numbers with
-it. Drawn images that have them too lie nearer to what it knows: in the first layers of a network for black letters on
-white, a prior of greys has a third of the variance that they saw in training.
+If the training images were normalised by their mean and standard deviation, the network carries these two numbers.
+Drawn images with the same numbers are nearer to its training data: in the first layers of a network for black letters
+on white, a prior of greys has a third of the variance of the training images.
 
 n images, c channels, h height, w width.
 """
@@ -21,22 +21,22 @@ from dfkd_core.priors.base import ImagePrior
 __all__ = ["Tone", "TonedPrior", "are_pixel_statistics", "count_levels", "fit_tone"]
 
 _NUM_LEVELS = 256
-# Grey levels in [0, 1] of mean m have a variance of m (1 - m) at most, reached by black and white alone. Conventions
-# such as 0.5 and 0.5, or 0 and 1, lie there or beyond it.
+# Grey levels in [0, 1] of mean m have a variance of m (1 - m) at most, reached only by black and white. Conventions
+# such as 0.5 and 0.5, or 0 and 1, are at this bound or beyond it.
 _LARGEST_SHARE_OF_VARIANCE = 0.95
 _LARGEST_GAIN = 16.0
 _NUM_GAIN_HALVINGS = 12
 _NUM_OFFSET_HALVINGS = 16
-# Below this deviation, five of 255 grey levels, an image shows nothing.
+# Below this deviation, five of 255 grey levels, an image counts as empty.
 _LEAST_CONTRAST = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """x -> 1/2 + gain (x - 1/2) + offset for each channel, cut off at 0 and 1."""
+    """x -> 1/2 + gain (x - 1/2) + offset for each channel, clipped to [0, 1]."""
 
     gain: Tensor
-    """Contrast about mid-grey, above 0: [c] for all images, [n, c] for each its own."""
+    """Contrast about mid-grey, above 0: [c] for all images, [n, c] for each image."""
     offset: Tensor
     """Brightness added, of the same shape."""
 
@@ -52,14 +52,14 @@ class TonedPrior:
     def __init__(
         self, prior: ImagePrior, tone: Tone, *, share: float, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        """Give this share of what `prior` draws the tone, image by image.
+        """Apply the tone to this share of the images of `prior`, image by image.
 
         Args:
             prior: Draws the images.
-            tone: What gives all of them together the mean and the standard deviation.
-            share: Of the images, from 0 to 1.
-            mean: Mean of each channel: an image that the tone cuts off to a single level, such as a grey one to black,
-                gets a tone of its own by it.
+            tone: Sets the mean and the standard deviation of all of them together.
+            share: Share of the images, from 0 to 1.
+            mean: Mean of each channel. An image that the tone clips to a single level, such as a grey one to black,
+                gets a separate tone that is fitted to it.
             std: Standard deviation of each channel.
         """
         self._prior, self._tone, self._share, self._mean, self._std = prior, tone, share, mean, std
@@ -73,11 +73,11 @@ class TonedPrior:
         return images
 
     def decode(self, parameters: Tensor) -> Tensor:
-        """Turn parameters into images, see `ImagePrior.decode`."""
+        """Map parameters to images, see `ImagePrior.decode`."""
         return self._prior.decode(parameters)
 
     def project(self, parameters: Tensor) -> None:
-        """Bring parameters back to [0, 1], see `ImagePrior.project`."""
+        """Clamp parameters to [0, 1], see `ImagePrior.project`."""
         self._prior.project(parameters)
 
     def _toned(self, images: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ class TonedPrior:
 
 
 def are_pixel_statistics(mean: Sequence[float], std: Sequence[float]) -> bool:
-    """Tell whether a normalisation can be the mean and standard deviation of training images in [0, 1].
+    """Return whether a normalisation can be the mean and standard deviation of training images in [0, 1].
 
-    Conventions that say nothing of the images, such as 0 and 1 or 0.5 and 0.5, cannot.
+    Conventions without information on the images, such as 0 and 1 or 0.5 and 0.5, cannot.
     """
     shares = (s**2 / (m * (1 - m)) if 0 < m < 1 else 1 for m, s in zip(mean, std, strict=True))
     return all(share < _LARGEST_SHARE_OF_VARIANCE for share in shares)
@@ -106,7 +106,7 @@ def count_levels(images: Tensor) -> Tensor:
 
 
 def fit_tone(counts: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tone:
-    """Return the tone that gives pixels this mean and standard deviation in each channel.
+    """Return the tone that sets pixels to this mean and standard deviation in each channel.
 
     Args:
         counts: Pixels per channel and grey level, [c, 256] or [n, c, 256], see `count_levels`.
@@ -142,7 +142,7 @@ def fit_tone(counts: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ton
 
 
 def _bisect(rising: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, num_halvings: int) -> Tensor:
-    """Return where a function that rises from `low` to `high` passes 0, or the end that is nearer to it."""
+    """Return the zero of a function that rises from `low` to `high`, or the end that is nearer to it."""
     for _ in range(num_halvings):
         middle = (low + high) / 2
         is_below = rising(middle) < 0

@@ -43,7 +43,11 @@ def test_help__ends_in_an_example(command: str) -> None:
         (["synthesize", "--teacher", "nowhere", "--out", "new"], 1, "No model in"),
         (["export", "--out", "new", "--format", "tflite"], 2, "No format 'tflite'. Formats: safetensors, pt2, onnx"),
         (["export", "--out", "new", "--min-agreement", "2"], 2, "--min-agreement must be from 0 to 1, got 2"),
-        (["export", "--out", "presets"], 2, "presets exists and is no earlier export. Give a new or an empty folder"),
+        (
+            ["export", "--out", "presets"],
+            2,
+            "presets exists and is not an earlier export. Give a new or an empty folder",
+        ),
         (["export", "--out", "new", "--student", "new"], 2, "is the student's own folder"),
         (["export", "--out", "new"], 1, "No model in artifacts/students/default: config.json is missing"),
     ],

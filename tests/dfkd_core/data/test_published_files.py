@@ -179,7 +179,7 @@ def test_every_way_is_named_if_none_works(places):
     with pytest.raises(DataError) as caught:
         read(places)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("The data set fashion_mnist was not found and could not be fetched")
+    assert lines[0].startswith("The data set fashion_mnist was not found and could not be downloaded")
     assert lines[1:6] == [
         f"  - {places.own}: no such folder",
         f"  - {places.root / 'FashionMNIST' / 'raw'}: no such folder",
@@ -324,7 +324,7 @@ def test_debian_package_is_really_fetched_without_package_lists(tmp_path, monkey
 def test_why_the_debian_package_failed_is_told(places, monkeypatch):
     monkeypatch.setattr(dataset_files, "fetch_debian_package", FETCH_DEBIAN_PACKAGE)
     put_command(places, "apt-get", 'echo "W: never mind" >&2; echo "E: Unable to locate package" >&2; exit 100')
-    with pytest.raises(DataError, match="apt-get failed with 100: E: Unable to locate package\n"):
+    with pytest.raises(DataError, match="apt-get failed with exit status 100: E: Unable to locate package\n"):
         read(places)
     put_command(places, "apt-get", "exit 0")
     with pytest.raises(DataError, match=r"left no \.deb file"):

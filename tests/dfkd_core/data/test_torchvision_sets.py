@@ -60,7 +60,7 @@ def test_names_that_are_no_classification_set(tmp_path):
     with pytest.raises(DataError, match=r"ImageNet takes no root, download.*ImageNet's too, set data\.dataset"):
         open_torchvision("ImageNet", tmp_path, "test")
     for name in ("FakeData", "ImageFolder", "VisionDataset", "folder", "os"):
-        with pytest.raises(DataError, match="Those that do: "):
+        with pytest.raises(DataError, match="Valid classes: "):
             open_torchvision(name, tmp_path, "test")
 
 
@@ -79,7 +79,7 @@ def test_a_failed_download_tells_what_was_tried(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         open_torchvision("SVHN", tmp_path, "test")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "The test split of torchvision:SVHN was not found and could not be fetched. Tried:"
+    assert lines[0] == "The test split of torchvision:SVHN was not found and could not be loaded. Tried:"
     assert lines[1].startswith(f"  - {tmp_path}: Dataset not found or corrupted")
     assert lines[-1].startswith(f"  - {tmp_path}/SVHN (download): no network")
 

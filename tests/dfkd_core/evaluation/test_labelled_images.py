@@ -101,7 +101,7 @@ def test_a_wrong_order_that_was_set_is_the_users_own(teacher, digits, tmp_path):
 
 def test_labels_from_1_are_named_and_read_with_an_order(teacher, digits, tmp_path):
     dataset = write_npz(tmp_path / "x.npz", digits, order=range(1, 11))
-    with pytest.raises(DataError, match=r"go from 1 to 10.*data\.class_order: \[-1,0,1,2,3,4,5,6,7,8,9\]"):
+    with pytest.raises(DataError, match=r"range from 1 to 10.*data\.class_order: \[-1,0,1,2,3,4,5,6,7,8,9\]"):
         accuracy(teacher, dataset)
     order = (-1, *range(10))
     assert accuracy(teacher, dataset, class_order=order) == (accuracy(teacher, "digits")[0], "as set")
@@ -111,7 +111,7 @@ def test_some_of_the_teachers_classes_are_enough_if_it_is_said_which(digits, tmp
     images, labels = digits
     few = labels >= 8
     dataset = write_folder(tmp_path, (images[few], labels[few] - 8), names=("eight", "nine"))
-    with pytest.raises(DataError, match="has 2 classes and the teacher 10"):
+    with pytest.raises(DataError, match="has 2 classes, but the teacher has 10"):
         load_evaluation_data(DataConfig(dataset=dataset), CARD)
     data = load_evaluation_data(DataConfig(dataset=dataset, class_order=(8, 9)), CARD)
     assert sorted(set(data.labels.tolist())) == [8, 9]
@@ -122,8 +122,8 @@ def test_some_of_the_teachers_classes_are_enough_if_it_is_said_which(digits, tmp
     ("order", "message"),
     [
         ((0, 1), "has 2 entries for 10 labels"),
-        ((*range(9), 10), "names class 10 and the teacher has 10, 0 to 9"),
-        ((*range(9), -1), "gives -1 to labels that images have: 9"),
+        ((*range(9), 10), "has class 10, but the teacher has 10, 0 to 9"),
+        ((*range(9), -1), "is -1 for labels that images have: 9"),
     ],
 )
 def test_orders_that_do_not_fit(digits, tmp_path, order, message):
@@ -134,7 +134,7 @@ def test_orders_that_do_not_fit(digits, tmp_path, order, message):
 
 def test_more_classes_than_the_teacher_has(digits, tmp_path):
     dataset = write_npz(tmp_path / "x.npz", digits, order=range(2, 12))
-    with pytest.raises(DataError, match="go up to 11 and the teacher has 10 classes, 0 to 9"):
+    with pytest.raises(DataError, match="go up to 11, but the teacher has 10 classes, 0 to 9"):
         load_evaluation_data(DataConfig(dataset=dataset), CARD)
 
 

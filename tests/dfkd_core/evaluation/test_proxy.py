@@ -88,7 +88,7 @@ def test_score_leaves_the_global_generator_alone(teacher):
 def test_teacher_that_knows_one_class_is_an_error(teacher):
     with torch.no_grad():
         list(teacher.classifier.network.parameters())[-1][2] = 1e6
-    with pytest.raises(TeacherError, match="all 50 held-out images the class 2"):
+    with pytest.raises(TeacherError, match="predicts class 2 for all 50 held-out images"):
         proxy_score(teacher, build_student(), num_images=50)
 
 

@@ -34,9 +34,11 @@ def test_other_classes_are_refused():
 def test_bounds_are_kept_to():
     fidelity = Fidelity(max_difference=2.0, relative_difference=0.5, agreement=0.75)
     check_fidelity(fidelity, name="model", max_relative_difference=0.5, min_agreement=0.75)
-    with pytest.raises(ExportError, match=r"model is not the student.*up to 2, 0\.5 of the largest.*75\.00%"):
+    with pytest.raises(
+        ExportError, match=r"model is not equivalent to the student.*up to 2, 0\.5 of the largest.*75\.00%"
+    ):
         check_fidelity(fidelity, name="model", max_relative_difference=0.49)
-    with pytest.raises(ExportError, match=r"75\.00% of the images and 76\.00% is the least.*--min-agreement"):
+    with pytest.raises(ExportError, match=r"75\.00% of the images, and at least 76\.00% is required.*--min-agreement"):
         check_fidelity(fidelity, name="model", min_agreement=0.76)
 
 
@@ -57,7 +59,7 @@ def test_a_form_with_a_fixed_batch_is_named_with_the_batch_that_fails():
         return batch.reshape(1, -1)[:, :4]
 
     images = torch.zeros(20, 1, 2, 2, dtype=torch.uint8)
-    with pytest.raises(ExportError, match=r"model\.x answers 7 images with the shape \(1, 4\)"):
+    with pytest.raises(ExportError, match=r"model\.x returns the shape \(1, 4\) for 7 images"):
         predict_all(predict, images, name="model.x")
     with pytest.raises(ExportError, match=r"model\.x fails with a batch of 7 images"):
         predict_all(lambda batch: batch.reshape(1, 4), images, name="model.x")

@@ -47,8 +47,8 @@ def test_require_access__names_who_asks_what_is_needed_what_there_is_and_what_to
     with pytest.raises(TeacherError) as caught:
         require_access(Answering(make_teacher()), "gradient", by="synthesis.method boundary", remedy="Set noise")
     assert str(caught.value) == (
-        "synthesis.method boundary needs a teacher that also returns the gradient to its images (access 'gradient'), "
-        "and this one has access 'labels'. Set noise"
+        "synthesis.method boundary needs a teacher that also returns the gradient with respect to its images "
+        "(access 'gradient'); this one has access 'labels'. Set noise"
     )
 
 
@@ -65,7 +65,7 @@ def test_label__gives_the_logits_without_a_gradient_and_in_parts(limit_passes) -
 
 @pytest.mark.parametrize("source", ["weights", "batchnorm", "probes"])
 def test_statistics__of_a_teacher_that_only_answers_are_refused_in_a_sentence(source: str) -> None:
-    with pytest.raises(TeacherError, match=f"statistics.source {source} needs a teacher that also shows its layers"):
+    with pytest.raises(TeacherError, match=f"statistics.source {source} needs a teacher that also exposes its layers"):
         estimate_statistics(Answering(make_teacher()), StatisticsConfig(source=source), seed=0)
 
 

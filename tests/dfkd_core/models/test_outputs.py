@@ -33,7 +33,7 @@ def test_what_a_network_answers_with_is_told_by_the_numbers(outputs, kind):
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\); a classifier's is \(images, classes\)"),
+        (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\) for 2 images; a classifier's is \(images, classes\)"),
         (torch.tensor([1, 2]), "torch.int64, which has no gradient"),
     ],
 )
@@ -92,5 +92,5 @@ def test_attributes_and_indices_can_be_named():
 def test_an_answer_that_cannot_be_told_apart_names_the_setting():
     with pytest.raises(TeacherError, match=r"mapping with a, b.*teacher\.source\.output_key"):
         find_output_key({"a": LOGITS, "b": LOGITS})
-    with pytest.raises(TeacherError, match=r"mapping with a, of which 'c' is no tensor"):
+    with pytest.raises(TeacherError, match=r"mapping with a, in which 'c' is not a tensor"):
         select_output({"a": LOGITS}, "c")

@@ -92,7 +92,7 @@ def test_a_network_that_calls_view_is_given_what_view_takes(zoo, tmp_path):
         ("Embedding", r"rejects float images of shape \(1, 32, 32\)"),
         ("Restless", r"changes by [\d.]+% from call to call, so it draws random numbers in eval mode"),
         ("Detached", r"No gradient reaches the image"),
-        ("Maps", r"answers 16 images with shape \(16, 8, 30, 30\)"),
+        ("Maps", r"returns shape \(16, 8, 30, 30\) for 16 images"),
         ("Constant", r"gives all probe images the same output"),
         ("Forgetful", r"builds another network when it is called again"),
     ],
