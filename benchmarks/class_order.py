@@ -1,4 +1,4 @@
-"""How often labels in another order are noticed, and right ones taken for such: the table in docs/data.md.
+"""How often permuted labels are detected, and correct labels flagged as permuted: the table in docs/data.md.
 
 python benchmarks/class_order.py digits fashion_mnist
 """
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def untrained(train: LabelledImages, test: LabelledImages, num_classes: int) -> int:
-    """Count the untrained networks whose answers to right labels are taken for another order."""
+    """Count the untrained networks for which correct labels are flagged as permuted."""
     mean, std = pixel_statistics(train.images)
     kept = (test.labels < num_classes).nonzero()[:NUM_TEST_IMAGES, 0]
     card = ModelCard(
@@ -53,7 +53,7 @@ def untrained(train: LabelledImages, test: LabelledImages, num_classes: int) -> 
 
 
 def trained(train: LabelledImages, test: LabelledImages, num_images: int, seed: int) -> str:
-    """Tell what is found with a weak teacher, with right labels and with permuted ones."""
+    """Return the result for a weak teacher with correct labels and with permuted ones."""
     generator = derive_generator(seed, "class order", num_images)
     few = torch.randperm(len(train), generator=generator)[:num_images]
     data = LabelledImages(train.images[few], train.labels[few], train.class_names)

@@ -1,11 +1,10 @@
-"""Whether two versions of the code make the same bytes: shards of every method, students of both starts.
+"""Check that two versions of the code produce the same bytes: shards of every method, students of both starts.
 
     git worktree add /tmp/before main~1
     python benchmarks/digests.py --against /tmp/before
 
-Prints a digest for each case of this checkout and of the other one, and exits with 1 if one differs. Every case uses
-untrained networks with fixed weights and takes seconds. Only public names of `dfkd_core` are used, so that files may
-move between the two versions.
+Prints the digest of each case for both checkouts, and exits with 1 if any differs. Every case uses untrained networks
+with fixed weights and takes seconds. Only public names of `dfkd_core` are used, so files may move between the versions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parent.parent
 SHARD_FIELDS = ("images", "teacher_logits", "soft_targets", "image_index")
 SEED = 3
-# Gives the names of the teacher networks, their channels, and the students.
+# Names of the teacher networks, their channels, and the students.
 GREY, COLOUR = ("lenet5", 1, "lenet5_half"), ("lenet5_bn", 3, "lenet5_half_bn")
 RESNET = ("resnet18_eighth", 3, "resnet18@0.0625")
 METHODS: dict[str, dict[str, Any]] = {
@@ -52,9 +51,11 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    """Compare this checkout with another, or print this one's digests as JSON."""
+    """Compare this checkout with another one, or print the digests of this one as JSON."""
     parser = argparse.ArgumentParser(description="Compare the digests of two versions.")
-    parser.add_argument("--against", type=Path, help="another checkout; without it this one's digests are printed")
+    parser.add_argument(
+        "--against", type=Path, help="another checkout; without it, the digests of this one are printed"
+    )
     arguments = parser.parse_args()
     if arguments.against is None:
         print(json.dumps(dict(digests()), indent=2))
@@ -71,7 +72,7 @@ def main() -> int:
 
 
 def run(checkout: Path) -> dict[str, str]:
-    """Return the digests that a checkout makes, in a process of its own."""
+    """Return the digests of a checkout, computed in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
     made = subprocess.run(
         [sys.executable, str(Path(__file__).resolve())],
@@ -85,7 +86,7 @@ def run(checkout: Path) -> dict[str, str]:
 
 
 def digests() -> Iterator[tuple[str, str]]:
-    """Yield each case and the SHA-256 of what it makes."""
+    """Yield each case and the SHA-256 of its result."""
     import torch
 
     torch.set_num_threads(1)
@@ -114,7 +115,7 @@ def digests() -> Iterator[tuple[str, str]]:
 
 
 def trained(network: str, channels: int) -> Any:
-    """Return a network with fixed weights whose BatchNorm has seen something."""
+    """Return a network with fixed weights and updated BatchNorm statistics."""
     import torch
 
     import dfkd_core as core
@@ -127,7 +128,7 @@ def trained(network: str, channels: int) -> Any:
     images = torch.rand(64, channels, 32, 32, generator=torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         classifier.train()(images)
-    # Untrained outputs say too little for the checks of a shard.
+    # The outputs of untrained networks do not pass the checks of a shard.
     last = list(classifier.network.modules())[-1]
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
@@ -146,7 +147,7 @@ def synthesis(method: str, changes: Mapping[str, Any]) -> Any:
 
 
 def changed(section: Any, changes: Mapping[str, Any]) -> Any:
-    """Return a section with values at dotted paths replaced, all at once within a nested section."""
+    """Return a section with the values at dotted paths replaced, those of a nested section together."""
     nested: dict[str, dict[str, Any]] = {}
     values: dict[str, Any] = {}
     for path, value in changes.items():
@@ -160,7 +161,7 @@ def changed(section: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def digest(tensors: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over names and bytes."""
+    """Return the SHA-256 over names and bytes of the tensors."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(name.encode() + tensors[name].detach().contiguous().numpy().tobytes())

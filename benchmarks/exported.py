@@ -1,10 +1,10 @@
-"""How large and how fast the exported forms of a network are, on one thread of this machine.
+"""Size and speed of the exported forms of a network, on one thread of this machine.
 
     python benchmarks/exported.py lenet5_half alexnet_half resnet18_half
 
-Each form answers in its own runtime: `model.pt2` and `model_int8.pt2` in PyTorch without compilation, `model.onnx` and
-`model_int8.onnx` in ONNX Runtime. Milliseconds are the median of 30 passes. The weights are random: speed does not
-depend on them.
+Each form runs in its own runtime: `model.pt2` and `model_int8.pt2` in PyTorch without compilation, `model.onnx` and
+`model_int8.onnx` in ONNX Runtime. Milliseconds are the median of 30 passes. The weights are random, since speed does
+not depend on them.
 """
 
 from __future__ import annotations

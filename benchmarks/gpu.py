@@ -1,12 +1,12 @@
-"""How fast a GPU refines and distils, and how busy it is.
+"""Speed of refinement and distillation on a GPU, and its utilisation.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --networks lenet5 --num-images 1250 5000 --write .dfkd/benchmarks/gpu.json
 
 Refinement is timed with each kernel launched from Python and with the step recorded once and replayed, in float32 with
-PyTorch's own layers and in bf16 with the project's. Variants run in turn, each figure is the best of five. The share in
-kernels is the sum of what the profiler says of each over the time of the same run on the clock. The teachers have
-random weights: speed does not depend on them.
+PyTorch's own layers and in bf16 with the project's. Variants run alternately, and each figure is the best of five. The
+kernel share is the sum of the profiler's kernel times over the wall-clock time of the same run. The teachers have
+random weights, since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Figure:
     seconds: float
     images: int
     ratio: float | None = None
-    """How many times faster than the first variant of the same run."""
+    """Speed relative to the first variant of the same run."""
     kernels_share: float | None = None
-    """Share of the time in which a kernel runs."""
+    """Share of the time during which a kernel runs."""
 
     def __str__(self) -> str:
         ratio = f"  {self.ratio:6.2f} times plain" if self.ratio else ""
@@ -64,7 +64,7 @@ class Figure:
 
 
 def kernels_share(work: Callable[[], object]) -> float:
-    """Return the share of a run in which a kernel runs, by the profiler's times of each."""
+    """Return the share of a run during which a kernel runs, from the profiler's kernel times."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         start = time.perf_counter()
@@ -76,13 +76,13 @@ def kernels_share(work: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def launched_one_by_one() -> Iterator[None]:
-    """Turn recording off."""
+    """Turn off recording within the block."""
     with patch.object(descent, "recorded_on_gpu", lambda work, device: work):
         yield
 
 
 def refine(teacher: Teacher, starts: torch.Tensor, config: descent.DescentConfig, *, is_bf16: bool) -> None:
-    """Move images towards soft targets; the targets are arbitrary."""
+    """Refine images towards arbitrary soft targets."""
     targets = torch.full((len(starts), teacher.card.num_classes), 1 / teacher.card.num_classes, device=teacher.device)
 
     def objective(images: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ def measure_whole(teacher: Teacher, device: torch.device, num_images: int) -> It
     on_gpu = Teacher(teacher.classifier, device=device)
     statistics = estimate_statistics(on_gpu, StatisticsConfig(), seed=0)
     config = SynthesisConfig(num_images=num_images)
-    # An untrained teacher says one class of everything, which the guard would refuse.
+    # An untrained teacher predicts one class for all images, which the checks of a shard would reject.
     with patch("dfkd_core.synthesis.shards.check_shard"):
         start = time.perf_counter()
         made = make_transfer_set(on_gpu, statistics, config, seed=0)
@@ -155,10 +155,12 @@ def measure_whole(teacher: Teacher, device: torch.device, num_images: int) -> It
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=STUDENTS, default=["lenet5", "resnet18"])
-    parser.add_argument("--num-images", type=int, nargs="+", default=[125, 1250, 5000], help="images refined at once")
+    parser.add_argument(
+        "--num-images", type=int, nargs="+", default=[125, 1250, 5000], help="numbers of images refined at once"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/gpu.json"), help="JSON file to write")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Pictures of what the priors draw and what the methods make of it.
+"""Pictures of the priors' starts and of the methods' images.
 
-    python benchmarks/grids.py                                      # everything, with a teacher of the digits
+    python benchmarks/grids.py                                      # everything, with a teacher for the digits
     python benchmarks/grids.py --only priors
     python benchmarks/grids.py --only methods --teacher .dfkd/models/teacher
 
 Writes docs/images/prior_NAME.png (one channel on the left, three on the right) and docs/images/method_NAME.png (starts
-on the left, refined images on the right, the same index at the same place; one block for a method that moves none).
+on the left, refined images on the right, in the same order; a single block for methods without gradient steps).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS, COLUMNS = 4, 5
 SIZE_PX = 32
 GAP_PX = 10
 MAX_BYTES = 60_000
-# Fields that say how far images are moved; 0 leaves the starts.
+# Fields that control how far images are changed; 0 keeps the starts.
 MOVING_FIELDS = ("iterations",)
 
 
@@ -47,7 +47,7 @@ def draw_prior(name: PriorName, seed: int) -> torch.Tensor:
 
 
 def draw_method(name: str, teacher: Teacher, seed: int) -> torch.Tensor:
-    """Return a picture of the method's images before and after they are moved."""
+    """Return a picture of the method's images before and after the gradient steps."""
     settings = MethodSettings()
     still = dataclasses.replace(settings, **{name: without_moves(getattr(settings, name))})
     return side_by_side(*(make_images(name, methods, teacher, seed) for methods in (still, settings)))
@@ -58,12 +58,12 @@ def make_images(name: str, methods: MethodSettings, teacher: Teacher, seed: int)
     config = SynthesisConfig(method=name, methods=methods)
     statistics = estimate_statistics(teacher, StatisticsConfig(), seed=seed)
     synthesizer = build_synthesizer(config, teacher, statistics)
-    # A whole batch, since with some methods an image depends on its batch.
+    # A whole batch, since an image depends on its batch with some methods.
     return synthesizer.synthesize(range(config.batch_size), seed=seed).images[: ROWS * COLUMNS]
 
 
 def without_moves(section: Any) -> Any:
-    """Return a copy of a configuration section, and of those in it, whose images stay as they start."""
+    """Return a copy of a configuration section, including nested ones, in which images keep their starts."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
@@ -75,7 +75,7 @@ def without_moves(section: Any) -> Any:
 
 
 def side_by_side(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return a picture [3, h, w] of two blocks of images [n, c, h, w], or of one where both are the same."""
+    """Return a picture [3, h, w] of two blocks of images [n, c, h, w], or of one if both are the same."""
     blocks: list[torch.Tensor] = [make_grid(images, COLUMNS, padding=2, pad_value=1) for images in (left, right)]
     if torch.equal(left, right):
         return blocks[0]
@@ -84,7 +84,7 @@ def side_by_side(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def save_picture(path: Path, picture: torch.Tensor) -> None:
-    """Write a PNG of at most MAX_BYTES: 256 colours take a byte a pixel, where all take more."""
+    """Write a PNG of at most MAX_BYTES; with 256 colours, a pixel takes one byte."""
     pixels = (picture * 255).round().byte().movedim(0, 2).numpy()
     image = Image.fromarray(pixels)
     is_grey = bool((picture == picture[:1]).all())
@@ -110,14 +110,14 @@ def digits_teacher(seed: int) -> Teacher:
 
 
 def main() -> None:
-    """Draw what was asked for."""
+    """Draw the requested pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("priors", "methods"), help="draw these alone")
+    parser.add_argument("--only", choices=("priors", "methods"), help="draw only these")
     parser.add_argument("--teacher", type=Path, help="folder of a stored teacher (default: one trained on the digits)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("docs/images"))
     arguments = parser.parse_args()
-    # The networks are small: more threads wait for each other for longer than they work.
+    # The networks are small: several threads would mostly wait for each other.
     torch.set_num_threads(1)
     if arguments.only != "methods":
         for prior in prior_names():
@@ -126,7 +126,7 @@ def main() -> None:
         teacher = load_teacher(arguments.teacher) if arguments.teacher else digits_teacher(arguments.seed)
         for method in method_names():
             if method == "noise_engineered":
-                # Its images are those of `noise`; it is the labels that differ.
+                # Its images are those of `noise`; only the labels differ.
                 continue
             try:
                 save_picture(arguments.folder / f"method_{method}.png", draw_method(method, teacher, arguments.seed))

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Names of the hardware that figures were measured on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["machine", "processor_name"]
 
 
 def machine(device: torch.device) -> str:
-    """Return what computes on a device: the GPU with what feeds it, or the cores alone."""
+    """Return the name of the hardware: the GPU and its CPU, or the CPU alone."""
     cores = f"{os.cpu_count()} cores of {processor_name()}"
     return f"an {torch.cuda.get_device_name(device)} with {cores}" if device.type == "cuda" else cores
 
 
 def processor_name() -> str:
-    """Return the processor's name as the system gives it."""
+    """Return the processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,13 +1,13 @@
-"""How much memory the stages take with a large teacher, and with a transfer set that is larger than the memory used.
+"""Memory of the stages with a large teacher, and with a transfer set that is larger than the memory used.
 
     python benchmarks/large.py --memory-gib 8
     python benchmarks/large.py --only set
 
-Two cases, each in a process of its own: a ResNet-50 of random weights at 224 pixels with 1,000 classes through
-statistics, synthesis, distillation and evaluation with tiny settings, and 2 GiB of random 32-pixel images through one
-epoch of a tiny student. Of each stage: seconds, the most memory resident (pages of mapped shards included, which the
-kernel takes back on demand) and the most of it that is the process's own. Then an epoch of 60,000 images in files is
-timed beside one of the same images in memory, in seconds of the processor.
+There are two cases, each in its own process. The first runs statistics, synthesis, distillation and evaluation with
+tiny settings and a ResNet-50 with random weights, 224 pixels and 1,000 classes. The second runs one epoch of a tiny
+student on 2 GiB of random 32-pixel images. For each stage the script reports seconds, the peak resident memory
+(including pages of mapped shards, which the kernel can reclaim) and the peak of the process's own memory. It then
+compares the CPU time of an epoch on 60,000 images in files and in memory.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ _SECONDS_BETWEEN_LOOKS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What one stage took."""
+    """Time and memory of one stage."""
 
     what: str
     seconds: float
     resident_gib: float
-    """Most memory in RAM, mapped files included."""
+    """Peak resident memory, including mapped files."""
     own_gib: float
-    """Most memory that is the process's own, not backed by a file."""
+    """Peak of the process's own memory, which is not backed by a file."""
 
 
 class Meter:
-    """Measures stages one after the other; Linux only."""
+    """Measures stages one after another; Linux only."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []
@@ -105,7 +105,7 @@ def _status(name: str) -> int:
 
 
 def large_teacher(memory: int) -> Teacher:
-    """Return a ResNet-50 of random weights whose BatchNorm has seen a few images, so that its answers differ."""
+    """Return a ResNet-50 with random weights and BatchNorm statistics of a few images, so that its outputs differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = models.resnet50(num_classes=1000)
@@ -168,7 +168,7 @@ def run_teacher(memory: int, num_images: int, num_threads: int) -> list[Figure]:
 
 
 def store_manifest(folder: Path, teacher: Teacher, records: list[ShardRecord]) -> None:
-    """Write a manifest that says no more than it must."""
+    """Write a minimal manifest."""
     write_manifest(
         folder,
         method="soft_target",
@@ -200,7 +200,7 @@ def write_random_set(folder: Path, card: ModelCard, num_images: int) -> None:
 
 
 def tiny_teacher(card: ModelCard) -> Teacher:
-    """Return a teacher of random weights."""
+    """Return a tiny teacher with random weights."""
     return Teacher(build_classifier(card, seed=0))
 
 
@@ -221,7 +221,7 @@ def run_set(num_images: int, num_threads: int) -> list[Figure]:
         )
         teacher = tiny_teacher(card)
         with tempfile.TemporaryDirectory(dir=".dfkd") as scratch:
-            # In another process, so that what it leaves behind does not count here.
+            # In another process, so that its memory is not counted here.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 pool.submit(write_random_set, Path(scratch), card, count).result()
             images = TransferSet(Path(scratch))
@@ -235,7 +235,7 @@ def run_set(num_images: int, num_threads: int) -> list[Figure]:
 
 
 def compare_access(teacher: Teacher, stored: TransferSet, config: DistillationConfig) -> None:
-    """Time epochs on the same images in memory and in files in turn, and print the best of each with their ratio."""
+    """Time epochs on the same images in memory and in files alternately; print the best of each and their ratio."""
     in_each: list[tuple[Rows, Rows]] = [
         (stored.images[:], stored.teacher_logits[:]),
         (stored.images, stored.teacher_logits),
@@ -243,7 +243,7 @@ def compare_access(teacher: Teacher, stored: TransferSet, config: DistillationCo
     best = [float("inf")] * 2
     for _ in range(REPEATS):
         for place, (images, logits) in enumerate(in_each):
-            # Of the processor, so that others on the machine do not count.
+            # CPU time, so that other processes do not count.
             start = time.process_time()
             distill_images(teacher, images, logits, config, seed=0)
             best[place] = min(best[place], time.process_time() - start)
@@ -255,13 +255,15 @@ def compare_access(teacher: Teacher, stored: TransferSet, config: DistillationCo
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory-gib", type=float, default=8, help="what passes may use, as execution.memory_gib")
+    parser.add_argument(
+        "--memory-gib", type=float, default=8, help="memory that passes may use, as execution.memory_gib"
+    )
     parser.add_argument("--num-images", type=int, default=1000, help="transfer images of the large teacher")
     parser.add_argument("--set-images", type=int, default=660_000, help="transfer images of the tiny student")
     parser.add_argument("--num-threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--only", choices=["teacher", "set"], help="one case alone")
+    parser.add_argument("--only", choices=["teacher", "set"], help="run only this case")
     parser.add_argument("--write", type=Path, default=Path(".dfkd/benchmarks/large.json"), help="JSON file to write")
     arguments = parser.parse_args()
     Path(".dfkd").mkdir(exist_ok=True)

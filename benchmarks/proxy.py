@@ -1,11 +1,10 @@
-"""How well the data-free proxy follows the real accuracy: students of many recipes, measured both ways.
+"""Correlation of the data-free proxy with the real accuracy, over students of many recipes.
 
-    python benchmarks/proxy.py digits --forms          # the forms that the proxy could have; it was chosen here
-    python benchmarks/proxy.py digits fashion_mnist    # 48 students of each: table and picture; half an hour of a core
+    python benchmarks/proxy.py digits --forms          # candidate forms of the proxy; it was chosen from these
+    python benchmarks/proxy.py digits fashion_mnist    # table and picture of 48 students each; half an hour on one core
 
-Recipes are drawn at random: method, prior, iterations, images, epochs, rates, first weights and more. A student that
-was made before is not made again: students are kept in `.dfkd/benchmarks/proxy`, addressed by everything that decides
-them, and the proxy is computed anew each time.
+Recipes are drawn at random: method, prior, iterations, images, epochs, rates, first weights and more. Students are
+cached in `.dfkd/benchmarks/proxy` under a key of all their inputs; the proxy is computed again on each run.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "photos": {"learning_rate": 0.03, "smoothing_px": 1.0},
     "mixed": {"learning_rate": 0.03, "smoothing_px": 1.0},
 }
-"""How the refinement moves images of a prior."""
+"""Settings of the refinement for each prior."""
 PRIORS = ("mixed", "mixed", "photos", "procedural", "fourier", "pixels")
 METHODS = (*["soft_target"] * 8, "dirichlet", "dirichlet", "boundary", "boundary", "noise")
 NUM_IMAGES = {"digits": (500, 1000, 2000), "fashion_mnist": (4000, 8000, 12_000)}
@@ -68,7 +67,7 @@ CHOICES: dict[str, Sequence[Any]] = {
 
 
 def draw_recipe(dataset: str, number: int) -> dict[str, Any]:
-    """Return the changes to the parameters that make up one recipe; number 0 is drawn for each data set anew."""
+    """Return the changed parameters of one recipe; each data set has its own recipes."""
     generator = derive_generator(0, "recipe", dataset, number)
 
     def pick(choices: Sequence[Any]) -> Any:
@@ -89,13 +88,13 @@ def draw_recipe(dataset: str, number: int) -> dict[str, Any]:
 
 
 def teacher_settings(dataset: str) -> Params:
-    """Return the parameters that all recipes change: the data set's preset with small batches for small sets."""
+    """Return the parameters that recipes start from: the data set's preset, with small batches for small sets."""
     budget = ["distillation.batch_size=64", "synthesis.images_per_shard=2000"]
     return apply_overrides(apply_preset("digits" if dataset == "digits" else "default"), budget)
 
 
 def prepare_teacher(params: Params) -> Teacher:
-    """Return the data set's teacher, trained once."""
+    """Return the data set's teacher, which is trained on the first call."""
     folder = CACHE / "teachers" / f"{params.data.dataset}-{json_digest([params.data, params.teacher])[:12]}"
     if not (folder / "config.json").is_file():
         save_model(folder, train_teacher(params.teacher, load_dataset(params.data, "train"), seed=0).classifier)
@@ -103,7 +102,7 @@ def prepare_teacher(params: Params) -> Teacher:
 
 
 def real_images(config: DataConfig) -> LabelledImages:
-    """Return images that no student has seen: the test set, and of `digits`, which has few, the training set too."""
+    """Return images that no student was trained on: the test set, and for the small `digits` the training set too."""
     test = load_dataset(config, "test")
     if config.dataset != "digits":
         return test
@@ -115,7 +114,7 @@ def real_images(config: DataConfig) -> LabelledImages:
 
 @torch.no_grad()
 def accuracy(model: Classifier | Teacher, data: LabelledImages) -> float:
-    """Return the share of right answers."""
+    """Return the share of correct predictions."""
     batches = zip(torch.split(data.images, 1000), torch.split(data.labels, 1000))
     right = [int((model(images / 255).argmax(1) == labels).sum()) for images, labels in batches]
     return sum(right) / len(data)
@@ -129,13 +128,13 @@ class Measured:
     teacher: Teacher
     student: Classifier
     accuracy: float
-    """Share of right answers on real images."""
+    """Share of correct predictions on real images."""
     seconds: float
-    """What synthesis and distillation took."""
+    """Duration of synthesis and distillation."""
 
 
 def students(dataset: str, count: int) -> Iterator[Measured]:
-    """Yield the data set's first recipes with their students."""
+    """Yield the measured students of the data set's first recipes."""
     params = teacher_settings(dataset)
     teacher = prepare_teacher(params)
     for number in range(count):
@@ -156,7 +155,7 @@ def students(dataset: str, count: int) -> Iterator[Measured]:
 
 
 def by_class(values: Tensor, answers: Tensor) -> float:
-    """Return the mean over the classes that occur of the mean of their values."""
+    """Return the mean over the occurring classes of the mean value of each class."""
     return torch.stack([values[answers == k].mean() for k in torch.unique(answers)]).mean().item()
 
 
@@ -203,14 +202,14 @@ FORMS: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def correlations(scores: Sequence[float], accuracies: Sequence[float], half_by: Sequence[float]) -> list[float]:
-    """Return r and rho over all students, then over the half of them with the larger `half_by`."""
+    """Return r and rho over all students, then over the half with the larger `half_by`."""
     best = np.argsort(half_by)[len(half_by) // 2 :]
     pairs = [(np.array(scores), np.array(accuracies)), (np.array(scores)[best], np.array(accuracies)[best])]
     return [measure(*pair).statistic for pair in pairs for measure in (pearsonr, spearmanr)]
 
 
 def pairs_put_right(scores: Sequence[float], accuracies: Sequence[float], low: float, high: float) -> str:
-    """Return how many pairs of the more accurate half, their scores this far apart, the proxy puts right."""
+    """Count the pairs in the more accurate half, with scores this far apart, that the proxy orders correctly."""
     middle = float(np.median(accuracies))
     good = [pair for pair in zip(scores, accuracies, strict=True) if pair[1] >= middle]
     right = [
@@ -222,7 +221,7 @@ def pairs_put_right(scores: Sequence[float], accuracies: Sequence[float], low: f
 
 
 def forms_table(dataset: str, count: int) -> str:
-    """Return the forms' correlations with the real accuracy; the better half is that by real accuracy for all."""
+    """Return the forms' correlations with the real accuracy, over all students and the half with the best accuracy."""
     made = list(students(dataset, count))
     logits = [held_out_logits(one.teacher, one.student) for one in made]
     accuracies = [one.accuracy for one in made]
@@ -234,7 +233,7 @@ def forms_table(dataset: str, count: int) -> str:
 
 
 def students_table(found: Mapping[str, list[tuple[Measured, float]]], seconds: Mapping[str, float]) -> str:
-    """Return a column per data set: correlations, what the proxy picks, and what it took."""
+    """Return a table with one column per data set: correlations, the student that the proxy picks, and durations."""
     columns = {dataset: list(_column(dataset, pairs, seconds[dataset])) for dataset, pairs in found.items()}
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for rows in zip(*columns.values(), strict=True):
@@ -268,7 +267,7 @@ def _column(dataset: str, pairs: list[tuple[Measured, float]], seconds: float) -
 
 
 def draw_picture(found: Mapping[str, list[tuple[Measured, float]]], path: Path) -> None:
-    """Write one panel per data set: the proxy against the real accuracy of every student."""
+    """Write one panel per data set: proxy against real accuracy of every student."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -292,7 +291,7 @@ def draw_picture(found: Mapping[str, list[tuple[Measured, float]]], path: Path) 
 
 
 def write_between(path: Path, name: str, text: str) -> None:
-    """Put `text` between the two marks of `name` in a Markdown file."""
+    """Replace the text between the two marks of `name` in a Markdown file."""
     head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN.format(name))
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -302,16 +301,16 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", choices=DATASETS, nargs="+")
-    parser.add_argument("--count", type=int, default=48, help="students of each data set")
-    parser.add_argument("--forms", action="store_true", help="compare the forms that the proxy could have")
+    parser.add_argument("--count", type=int, default=48, help="number of students per data set")
+    parser.add_argument("--forms", action="store_true", help="compare candidate forms of the proxy")
     parser.add_argument(
-        "--write", type=Path, help="Markdown file whose marked table is replaced; writes the picture too"
+        "--write", type=Path, help="Markdown file in which to replace the marked table; also writes the picture"
     )
     arguments = parser.parse_args()
-    # With one thread the bytes depend on no machine.
+    # With one thread, the bytes do not depend on the number of cores.
     torch.set_num_threads(1)
     command = shlex.join(["python", *sys.argv])
     if arguments.forms:

@@ -1,14 +1,13 @@
-"""Tables of students' accuracies, every row with its seeds, spread and seconds.
+"""Tables of students' accuracies; each row has its seeds, spread and seconds.
 
-    python benchmarks/quality.py presets --seeds 0 1 2                  # what the presets reach, both starts
+    python benchmarks/quality.py presets --seeds 0 1 2                  # the presets, both starts
     python benchmarks/quality.py starts --preset digits                 # a preset against real data, both starts
     python benchmarks/quality.py methods --dataset digits               # every method on an equal budget
     python benchmarks/quality.py parts --dataset digits                 # the default, one part changed at a time
-    python benchmarks/quality.py questions --dataset digits             # what the paper leaves open
+    python benchmarks/quality.py questions --dataset digits             # questions that the paper leaves open
 
-A (row, seed) that was measured before is not measured again: results are kept in `.dfkd/benchmarks/`, addressed by
-everything that decides them. Each row is a change to `params.yaml`; the last epoch counts and nothing is chosen on
-real labels.
+Results of each (row, seed) are cached in `.dfkd/benchmarks/` under a key of all their inputs. Each row is a change to
+`params.yaml`; the student of the last epoch is measured, and nothing is chosen on real labels.
 """
 
 from __future__ import annotations
@@ -66,20 +65,20 @@ OTHER_CHANGES: dict[str, dict[str, Any]] = {"noise_engineered": {"distillation.a
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
-    """Preset whose synthesis and distillation the row takes, with the teacher of the others."""
+    """Preset whose synthesis and distillation the row uses, with the same teacher as the other rows."""
     real: str = ""
-    """`labels` or `kd` for a student that is trained on the teacher's training data."""
+    """`labels` or `kd` for a student trained on the teacher's training data."""
     num_real: int = 0
-    """Most of these images to use; 0 is all."""
+    """Number of these images to use at most; 0 uses all."""
 
 
 def preset_rows(params: Params) -> list[Row]:
-    """Return real-data rows with the default's steps, and each preset's synthesis and training with both starts."""
+    """Return real-data rows with as many steps as the default, and each preset's synthesis and training."""
     rows = start_rows(params)[: -len(STARTS)]
     for preset in PRESETS:
         rows += [Row(name=f"{preset}, {start} start", preset=preset, changes=_start(start)) for start in STARTS]
@@ -88,7 +87,7 @@ def preset_rows(params: Params) -> list[Row]:
 
 
 def start_rows(params: Params) -> list[Row]:
-    """Return real-data rows and the settings as they are, with both starts."""
+    """Return real-data rows and the unchanged settings, with both starts."""
     rows = [Row(name="real labels", real="labels")]
     rows += [Row(name=f"real-data KD, {start} start", real="kd", changes=_start(start)) for start in STARTS]
     some = [
@@ -104,10 +103,10 @@ def start_rows(params: Params) -> list[Row]:
 
 
 def method_rows(params: Params) -> list[Row]:
-    """Return real labels, real-data KD and every method, those that take priors with each of them.
+    """Return real labels, real-data KD and every method, with each prior if it uses priors.
 
-    All rows have the same images, iterations and training; learning rates and smoothing go with the prior,
-    and every other setting is the method's own default.
+    All rows have the same number of images, iterations and training; learning rate and smoothing depend on the prior,
+    and every other setting is the method's default.
     """
     default = params.synthesis.methods.soft_target.refinement
     names = ("iterations", "temperature", "refined_share")
@@ -129,7 +128,7 @@ def method_rows(params: Params) -> list[Row]:
 
 
 def part_rows(params: Params) -> list[Row]:
-    """Return the default and rows in which one part of it is left out or changed."""
+    """Return the default, and rows in which one part of it is removed or changed."""
     refinement = partial(REFINEMENT.format, "soft_target")
     other = "pruned" if params.distillation.start == "random" else "random"
     parts: dict[str, dict[str, Any]] = {
@@ -164,7 +163,7 @@ def _start(start: str) -> dict[str, Any]:
 
 
 def question_rows(params: Params) -> list[Row]:
-    """Return one row per open question about the paper, each a change to the default."""
+    """Return one row per question that the paper leaves open, each a change to the default."""
     rows = [
         Row(name="default"),
         Row(name="starts as drawn", changes={REFINEMENT.format("soft_target", "refined_share"): 0.0}),
@@ -249,7 +248,7 @@ def _synthesize_one(job: tuple[Params, Path, int]) -> Shard:
 
 
 def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledImages) -> Classifier:
-    """Train on real images for as many steps as the transfer set gives."""
+    """Train on real images for as many steps as on the transfer set."""
     distillation = params.distillation
     if row.num_real:
         chosen = torch.randperm(len(train), generator=derive_generator(params.seed, "real"))[: row.num_real]
@@ -274,7 +273,7 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
 
 
 def prepare_teacher(params: Params) -> Path:
-    """Train the data set's teacher once (seed 0); return its folder."""
+    """Train the data set's teacher once (seed 0) and return its folder."""
     key = json_digest([params.data, dataclasses.replace(params.teacher, layer="")])[:12]
     folder = CACHE / "teachers" / f"{params.data.dataset}-{key}"
     if not (folder / "config.json").is_file():
@@ -287,13 +286,13 @@ def prepare_teacher(params: Params) -> Path:
 def measured(
     params: Params, rows: list[Row], seeds: list[int], report: Callable[[str], None]
 ) -> Iterator[tuple[Row, list[dict[str, float]]]]:
-    """Yield each row with one result per seed, from the cache where it is there."""
+    """Yield each row with one result per seed, from the cache if possible."""
     folder = prepare_teacher(params)
     digest = load_teacher(folder).digest
     for row in rows:
         results = []
         for seed in seeds:
-            # How many processes made the images decides none of them; a GPU computes in another precision.
+            # The number of processes does not affect the images, but a GPU computes in another precision.
             is_gpu = resolve_device(params.execution.device).type == "cuda"
             decisive = dataclasses.replace(params, execution=ExecutionConfig(device="cuda" if is_gpu else "auto"))
             address = [decisive, row, seed, digest, torch.__version__]
@@ -348,17 +347,19 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES, help="which rows")
-    parser.add_argument("--preset", default="default", help="preset that the rows change")
-    parser.add_argument("--dataset", help="data set, with the preset's other settings")
+    parser.add_argument("table", choices=TABLES, help="table to measure")
+    parser.add_argument("--preset", default="default", help="preset that the rows start from")
+    parser.add_argument("--dataset", help="data set that replaces the preset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change to the budget")
-    parser.add_argument("--rows", nargs="+", help="only rows whose name contains one of these words")
-    parser.add_argument("--write", type=Path, help="Markdown file that the table is appended to")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change for all rows, such as a budget"
+    )
+    parser.add_argument("--rows", nargs="+", help="only rows whose names contain one of these words")
+    parser.add_argument("--write", type=Path, help="Markdown file to append the table to")
     arguments = parser.parse_args()
-    # The networks are small: a second thread makes them no faster, and with one the bytes depend on no machine.
+    # The networks are small: more threads are no faster, and with one the bytes do not depend on the number of cores.
     torch.set_num_threads(1)
     changes = list(arguments.set) + ([f"data.dataset={arguments.dataset}"] if arguments.dataset else [])
     params = apply_overrides(apply_preset(arguments.preset), changes)

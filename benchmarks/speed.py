@@ -1,12 +1,12 @@
-"""How fast images are synthesized and students trained, on this machine.
+"""Speed of synthesis and distillation on this machine.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --num-images 4000 --write .dfkd/benchmarks/speed.json
     python benchmarks/speed.py --network resnet18_quarter --channels 3 --batch-size 64 --only steps
 
-Times vary from run to run where a machine is shared, so every figure comes with its ratio to a baseline that was
-measured in the same run: synthesis in plain memory layout against channels-last, one process against two. Each figure
-is the best of three, of single steps the best of nine. The teacher has random weights: speed does not depend on them.
+Times vary between runs on a shared machine, so some figures are printed with the ratio to a baseline of the same run:
+plain memory layout against channels-last, one process against two. Each figure is the best of three runs, or of nine
+for single steps. The teacher has random weights, since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ class Figure:
     per_second: float
     unit: str
     ratio: float | None = None
-    """How many times faster than the baseline in the same run."""
+    """Speed relative to the baseline of the same run."""
 
 
 def best_seconds(work: Callable[[], object]) -> float:
-    """Return the shortest of a few runs."""
+    """Return the seconds of the shortest of a few runs."""
     return best_in_turn([work], rounds=REPEATS)[0]
 
 
 def best_in_turn(works: Sequence[Callable[[], object]], *, rounds: int) -> list[float]:
-    """Return the shortest run of each, run in turn."""
+    """Return the seconds of the shortest run of each, run alternately."""
     times: list[list[float]] = [[] for _ in works]
     for _ in range(rounds):
         for work, own in zip(works, times, strict=True):
@@ -80,7 +80,7 @@ def best_in_turn(works: Sequence[Callable[[], object]], *, rounds: int) -> list[
 
 
 def synthesis_config(method: str, prior: str, iterations: int, num_images: int) -> SynthesisConfig:
-    """Return a configuration whose methods all make the same effort."""
+    """Return a configuration with the same number of gradient steps for all methods."""
     refinement = RefinementConfig(prior=prior, iterations=iterations)
     settings = MethodSettings()
     settings = replace(
@@ -92,7 +92,7 @@ def synthesis_config(method: str, prior: str, iterations: int, num_images: int) 
 
 
 def synthesize(teacher: Teacher, config: SynthesisConfig) -> None:
-    """Make all images in this process; not as shards, whose guard refuses what an untrained teacher says of noise."""
+    """Make all images in this process, not as shards, whose checks reject an untrained teacher's outputs on noise."""
     statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
     synthesizer = build_synthesizer(config, teacher, statistics)
     for first in range(0, config.num_images, config.batch_size):
@@ -132,7 +132,7 @@ def measure_methods(teacher: Teacher, num_images: int) -> list[Figure]:
 
 
 def untrained_teacher(network: str, *, channels: int) -> Teacher:
-    """Return a built-in network with random weights as a teacher of images of Fashion-MNIST's shape."""
+    """Return a teacher for 32-pixel images: a built-in network with random weights."""
     spec = dataset_spec("fashion_mnist")
     card = ModelCard(
         network=network,
@@ -147,7 +147,7 @@ def untrained_teacher(network: str, *, channels: int) -> Teacher:
 
 
 def plain_copy(teacher: Teacher) -> Teacher:
-    """Return the teacher with PyTorch's own layers and memory layout in the place of the project's."""
+    """Return the teacher with PyTorch's own layers and memory layout instead of the project's."""
     classifier = copy.deepcopy(teacher.classifier)
     for module in classifier.modules():
         for own in (nn.Conv2d, nn.MaxPool2d):
@@ -160,7 +160,7 @@ def plain_copy(teacher: Teacher) -> Teacher:
 def measure_steps(teacher: Teacher, batch_size: int) -> list[Figure]:
     """Time one refinement step (forward, gradient to the image) and the forward pass alone, in batches of `batch_size`.
 
-    The teacher's weights get no gradient in either.
+    The teacher's weights are frozen in both.
     """
     steps = 10
     variants = (
@@ -190,7 +190,7 @@ def measure_steps(teacher: Teacher, batch_size: int) -> list[Figure]:
 
 
 def measure_growth(teacher: Teacher, num_images: int) -> list[Figure]:
-    """Time a synthesis of one, two and four times as many images, in a process of its own each, with its memory."""
+    """Measure time and memory of a synthesis of one, two and four times as many images, each in its own process."""
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as scratch:
         save_model(Path(scratch), teacher.classifier)
@@ -234,7 +234,7 @@ def measure_processes(teacher: Teacher, num_images: int) -> list[Figure]:
 
 
 def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
-    """Time one epoch of distillation with stored labels, and as the default does it."""
+    """Time one epoch of distillation with stored labels, and one with the defaults."""
     images = torch.randint(0, 256, (num_images, *teacher.card.image_shape), dtype=torch.uint8)
     with torch.no_grad():
         logits = teacher(images / 255)
@@ -259,7 +259,7 @@ PARTS: dict[str, Callable[[Teacher, argparse.Namespace], list[Figure]]] = {
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="lenet5", help="the teacher's network")
     parser.add_argument("--num-images", type=int, default=2000, help="images per measurement")

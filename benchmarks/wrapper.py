@@ -1,10 +1,10 @@
-"""What dfkd's wrapper costs beside the bare module: one synthesis step (forward, gradient to the image) in both.
+"""Overhead of dfkd's wrapper over the bare module: one synthesis step (forward, gradient to the image) of both.
 
     python benchmarks/wrapper.py
     python benchmarks/wrapper.py --network torchvision:resnet18 --batch-size 64 --rounds 20
 
-The wrapper normalises, selects and converts the output and, with features, looks at the modelled layer through a hook.
-Both take turns in one process, with weights that get no gradient; the figures are medians of the rounds' ratios.
+The wrapper normalises the input, selects and converts the output and, with features, reads the modelled layer through a
+hook. Both run alternately in one process, with frozen weights; the figures are medians of the ratios per round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def step(forward: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def measure(network: str, channels: int, batch_size: int, rounds: int) -> str:
-    """Return a line with the cost for one network."""
+    """Return a line with the overhead for one network."""
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels]
     card = ModelCard(network=network, in_channels=channels, image_size=32, num_classes=10, mean=mean, std=std, layer="")
     teacher = Teacher(build_classifier(card, seed=0))
@@ -57,9 +57,9 @@ def measure(network: str, channels: int, batch_size: int, rounds: int) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", help="one network in the place of the usual ones")
+    parser.add_argument("--network", help="measure this network instead of the usual ones")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step of --network")
-    parser.add_argument("--rounds", type=int, default=60, help="steps of each kind")
+    parser.add_argument("--rounds", type=int, default=60, help="number of steps of each kind")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = ((arguments.network, 3, arguments.batch_size),) if arguments.network else CASES

@@ -1,8 +1,9 @@
-"""Which channels of a layer to keep: those from which the outputs of the layers that read them can best be rebuilt.
+"""Choice of the channels of a layer to keep: those from which the next layers' outputs are best reconstructed.
 
-As in ThiNet (Luo et al., 2017, arXiv 1707.06342), with least squares in the place of a sum.
+As in ThiNet (Luo et al., 2017, arXiv 1707.06342), but with least squares instead of a sum.
 
-c channels, t numbers that a layer reads of one channel (taps), p = c t, o outputs of a layer.
+c channels, t values that a layer reads from one channel (taps), p = c t, o outputs of a layer. The readers of a channel
+are the layers that take it as input.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from dfkd_core.common.least_squares import with_ridge
 
 __all__ = ["Regression", "choose_channels"]
 
-# Wide layers choose several channels at a time, so that time grows with the square of the width and not the cube.
+# In wide layers several channels are chosen per step, so that time grows with the square of the width, not the cube.
 _MAX_STEPS = 32
 _MAX_EXCHANGES = 32
 
 
 class Regression:
-    """Least squares of a reader's outputs on any of its input channels, one channel more or less at a time.
+    """Least squares of a reader's outputs on a subset of its input channels, updated as channels enter or leave.
 
-    Holds the ridged covariance of the inputs, swept (Beaton's operator, in blocks of channels) by those that are in.
+    Holds the ridged covariance of the inputs, swept by the channels of the subset (Beaton's operator in blocks).
     """
 
     def __init__(self, gram: Tensor, weights: Tensor, width: int) -> None:
-        """Start without a channel.
+        """Start with no channel in the subset.
 
         Args:
-            gram: Covariance of the inputs, float64 [p, p]; taken over.
+            gram: Covariance of the inputs, float64 [p, p]; modified in place.
             weights: The reader's weights, float64 [p, o].
-            width: Channels c.
+            width: Number of channels c.
         """
         self.width = width
         self._taps = len(gram) // width
@@ -40,10 +41,10 @@ class Regression:
         self._gram = with_ridge(gram)
 
     def values(self) -> Tensor:
-        """Return what each channel is worth, [c], as a share of the outputs' variance.
+        """Return the change in explained variance if each channel were moved, [c], as a share of the outputs' variance.
 
-        For a channel that is out, how much more would be explained with it; for one that is in, minus how much less
-        would be without it.
+        Positive or 0 for a channel outside the subset (the gain from adding it), negative or 0 for a channel inside
+        (the loss from removing it).
         """
         blocks = self._gram.view(self.width, self._taps, self.width, self._taps).diagonal(dim1=0, dim2=2)
         cross = self._cross.view(self.width, self._taps, -1)
@@ -51,7 +52,7 @@ class Regression:
         return explained / self._total
 
     def move(self, channels: list[int], *, into: bool) -> None:
-        """Take channels in or out."""
+        """Add channels to the subset, or remove them from it."""
         sign = 1 if into else -1
         taps = (torch.tensor(channels)[:, None] * self._taps + torch.arange(self._taps)).flatten()
         block, rows = self._gram[taps][:, taps], self._gram[taps]
@@ -66,9 +67,9 @@ class Regression:
 
 
 def choose_channels(problems: list[Regression], count: int) -> Tensor:
-    """Return the channels, int64 [count] ascending, from which the readers' outputs can best be rebuilt.
+    """Return the channels, int64 [count] ascending, from which the readers' outputs are best reconstructed.
 
-    Greedy, the most valuable ones first, then exchanges of one channel as long as they gain.
+    Greedy: add the channels with the largest gain first, then exchange single channels as long as this helps.
     """
     is_in = torch.zeros(problems[0].width, dtype=torch.bool)
 

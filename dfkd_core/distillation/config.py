@@ -21,53 +21,53 @@ class DistillationConfig:
     """How a student is trained on a transfer set."""
 
     student: str = "lenet5_half"
-    """The student's network: built in (also as a multiple of widths, `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or
+    """The student's network: built in (also with a width multiple, as `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or
     `package.module:factory`."""
     student_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function that builds the student's network."""
     start: Literal["auto", "random", "pruned"] = "auto"
-    """First weights: drawn (`random`), or a thinner copy of the teacher (`pruned`), which is another protocol than most
-    papers'; `auto` takes the copy where the student is one."""
+    """First weights: drawn (`random`), or a thinner copy of the teacher (`pruned`), which most papers do not use;
+    `auto` takes the copy if the student's network allows it."""
     epochs: PositiveInt = 40
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256
     """Images per step; 128 to 512 are the fastest on a CPU."""
     temperature: Positive = 4.0
-    """Temperature T that softens both outputs; the higher, the nearer to matching centred logits."""
+    """Temperature T that softens both outputs; higher values approach the matching of centred logits."""
     feature_weight: NonNegative = 8.0
-    """Weight of the squared difference of inner outputs over the teacher's variance, at all layers that both networks
-    have in the same shape and the modelled one. If its widths differ, a linear map is learned and dropped at the end.
-    Above 0 the teacher runs on every batch, since its inner outputs are not stored."""
+    """Weight of the squared difference of hidden outputs over the teacher's variance, at the modelled layer and all
+    others that both networks have in the same shape. If the modelled layer's widths differ, a linear map is learned and
+    dropped at the end. Above 0, the teacher runs on every batch, since its hidden outputs are not stored."""
     learning_rate: Positive = 8e-3
-    """Highest learning rate of AdamW, reached after the warm-up."""
+    """Peak learning rate of AdamW, reached after the warm-up."""
     batch_norm_rate_factor: Positive = 0.5
     """Factor on `learning_rate` for a thinner copy with BatchNorm. Its BatchNorm keeps the teacher's statistics of real
-    images, and so holds large steps less in check than one that normalises by each batch, as from a random start."""
+    images, which limits the effect of large steps less than normalisation by each batch does after a random start."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay of the weight matrices and kernels."""
+    """Decoupled weight decay of weight matrices and kernels."""
     warmup_fraction: Fraction = 0.1
-    """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
+    """Share of all steps in which the learning rate rises; it then falls to zero on a cosine."""
     augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(shift=0.0625))
-    """How images are moved; if at all, the teacher labels the moved images, which costs its forward pass."""
+    """Augmentation of the images. If there is any, the teacher labels the augmented images in an extra forward pass."""
     mixing: Mixing = "none"
-    """Whether each image is blended with another one or gets a box of it pasted in; the teacher labels the outcome."""
+    """Blend each image with another one or paste a box of the other into it; the teacher labels the result."""
     disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
     checkpoint_every_epochs: PositiveInt = 5
-    """Epochs between two checkpoints; does not change the result."""
+    """Epochs between two checkpoints; does not affect the result."""
 
     @property
     def needs(self) -> Access:
-        """What the distillation needs of the teacher."""
+        """The access to the teacher that the distillation needs."""
         if self.feature_weight > 0 or self.start == "pruned":
             return "layers"
         return "gradient" if self.disagreement.share > 0 else "labels"
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether the teacher runs on every batch; otherwise its stored logits are the labels."""
+        """Whether the teacher runs on every batch; otherwise, its stored logits are the labels."""
         return self.augmentation.is_active or self.mixing != "none" or self.feature_weight > 0
 
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong beyond single ranges."""
+        """Yield the faults that the range checks of single fields miss."""
         if fault := architecture_fault(self.student):
             yield f"student: {fault}"

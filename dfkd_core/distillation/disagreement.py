@@ -1,8 +1,8 @@
-"""Moving images to where student and teacher disagree, so that the student is taught what it lacks.
+"""Changes images so that student and teacher disagree on them, to train the student on its errors.
 
-The student's side of adversarial belief matching (Micaelli and Storkey, 2019, arXiv 1905.09768, equation 1), with steps
-on the images in the place of a generator (projected gradient, Madry et al., 2018, arXiv 1706.06083, equation 1), and
-never far from where they started, so that they stay what an image prior can draw.
+The student's side of adversarial belief matching (Micaelli and Storkey, 2019, arXiv 1905.09768, equation 1), with
+gradient steps on the images instead of a generator (projected gradient, Madry et al., 2018, arXiv 1706.06083,
+equation 1). Images stay close to their starts, and so to what an image prior can draw.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -23,29 +23,29 @@ __all__ = ["DisagreementConfig", "seek_disagreement"]
 
 @config_section
 class DisagreementConfig:
-    """How part of each batch is moved to where student and teacher disagree."""
+    """How part of each batch is changed so that student and teacher disagree on it."""
 
     share: Fraction = 0.0
-    """Share of a batch that is moved. Each step costs a forward and a backward pass of both networks on it."""
+    """Share of a batch that is changed. Each step costs a forward and a backward pass of both networks on it."""
     steps: PositiveInt = 3
     """Gradient steps per image."""
     radius: Positive = 0.1
-    """Largest change of a pixel, in grey levels of [0, 1]; keeps images near what was drawn."""
+    """Largest change of a pixel, in grey levels of [0, 1]; keeps images close to their starts."""
 
 
 def seek_disagreement(
     teacher: Differentiable, student: nn.Module, images: Tensor, config: DisagreementConfig, *, temperature: float
 ) -> Tensor:
-    """Move images up the divergence of the student from the teacher.
+    """Change images to increase the divergence of the student from the teacher.
 
-    Each step is the sign of the blurred gradient, so that shapes change and not single pixels, of a length at which the
-    steps just reach the radius; changes are cut off at the radius and at black and white.
+    Each step follows the sign of the blurred gradient, which changes shapes rather than single pixels. Its length is
+    radius / steps; changes are clipped to the radius and pixels to [0, 1].
 
     Args:
         teacher: The frozen teacher.
-        student: The student in training; its weights get no gradient, its running statistics and its modes stay.
+        student: The student in training; its weights get no gradient, its running statistics and modes do not change.
         images: Float images [n, c, h, w] in [0, 1]; not changed.
-        config: How far and in how many steps; all the images are moved.
+        config: Radius and number of steps; `share` is ignored, all images are changed.
         temperature: Temperature of the divergence.
 
     Returns:
@@ -53,10 +53,10 @@ def seek_disagreement(
     """
     size = teacher.passes.images_per_pass(len(images), with_gradient=True)
     if size < len(images):
-        # The sign of a gradient does not depend on how many images the divergence is a mean over.
+        # The sign of a gradient does not depend on the number of images in the mean.
         parts = torch.split(images, size)
         return torch.cat([seek_disagreement(teacher, student, part, config, temperature=temperature) for part in parts])
-    # In training mode these passes would change the running statistics of a BatchNorm.
+    # In training mode, these passes would change BatchNorm's running statistics.
     in_training = [module for module in student.modules() if module.training]
     student.eval()
     moved = images
@@ -75,7 +75,7 @@ def seek_disagreement(
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Return maps [n, c, h, w] averaged twice over 3x3 pixels, about a Gaussian of one pixel."""
+    """Return maps [n, c, h, w] averaged twice over 3x3 pixels, which approximates a Gaussian of one pixel."""
     for _ in range(2):
         maps = functional.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
     return maps

@@ -1,8 +1,8 @@
-"""Matching a student's inner outputs with its teacher's, without a label.
+"""Matching of a student's hidden outputs with its teacher's, without labels.
 
 Hints as in FitNets (Romero et al., 2015, arXiv 1412.6550, equation 3): the squared distance of two layers' outputs,
-with a learned map between them where their widths differ. Here it is divided by the spread of the teacher's outputs, so
-that layers count alike whatever their scale.
+with a learned map between them if their widths differ. Here it is divided by the variance of the teacher's outputs, so
+that all layers count equally, regardless of their scale.
 
 n images, c channels, h height, w width, d units of a layer, k classes.
 """
@@ -27,52 +27,52 @@ from dfkd_core.models.passes import joined
 
 __all__ = ["FeatureMatcher", "normalised_mse"]
 
-# Below this share of the mean square a spread is rounding of outputs that are the same for all images.
+# Outputs whose variance is below this share of their mean square are the same for all images, up to rounding.
 _CONSTANT = 1e-12
 _MAX_FITTED_IMAGES = 1000
 
 
 class FeatureMatcher(nn.Module):
-    """Compares outputs of a student's layers with outputs of its teacher's; holds the learned map between widths.
+    """Compares outputs of a student's layers with those of its teacher's; holds the learned map between widths.
 
-    The modelled layer is always compared. Where the student lacks the teacher's, its own default one takes its place; a
-    layer with positions gives its mean over them unless both have the same positions. Every step of the teacher that
-    the student has under the same path with the same output shape is compared too: layers with weights and stages of
-    residual blocks, the layer of the logits left out. For LeNet-5 and its half these are `conv3` and `fc1`.
+    The modelled layer is always compared. If the student has no such layer, its own default layer is used. Outputs with
+    positions are averaged over them unless both networks have the same positions. In addition, every layer with weights
+    and every stage of residual blocks that both networks have under the same path with the same output shape is
+    compared, except the layer of the logits. For LeNet-5 and its half, these are `conv3` and `fc1`.
     """
 
     def __init__(self, teacher: Inspectable, student: Classifier, *, seed: int) -> None:
-        """Find the layers with one probe image each.
+        """Find the layers to compare, with one probe image per network.
 
         Args:
             teacher: The network whose outputs are the target.
-            student: The network in training, any widths.
-            seed: Seed of the first weights of the learned map.
+            student: The network in training, of any width.
+            seed: Seed of the learned map's first weights.
         """
         super().__init__()
         modelled = teacher.card.layer
         own = modelled if _has_layer(student, modelled) else student.card.layer
         shared = _shared_paths(teacher, student, without=modelled)
         self.teacher_paths: tuple[str, ...] = (modelled, *shared)
-        """Addresses of the teacher's layers, the modelled one first."""
+        """Addresses of the teacher's layers, the modelled layer first."""
         self.student_paths: tuple[str, ...] = (own, *shared)
-        """Addresses of the student's layers in the same order."""
+        """Addresses of the student's layers, in the same order."""
         wide, narrow = teacher.output_shape(modelled), output_shape(student, own)
         self._by_unit = wide != narrow
         self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
-        """Learned map from the student's units of the modelled layer to the teacher's; None where they are as many."""
+        """Learned map from the student's units of the modelled layer to the teacher's; None for equal numbers."""
 
     @torch.no_grad()
     def fit_map(self, teacher: Inspectable, student: Classifier, images: Rows) -> None:
-        """Set the learned map, where there is one, to what least squares give on images, in float64 on the CPU.
+        """Set the learned map, if there is one, to the least-squares fit on images, in float64 on the CPU.
 
-        For a student that knows what its teacher knows from the start, a thinner copy: a drawn map would teach it
-        nonsense until it is learned. From drawn weights units are so small that the fitted map would be huge.
+        Meant for a student that starts as a thinner copy of its teacher: a random map would degrade it until the map is
+        learned. With random first weights, the student's units are so small that the fitted map would be huge.
 
         Args:
             teacher: The network whose outputs are the target.
-            student: The student before its first step, on its device; its mode stays.
-            images: uint8 images [n, c, h, w], of which the first 1,000 count.
+            student: The student before its first step, on its device; its mode does not change.
+            images: uint8 images [n, c, h, w], of which the first 1,000 are used.
         """
         if self.projection is None:
             return
@@ -93,7 +93,7 @@ class FeatureMatcher(nn.Module):
 
         Args:
             student_outputs: Outputs of the layers at `student_paths`, [n, d, ...] each.
-            teacher_outputs: Outputs of the layers at `teacher_paths`.
+            teacher_outputs: Outputs of the layers at `teacher_paths`, [n, d, ...] each.
         """
         student, teacher = [o.float() for o in student_outputs], [o.float() for o in teacher_outputs]
         if self._by_unit:
@@ -106,7 +106,7 @@ class FeatureMatcher(nn.Module):
 def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared difference over the teacher's mean variance: mean (s - t)^2 / mean (t - mean_n t)^2.
 
-    1 is what the best constant reaches. Outputs that are the same for all images count 0, a single image among them.
+    The best constant reaches 1. The result is 0 if the teacher's outputs are the same for all images, as for one image.
 
     Args:
         student: Outputs [n, ...].
@@ -131,7 +131,7 @@ def _shared_paths(teacher: Inspectable, student: Classifier, *, without: str) ->
 
 
 def _weighted_steps(network: nn.Module) -> list[str]:
-    """Return the network's steps with a kernel or a weight matrix, without the last, which gives the logits."""
+    """Return the network's steps with a kernel or a weight matrix, except the last, which computes the logits."""
     steps = network.named_children()
     return [name for name, step in steps if any(weight.ndim > 1 for weight in step.parameters())][:-1]
 
@@ -145,7 +145,7 @@ def _projection(num_inputs: int, num_outputs: int, seed: int) -> nn.Linear:
 def _units(
     forward: Callable[[Sequence[str], Tensor], tuple[Tensor, list[Tensor]]], path: str, parts: Sequence[Tensor]
 ) -> Tensor:
-    """Return the units [n, d] of a layer on images in parts, float64 on the CPU."""
+    """Return the units [n, d] of a layer for images in parts, float64 on the CPU."""
     passes = [forward([path], part) for part in parts]
     return joined([_unit_means(output).cpu().double() for _, (output,) in passes])
 

@@ -1,8 +1,8 @@
-"""Images made of two of a batch, to be labelled by the teacher.
+"""Mixtures of two images of a batch, to be labelled by the teacher.
 
 MixUp blends (Zhang et al., 2018, arXiv 1710.09412, section 2), CutMix pastes a box (Yun et al., 2019, arXiv 1905.04899,
-equations 1 and 2). There the labels are mixed in the same shares; here the teacher says what it sees. torchvision's
-MixUp and CutMix are not used: they need labels and draw from the global generator.
+equations 1 and 2). The papers mix the labels in the same proportion; here the teacher labels the mixture. torchvision's
+MixUp and CutMix are not used, because they need labels and draw from the global generator.
 
 n images, c channels, h height, w width.
 """
@@ -21,20 +21,20 @@ Mixing = Literal["none", "mixup", "cutmix"]
 
 
 def mix(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Tensor:
-    """Mix each image with its neighbour in the batch (shuffle the batch before), in a share drawn evenly from [0, 1].
+    """Mix each image with the previous one in the batch (shuffle it before), with a share drawn uniformly from [0, 1].
 
     Args:
-        images: Float images [n, c, h, w] in [0, 1]; left as they are.
-        mixing: `mixup` gives share * image + (1 - share) * neighbour, `cutmix` puts a box of about 1 - share of the
-            neighbour's area into the image, at the same place and cut off at the border; `none` changes nothing.
-        generator: CPU generator of all the draws.
+        images: Float images [n, c, h, w] in [0, 1]; not changed.
+        mixing: `mixup` computes share * image + (1 - share) * neighbour. `cutmix` pastes a box of the neighbour, about
+            1 - share of its area, into the image at the same place; the border clips it. `none` changes nothing.
+        generator: CPU generator of all random draws.
 
     Returns:
         Images of the same shape, range and device.
     """
     if mixing == "none":
         return images
-    # Uniform as Beta(1, 1), whose draws keep the bits of students from before.
+    # Uniform, but drawn as Beta(1, 1), so that students stay the same bit for bit as in earlier versions.
     draws = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
     shares = torch.from_numpy(draws.beta(1, 1, len(images))).to(images.dtype)
     if mixing == "mixup":
@@ -48,8 +48,8 @@ def _boxes(shares: Tensor, centres: Tensor, size: tuple[int, int] | torch.Size) 
     """Return masks [n, 1, h, w] of boxes with sides sqrt(1 - share) of the image's.
 
     Args:
-        shares: Shares [n] of the images' area that stay outside.
-        centres: Rows and columns [2, n] of the boxes' centres as parts of h and w.
+        shares: Shares [n] of the image area outside the boxes.
+        centres: Rows and columns [2, n] of the boxes' centres as fractions of h and w.
         size: Height and width.
     """
     inside = []

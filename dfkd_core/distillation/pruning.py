@@ -1,11 +1,11 @@
-"""A thinner copy of the teacher as the student's first weights: channels are left out and the others make up for them.
+"""A thinner copy of the teacher as the student's first weights: channels are removed and the others compensate for it.
 
-`dfkd_core.distillation.channel_choice` chooses the channels that stay. The layers that read them are then solved on the
-inputs that they have in the student (He et al., 2017, arXiv 1707.06168, equation 5). Both use synthetic images
-alone. Nothing is drawn but the positions that count, from a stream with a fixed seed.
+`dfkd_core.distillation.channel_choice` chooses the channels that are kept. The layers that read them are then fitted by
+least squares on their inputs in the student (He et al., 2017, arXiv 1707.06168, equation 5). Both steps use synthetic
+images alone. Only the sampled positions are random, drawn from a stream with a fixed seed.
 
-n images, c channels, h height, w width; m sampled rows (an image and a position in a layer's output), t numbers that a
-layer reads of one channel for one row (taps), p = c t, o outputs of a layer.
+n images, c channels, h height, w width; m sampled rows (an image and a position in a layer's output), t values that a
+layer reads from one channel for one row (taps), p = c t, o outputs of a layer.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["can_prune", "check_thinner", "prune_into"]
 
 _MAX_IMAGES = 5000
 _MIN_IMAGES = 200
-# Bounds memory: all images' values in the network's largest map.
+# Limits memory: values of all images in the network's largest map.
 _MAX_MAP_VALUES = 2**25
-# Of both networks together, in the residual sum of a block.
+# Maps of both networks together that are in memory during the residual sum of a block.
 _MAPS_AT_ONCE = 5
 _MAX_ROWS = 20_000
 
 _Layer = nn.Conv2d | nn.Linear
-# Modules that treat all channels alike; of these the student's are the teacher's.
+# Modules that treat all channels alike and are therefore the same in the student.
 _PER_CHANNEL = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid),
     *(nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
-# The same as functions and methods, which many networks call in their forward.
+# The same operations as functions and methods, which many networks call in `forward`.
 _PER_CHANNEL_CALLS = (
     *(torch.relu, torch.relu_, functional.relu, functional.relu_, functional.relu6, functional.leaky_relu),
     *(functional.gelu, functional.silu, functional.elu, functional.mish, functional.hardswish),
@@ -56,7 +56,7 @@ _PER_CHANNEL_CALLS = (
     *("relu", "relu_", "tanh", "sigmoid", "contiguous"),
 )
 _SUMS = (operator.add, operator.iadd, torch.add)
-# What makes rows of maps: of the sizes that they are given, all but the first must be left to be found out.
+# Calls that flatten maps to rows: the only size given may be the first one; the other must be -1.
 _RESHAPES = ("view", "reshape", torch.reshape)
 _SIZES = ("size", "dim", getattr, operator.getitem)
 
@@ -65,17 +65,17 @@ _SIZES = ("size", "dim", getattr, operator.getitem)
 def prune_into(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
     """Fill a network's weights and BatchNorm buffers, in place, with a thinner copy of the teacher.
 
-    Both networks must have the same modules under the same paths; where widths differ, the student's are the smaller
-    ones. With the same widths the student becomes the teacher up to rounding. Solves in float64 on the CPU.
+    Both networks must have the same modules under the same paths, and no width of the student may be larger. With equal
+    widths, the student becomes the teacher up to rounding. Least squares are solved in float64 on the CPU.
 
     Args:
         teacher: The network to copy from.
-        student: The network to fill, taking normalised images as the teacher's does; its mode and device stay.
-        images: uint8 images [n, c, h, w], of which the first 5,000 count, fewer where the teacher's maps are large, and
-            fewer than 200 only where memory is short.
+        student: The network to fill; takes normalised images, as the teacher's does. Its mode and device do not change.
+        images: uint8 images [n, c, h, w], of which the first 5,000 are used; fewer if the teacher's maps are large, and
+            fewer than 200 only if memory is short.
 
     Raises:
-        DistillationError: The student is not a thinner copy of the teacher.
+        DistillationError: The student cannot be a thinner copy of the teacher.
     """
     network = teacher.network
     check_thinner(network, student)
@@ -90,7 +90,7 @@ def prune_into(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
 
 
 def can_prune(teacher: Inspectable, student: nn.Module) -> bool:
-    """Tell whether `prune_into` accepts the two."""
+    """Return whether `prune_into` accepts this teacher and student."""
     network = teacher.network
     try:
         check_thinner(network, student)
@@ -101,10 +101,10 @@ def can_prune(teacher: Inspectable, student: nn.Module) -> bool:
 
 
 def check_thinner(network: nn.Module, thin: nn.Module) -> None:
-    """Check that a network differs from the teacher's in widths alone, and none is larger.
+    """Check that `thin` differs from `network` only in widths and that none of its widths is larger.
 
     Raises:
-        DistillationError: It does not; says where.
+        DistillationError: There are other differences; names them.
     """
     own, wide = dict(_leaves(thin)), dict(_leaves(network))
     faults = [f"the student has no {path}" for path in wide if path not in own]
@@ -125,12 +125,12 @@ def _differences(path: str, module: nn.Module, small: nn.Module) -> Iterator[str
     if isinstance(module, nn.Conv2d) and isinstance(small, nn.Conv2d):
         for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
             if getattr(module, name) != getattr(small, name):
-                yield f"{name} of {path} is {getattr(small, name)}, the teacher's {getattr(module, name)}"
+                yield f"{name} of {path} is {getattr(small, name)}, the teacher's is {getattr(module, name)}"
         if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
-            yield f"{path} is grouped, dilated or padded by other than zeros"
+            yield f"{path} is grouped, dilated or padded with values other than zeros"
     state, small_state = module.state_dict(), small.state_dict()
     if state.keys() != small_state.keys():
-        yield f"{path} holds {', '.join(sorted(small_state))} and the teacher's {', '.join(sorted(state))}"
+        yield f"{path} holds {', '.join(sorted(small_state))}, the teacher's holds {', '.join(sorted(state))}"
         return
     for name, tensor in small_state.items():
         if any(size > wide for size, wide in zip(tensor.shape, state[name].shape, strict=True)):
@@ -139,13 +139,13 @@ def _differences(path: str, module: nn.Module, small: nn.Module) -> Iterator[str
 
 def _refusal(reason: str) -> DistillationError:
     return DistillationError(
-        f"The student cannot start as a thinner copy of the teacher: {reason}. Choose a distillation.student that is "
-        "one (for a built-in teacher its name with a width multiple, as lenet5@0.5), or set distillation.start: random"
+        f"The student cannot start as a thinner copy of the teacher: {reason}. Choose a distillation.student that can "
+        "(for a built-in teacher, its name with a width multiple, as lenet5@0.5), or set distillation.start: random"
     )
 
 
 class _Tracer(fx.Tracer):
-    """Records which step follows which, a step being a module without children or a sum."""
+    """Records the order of the steps; a step is a module without children, a sum or another call."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m.children())
@@ -154,8 +154,8 @@ class _Tracer(fx.Tracer):
 def _trace(network: nn.Module) -> fx.Graph:
     try:
         graph = _Tracer().trace(network)
-    except Exception as error:  # a forward that depends on values fails to trace in any way that its code finds
-        raise _refusal(f"the teacher's steps cannot be told apart ({error})") from error
+    except Exception as error:  # a forward that depends on values can fail to trace with any exception
+        raise _refusal(f"the teacher's steps cannot be traced ({error})") from error
     for node in graph.nodes:
         is_known = node.op in ("placeholder", "output")
         if node.op == "call_module":
@@ -163,7 +163,7 @@ def _trace(network: nn.Module) -> fx.Graph:
         elif node.op in ("call_function", "call_method"):
             is_known = _is_sum(node) or _keeps_channels(node)
         if not is_known:
-            raise _refusal(f"the teacher's step {node.name} is none that can be thinned out")
+            raise _refusal(f"the teacher's step {node.name} is of a kind that cannot be thinned")
     return graph
 
 
@@ -172,7 +172,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Tell whether a call treats all channels alike, in the order in which they are."""
+    """Return whether a call treats all channels alike and keeps their order."""
     given = node.args[1:]
     if node.target in (torch.flatten, "flatten"):
         return bool(given == (1,) or (not given and node.kwargs == {"start_dim": 1}))
@@ -187,12 +187,12 @@ def _keeps_channels(node: fx.Node) -> bool:
 
 @dataclass(eq=False, slots=True)
 class _Space:
-    """Channels that are kept or left out as one: a layer's outputs, or all that a chain of residual sums adds up."""
+    """Channels that are kept or removed together: a layer's outputs, or all terms of a chain of residual sums."""
 
     width: int
-    """Channels in the teacher."""
+    """Number of channels in the teacher."""
     kept: Tensor
-    """Channels that the student has, int64 ascending; before they are chosen, as many of the first ones."""
+    """Channels that the student keeps, int64 ascending; until they are chosen, the first ones, in the right number."""
     readers: list[str] = field(default_factory=list)
     """Paths of the layers that read the channels."""
 
@@ -224,7 +224,7 @@ def _layer_at(network: nn.Module, node: fx.Node) -> _Layer | None:
 
 
 def _normalised_pixels(teacher: Inspectable, images: Rows, graph: fx.Graph) -> Tensor:
-    """Return the input of the teacher's network for the first images, as many as memory is meant for, [n, c, h, w]."""
+    """Return the input of the teacher's network for the first images, as many as memory allows, [n, c, h, w]."""
     largest = 1
 
     class Sizes(fx.Interpreter):
@@ -246,7 +246,7 @@ def _normalised_pixels(teacher: Inspectable, images: Rows, graph: fx.Graph) -> T
 
 
 class _Chooser(fx.Interpreter):
-    """Runs the teacher and settles, for each space with too many channels, which are kept."""
+    """Runs the teacher and chooses the kept channels of each space that has too many."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph, spaces: dict[fx.Node, _Space]) -> None:
         super().__init__(network, graph=graph)
@@ -274,7 +274,7 @@ class _Chooser(fx.Interpreter):
 
 
 class _Filler(fx.Interpreter):
-    """Runs teacher and student side by side and fills each of the student's layers before it runs."""
+    """Runs teacher and student in parallel and fills each of the student's layers before it runs."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph, spaces: dict[fx.Node, _Space], thin: nn.Module) -> None:
         super().__init__(network, graph=graph)
@@ -301,7 +301,7 @@ class _Filler(fx.Interpreter):
         return output, small(narrow)
 
     def _call(self, n: fx.Node, side: int) -> Any:
-        """Call the step's function or method on what the teacher (0) or the student (1) gave so far."""
+        """Call the step's function or method on the earlier outputs of the teacher (0) or the student (1)."""
 
         def given(value: Any) -> Any:
             return fx.node.map_arg(value, lambda node: self.env[node][side])
@@ -315,7 +315,7 @@ class _Filler(fx.Interpreter):
 def _fill_layer(
     path: str, layer: _Layer, small: _Layer, narrow: Tensor, output: Tensor, source: _Space, kept: Tensor
 ) -> None:
-    """Solve a layer so that on the student's inputs it gives what the teacher's gives on its own."""
+    """Fit a layer to reproduce, from the student's inputs, the outputs of the teacher's layer on its own inputs."""
     rows = _sample_rows(path, output)
     inputs = _patches(small, narrow, rows, len(source.kept)).flatten(1).cpu().double()
     wanted = output.movedim(1, -1).flatten(0, -2)[rows][:, kept].cpu().double()
@@ -327,9 +327,9 @@ def _fill_layer(
 
 
 def _fill_batch_norm(module: BatchNorm, small: BatchNorm, wide: Tensor, narrow: Tensor, kept: Tensor) -> None:
-    """Copy what the teacher's remembers of real images; its means move with those of the student's inputs.
+    """Copy the teacher's running statistics of real images and shift the means by the change of the inputs' means.
 
-    A layer without a bias cannot make up for the mean of the channels left out; the BatchNorm after it can.
+    A layer without a bias cannot compensate for the mean of the removed channels, but the BatchNorm after it can.
     """
     for name, values in module.state_dict().items():
         small.state_dict()[name].copy_(values[kept] if values.dim() else values)
@@ -344,17 +344,17 @@ def _by_channel(layer: _Layer, source: _Space) -> Tensor:
 
 
 def _sample_rows(path: str, output: Tensor) -> Tensor:
-    """Return which rows of a layer's output [n, o, ...] count, int64 [m] ascending."""
+    """Return the sampled rows of a layer's output [n, o, ...], int64 [m] ascending."""
     order = torch.randperm(output[:, 0].numel(), generator=derive_generator(0, "pruning", path))
     return order[:_MAX_ROWS].sort().values.to(output.device)
 
 
 def _patches(layer: _Layer, inputs: Tensor, rows: Tensor, width: int) -> Tensor:
-    """Return what a layer reads for these rows of its output, [m, c, t]."""
+    """Return the inputs that a layer reads for these rows of its output, [m, c, t]."""
     if isinstance(layer, nn.Linear):
         return inputs[rows].view(len(rows), width, -1)
     if layer.padding == "same":
-        # As torch does: of an odd total, the larger part comes after.
+        # As in torch: if the total is odd, the larger part is at the end.
         totals = [size - 1 for size in reversed(layer.kernel_size)]
         padding = [part for total in totals for part in (total // 2, total - total // 2)]
     else:

@@ -1,4 +1,4 @@
-"""Training a student on what the teacher says of a transfer set, without a label.
+"""Training of a student on a transfer set and the teacher's outputs on it, without labels.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -47,14 +47,14 @@ _LESS_ACCESS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationResult:
-    """A trained student and how it got there."""
+    """A trained student and the record of its training."""
 
     student: Classifier
     """The student of the last epoch, in eval mode on the CPU."""
     history: tuple[EpochRecord, ...]
-    """One record per epoch, those before a resumption included."""
+    """One record per epoch, including those before a resumption."""
     start: Start
-    """What the first weights were."""
+    """The kind of the first weights."""
 
 
 def distill(
@@ -67,9 +67,9 @@ def distill(
     checkpoint: Path | None = None,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
-    """Train a student on a transfer set; the last epoch counts.
+    """Train a student on a transfer set; the student of the last epoch is returned.
 
-    Arguments, result and errors as in `distill_images`.
+    Other arguments, result and errors are those of `distill_images`.
 
     Raises:
         TransferSetError: The transfer set was made with another teacher.
@@ -77,8 +77,8 @@ def distill(
     made_with = transfer_set.manifest.teacher_digest
     if made_with != teacher.digest:
         raise TransferSetError(
-            f"The transfer set in {transfer_set.folder} belongs to teacher {made_with}, and this one is "
-            f"{teacher.digest}. Make its own with: dfkd synthesize"
+            f"The transfer set in {transfer_set.folder} belongs to teacher {made_with}, but this teacher is "
+            f"{teacher.digest}. Make a set for it with: dfkd synthesize"
         )
     return distill_images(
         teacher,
@@ -105,22 +105,22 @@ def distill_images(
     checkpoint: Path | None = None,
     on_progress: OnProgress = ignore,
 ) -> DistillationResult:
-    """Train a student on images and the teacher's logits; the last epoch counts.
+    """Train a student on images and the teacher's logits; the student of the last epoch is returned.
 
-    A run that is resumed from `checkpoint` ends with the bits of an undisturbed run on a CPU with as many threads.
-    Batches are read and moved to the device one by one, so that the set may lie in files larger than the memory.
+    On a CPU with the same number of threads, a run resumed from `checkpoint` ends with the same bits as an
+    uninterrupted run. Batches are read and moved to the device one by one, so a set in files may exceed the memory.
 
     Args:
-        teacher: Labels the batches where `config.asks_teacher`; the student's card follows the teacher's.
+        teacher: Labels the batches if `config.asks_teacher`; the student's card is derived from the teacher's.
         images: uint8 images [n, c, h, w].
-        teacher_logits: The teacher's logits [n, k] on them, the labels where the teacher is not asked.
+        teacher_logits: The teacher's logits [n, k] on these images, the labels if the teacher is not queried.
         config: How to train.
         seed: Seed of the first weights, the shuffles, the augmentation and the mixing.
-        key: Tells image sets apart for `checkpoint`, for example a digest.
+        key: Identifies the image set in `checkpoint`, for example a digest.
         compute: Where to compute, and how many batches are labelled ahead.
-        checkpoint: File to resume from and to save to. One that is truncated or of another configuration, image set,
-            teacher or seed is ignored and replaced.
-        on_progress: Told after each epoch.
+        checkpoint: File to resume from and to save to. If it is truncated or belongs to another configuration, image
+            set, teacher or seed, it is ignored and replaced.
+        on_progress: Called after each epoch.
 
     Raises:
         ConfigError: The student's network rejects the image size.
@@ -169,7 +169,7 @@ def _schedule(config: DistillationConfig, num_images: int) -> Schedule:
 
 
 class _Trainee:
-    """The student with all that is trained beside it, and the optimizer of both."""
+    """The student, the other modules that are trained with it, and their optimizer."""
 
     def __init__(
         self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig, start: Start
@@ -177,7 +177,7 @@ class _Trainee:
         self._student = student
         self._parts = {"network": student.network} | ({"matcher": matcher} if matcher else {})
         parts = [student] if matcher is None else [student, matcher]
-        # Drawn weights have no statistics that are worth keeping.
+        # The BatchNorm statistics of random weights are not worth keeping.
         keeps_statistics = start == "pruned" and _has_batch_norm(student)
         self.trained = _KeepingStatistics(parts) if keeps_statistics else nn.ModuleList(parts)
         learning_rate = config.learning_rate
@@ -186,14 +186,14 @@ class _Trainee:
         self.optimizer = build_optimizer(self.trained, learning_rate=learning_rate, weight_decay=config.weight_decay)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """Return the parts of a checkpoint."""
+        """Return the tensors of a checkpoint by part."""
         modules = {name: module.state_dict() for name, module in self._parts.items()}
         return modules | {"optimizer": optimizer_tensors(self.optimizer)}
 
     def resume(self, checkpoint: Checkpoint) -> list[EpochRecord]:
         """Load a checkpoint; return the history so far."""
         for name, module in self._parts.items():
-            # A part without tensors leaves no trace in the file.
+            # The file has no entry for a part without tensors.
             module.load_state_dict(checkpoint.parts.get(name, {}))
         load_optimizer(self.optimizer, checkpoint.parts["optimizer"])
         return list(checkpoint.history)
@@ -204,7 +204,7 @@ class _Trainee:
 
 
 class _KeepingStatistics(nn.ModuleList):
-    """Modules whose BatchNorm layers stay in eval mode; their scales and shifts are trained all the same."""
+    """Modules whose BatchNorm layers stay in eval mode; their scales and shifts are still trained."""
 
     def train(self, mode: bool = True) -> _KeepingStatistics:
         super().train(mode)
@@ -223,13 +223,13 @@ def _check_inputs(teacher: Labeller, images: Rows, teacher_logits: Rows) -> None
         raise DistillationError("The transfer set holds no images. Set synthesis.num_images to 1 or more.")
     if tuple(images.shape[1:]) != teacher.card.image_shape:
         raise DistillationError(
-            f"The images have shape {tuple(images.shape[1:])} and the teacher takes {teacher.card.image_shape}. "
+            f"The images have shape {tuple(images.shape[1:])}, but the teacher takes {teacher.card.image_shape}. "
             "Make a transfer set for this teacher with: dfkd synthesize"
         )
     if teacher_logits.shape != (len(images), teacher.card.num_classes):
         raise DistillationError(
             f"The teacher's logits have shape {tuple(teacher_logits.shape)}; for {len(images)} images and "
-            f"{teacher.card.num_classes} classes it must be {(len(images), teacher.card.num_classes)}."
+            f"{teacher.card.num_classes} classes, it must be {(len(images), teacher.card.num_classes)}."
         )
 
 

@@ -1,4 +1,4 @@
-"""A step of distillation: its batch, its loss and the memory it takes.
+"""One step of distillation: its batch, its loss and the memory it takes.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -37,18 +37,18 @@ _MOMENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch:
-    """Images as the student sees them and what the teacher says of them."""
+    """Images as input to the student, and the teacher's outputs on them."""
 
     images: Tensor
     """float32 [n, c, h, w] in [0, 1]."""
     logits: Tensor
     """float32 [n, k]."""
     outputs: list[Tensor]
-    """The teacher's outputs at the matched layers, each [n, ...]; empty where none is matched."""
+    """The teacher's outputs at the matched layers, each [n, ...]; empty if no layer is matched."""
 
 
 class DistillationStep:
-    """One step: a batch with its labels, and the loss of the student on it."""
+    """Makes labelled batches and computes the student's loss on them."""
 
     def __init__(
         self,
@@ -64,30 +64,30 @@ class DistillationStep:
         """Prepare steps of a student on a set of images.
 
         Args:
-            teacher: Labels the batches if `config.asks_teacher`; must allow what `config.needs`.
+            teacher: Labels the batches if `config.asks_teacher`; must allow the access that `config.needs` names.
             student: The network in training, on `device`.
             images: uint8 images [n, c, h, w].
             teacher_logits: Stored logits [n, k], the labels if the teacher is not queried.
-            config: How images are moved and mixed, and the weights of the loss.
+            config: How images are augmented and mixed, and the weights of the loss.
             seed: Seed of the first weights of the learned map between widths.
             device: Where the student is trained.
         """
         self._teacher, self._student, self._images, self._teacher_logits = teacher, student, images, teacher_logits
         self._config, self._device = config, device
         self.matcher: FeatureMatcher | None = None
-        """Compares inner outputs and holds the learned map between widths; None if they do not count."""
+        """Compares hidden outputs and holds the learned map between widths; None if `feature_weight` is 0."""
         if config.feature_weight:
             self.matcher = FeatureMatcher(cast(Inspectable, teacher), student, seed=seed).to(device)
 
     def merge_teacher(self) -> None:
-        """Merge the teacher's BatchNorm into the layers before, if it shows its layers; it then takes less time."""
+        """Merge the teacher's BatchNorm into the preceding layers to save time, if its layers are accessible."""
         if has_access(self._teacher, "layers"):
             keep = self.matcher.teacher_paths if self.matcher else ()
             self._teacher = cast(Inspectable, self._teacher).merged(keep=keep)
 
     @torch.no_grad()
     def load(self, positions: Tensor, generator: torch.Generator) -> LabelledBatch:
-        """Return the images at positions int64 [m], moved, mixed and labelled; never reads the student."""
+        """Return the images at positions int64 [m], augmented, mixed and labelled; does not read the student."""
         batch = load_batch(self._images, positions, self._device)
         if not self._config.asks_teacher:
             logits = self._teacher_logits[positions.to(self._teacher_logits.device)]
@@ -96,7 +96,7 @@ class DistillationStep:
         return self._label(mix(batch, self._config.mixing, generator))
 
     def terms(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Return the named terms of the loss, scalars that add up to it."""
+        """Return the named terms of the loss, scalars whose sum is the loss."""
         batch = self._with_disputed(batch)
         paths = self.matcher.student_paths if self.matcher else ()
         with autocast_on_gpu(batch.images.device):
@@ -108,7 +108,7 @@ class DistillationStep:
 
     @torch.no_grad()
     def _label(self, images: Tensor) -> LabelledBatch:
-        """Return images [n, c, h, w] with the teacher's logits and inner outputs, on the images' device."""
+        """Return images [n, c, h, w] with the teacher's logits and hidden outputs, on the images' device."""
         inputs, device = images.to(self._teacher.device), images.device
         with autocast_on_gpu(device):
             if self.matcher is None:
@@ -120,7 +120,7 @@ class DistillationStep:
         return LabelledBatch(images, logits, outputs)
 
     def _with_disputed(self, batch: LabelledBatch) -> LabelledBatch:
-        """Return the batch with its first images moved to where the networks disagree, and labelled there."""
+        """Return the batch with its first images changed so that the networks disagree, and labelled again."""
         config = self._config
         count = round(config.disagreement.share * len(batch.images))
         if not count:
@@ -137,16 +137,16 @@ class DistillationStep:
 
 
 def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int, memory: int) -> None:
-    """Check that a batch fits, which cannot be split: BatchNorm and the loss are about all of it.
+    """Check that a batch fits into memory. It cannot be split: BatchNorm and the loss need the whole batch.
 
     Args:
-        cost: What a step takes, from `step_cost`.
+        cost: Memory of a step, from `step_cost`.
         config: How to train.
-        num_images: Images of the transfer set.
-        memory: Bytes at hand.
+        num_images: Number of images in the transfer set.
+        memory: Available bytes.
 
     Raises:
-        DistillationError: It does not; names the largest batch that does.
+        DistillationError: The batch does not fit; names the largest batch that does.
     """
     count = min(config.batch_size, num_images)
     if cost.of(count) <= WHOLE_SHARE * memory:
@@ -154,8 +154,8 @@ def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int,
     fitting = cost.most_images(WHOLE_SHARE * memory)
     remedy = f"Set distillation.batch_size: {fitting}" if fitting > 1 else "Not even 2 fit: choose a smaller student"
     raise DistillationError(
-        f"A step of {config.student} on {count} images takes about {gibibytes(cost.of(count))}, and "
-        f"{gibibytes(WHOLE_SHARE * memory)} of the {gibibytes(memory)} at hand may be used. {remedy}, free memory or "
+        f"A step of {config.student} on {count} images takes about {gibibytes(cost.of(count))}, but only "
+        f"{gibibytes(WHOLE_SHARE * memory)} of the available {gibibytes(memory)} may be used. {remedy}, free memory or "
         "raise execution.memory_gib"
     )
 
@@ -170,12 +170,12 @@ def step_cost(
     device: torch.device,
     prefetch: int,
 ) -> PassCost:
-    """Measure the memory of a step, with the batches that wait for it, on a student that is thrown away."""
-    # Images that are moved to where the networks disagree go through in parts.
+    """Measure the memory of a step, including the batches loaded ahead, on a temporary student."""
+    # Images changed to make the networks disagree are processed in parts.
     config = dataclasses.replace(config, disagreement=dataclasses.replace(config.disagreement, share=0.0))
     student = build_classifier(student_card(teacher.card, config), seed=seed).to(device).train()
     step = DistillationStep(teacher, student, images, teacher_logits, config, seed=seed, device=device)
-    # The same image several times: there may be fewer.
+    # The first image several times, since the set may have fewer images.
     batches = {n: step.load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
 
     def run(num_images: int) -> None:

@@ -1,4 +1,4 @@
-"""The student before its training: its card, whether it can be built, and its first weights."""
+"""The untrained student: its card, a check that it can be built, and its first weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
 __all__ = ["Start", "build_student", "check_student", "student_card"]
 
 Start = Literal["random", "pruned"]
-"""What a student's first weights were: drawn, or a thinner copy of the teacher."""
+"""The kind of a student's first weights: drawn, or a thinner copy of the teacher."""
 
 
 def student_card(teacher: ModelCard, config: DistillationConfig) -> ModelCard:
-    """Return the card of a student of this teacher: the same input and classes, its own network; no layer yet."""
+    """Return the card of a student of this teacher: same input and classes, its own network, no modelled layer yet."""
     return dataclasses.replace(
         teacher,
         network=config.student,
@@ -36,10 +36,10 @@ def student_card(teacher: ModelCard, config: DistillationConfig) -> ModelCard:
 
 @torch.no_grad()
 def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
-    """Check, before anything expensive, that the student can be built for this teacher's images and classes.
+    """Check, before any expensive work, that the student can be built for this teacher's images and classes.
 
     Raises:
-        ConfigError: It cannot, or its answer is not one of logits for each class.
+        ConfigError: The student cannot be built, or its output is not one logit per class.
     """
     student = build_classifier(student_card(teacher, config), seed=0).eval()
     try:
@@ -52,24 +52,24 @@ def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
     if shape != (2, teacher.num_classes):
         raise ConfigError(
             f"The student {config.student} answers 2 images with shape {shape}; for the teacher's "
-            f"{teacher.num_classes} classes it must be {(2, teacher.num_classes)}. Set distillation.student_arguments"
+            f"{teacher.num_classes} classes, it must be {(2, teacher.num_classes)}. Set distillation.student_arguments"
         )
 
 
 def build_student(
     teacher: Labeller, images: Rows, config: DistillationConfig, *, seed: int, is_resumed: bool
 ) -> tuple[Classifier, Start]:
-    """Return the student with its first weights, and which these are.
+    """Return the student with its first weights, and the kind of these weights.
 
     Args:
-        teacher: What a thinner copy is made of; `auto` takes drawn weights if it does not show its layers.
-        images: uint8 images [n, c, h, w] on which the copy is fitted.
+        teacher: The network to copy from. If its layers are not accessible, the weights are drawn.
+        images: uint8 images [n, c, h, w] on which a thinner copy is fitted.
         config: The student's network and its start.
         seed: Seed of drawn weights.
-        is_resumed: Whether the weights come from a checkpoint, so that a copy need not be fitted.
+        is_resumed: Whether a checkpoint will replace the weights, so that no copy is fitted.
 
     Raises:
-        DistillationError: The start is `pruned` and the student is not a thinner copy of the teacher.
+        DistillationError: The start is `pruned` and the student cannot be a thinner copy of the teacher.
     """
     student = build_classifier(student_card(teacher.card, config), seed=seed)
     shown = cast(Inspectable, teacher) if has_access(teacher, "layers") else None

@@ -1,6 +1,6 @@
-"""Statistics whose mean and spread are those that BatchNorm remembers: N(mean, diag(std) R diag(std)).
+"""Statistics with mean and spread from BatchNorm's buffers: N(mean, diag(std) R diag(std)).
 
-R is the correlation of the units from their weights, see `dfkd_core.statistics.weights`.
+R is the correlation of the units, computed from their weights, see `dfkd_core.statistics.weights`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["from_batch_norm"]
 
 
 def from_batch_norm(teacher: Inspectable, config: StatisticsConfig, seed: int) -> FeatureStatistics:
-    """Return the distribution; nothing is drawn.
+    """Return the distribution; the seed is not used.
 
     Raises:
         TeacherError: The modelled layer has no BatchNorm, or no weights on `config.side`.

@@ -22,28 +22,28 @@ def _source_names() -> Iterable[str]:
 
 @config_section
 class StatisticsConfig:
-    """How the feature space of the modelled layer is estimated."""
+    """How the feature distribution of the modelled layer is estimated."""
 
     source: Annotated[str, OneOf(_source_names)] = "weights"
     """`weights`: correlation from the weights (the paper). `batchnorm`: the same correlation with mean and spread from
     BatchNorm buffers. `probes`: mean and covariance of the features of procedural images."""
     side: Side = "outgoing"
-    """Weights that give the correlation: those that feed the units (rows) or those that read them (columns)."""
+    """Weights that determine the correlation: those that compute the units (rows) or those that read them (columns)."""
     spread: Literal["confidence", "sigma"] = "confidence"
     """How sigma, the standard deviation of every unit, is set with source `weights`: `confidence` finds the sigma at
-    which soft targets are as confident as a teacher is on its own data, `sigma` takes a number (the paper)."""
+    which soft targets are as confident as a teacher on its own data, `sigma` takes a fixed value (the paper)."""
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.85
-    """Mean largest probability of softmax(rest(h) - rest(mean)) to be reached with spread `confidence`."""
+    """Target of spread `confidence` for the mean largest probability of softmax(rest(h) - rest(mean))."""
     sigma: Positive = 1.5
     """Standard deviation with spread `sigma`; 1.5 for MNIST and 2.0 for CIFAR-10 in the paper."""
     mean: Literal["zero", "bias"] = "zero"
     """Mean with source `weights`: 0 or the bias of the layer that computes the units."""
     num_probes: PositiveInt = 4000
-    """Procedural images with source `probes`."""
+    """Number of procedural images with source `probes`."""
 
     @property
     def needs(self) -> Access:
-        """What the source needs of the teacher."""
+        """The access to the teacher that the source needs."""
         from dfkd_core.statistics.estimation import SOURCES
 
         return SOURCES[self.source].needs

@@ -1,6 +1,6 @@
 """Mean and covariance of the teacher's modelled layer, estimated without its training data.
 
-Holds the one table of sources. The feature space is modelled as a normal distribution, after Wang, "Data-Free Knowledge
+Holds the table of sources. The features are modelled as a normal distribution, after Wang, "Data-Free Knowledge
 Distillation with Soft Targeted Transfer Set Synthesis", AAAI 2021.
 """
 
@@ -22,12 +22,12 @@ __all__ = ["SOURCES", "Source", "StatisticsConfig", "estimate_statistics"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A way to estimate the statistics."""
+    """One way to estimate the statistics."""
 
     estimate: Callable[[Inspectable, StatisticsConfig, int], FeatureStatistics]
     """Takes the teacher, the settings and the seed."""
     needs: Access = "layers"
-    """What it needs of the teacher."""
+    """The access to the teacher that it needs."""
 
 
 SOURCES: dict[str, Source] = {
@@ -43,18 +43,18 @@ def estimate_statistics(teacher: Labeller, config: StatisticsConfig, *, seed: in
 
     Args:
         teacher: The frozen teacher; must allow what the source needs.
-        config: Which source to use, and its settings.
-        seed: Addresses the random draws.
+        config: The source and its settings.
+        seed: Seed of all random draws.
 
     Raises:
-        TeacherError: The teacher does not allow what the source needs, the modelled layer lacks it, or the result is
-            not finite.
+        TeacherError: The teacher does not allow the access that the source needs, the modelled layer lacks weights or
+            buffers, or the result is not finite.
     """
     source = SOURCES[config.source]
     require_access(
         teacher,
         source.needs,
         by=f"statistics.source {config.source}",
-        remedy="Give the teacher as weights, or choose a synthesis method that uses no statistics, such as noise",
+        remedy="Pass the teacher as weights, or choose a synthesis method that uses no statistics, such as noise",
     )
     return source.estimate(cast(Inspectable, teacher), config, seed)

@@ -42,13 +42,13 @@ class FeatureStatistics:
     def __post_init__(self) -> None:
         """Check shapes and values."""
         if self.factor.dim() != 2 or self.mean.shape != self.factor.shape[:1]:
-            raise TeacherError(f"mean {tuple(self.mean.shape)} and factor {tuple(self.factor.shape)} do not agree")
+            raise TeacherError(f"mean {tuple(self.mean.shape)} and factor {tuple(self.factor.shape)} do not match")
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.factor).all()):
             raise TeacherError("The feature statistics hold NaN or Inf. Check the teacher's weights")
 
     @property
     def rank(self) -> int:
-        """Independent normal numbers r that one sample takes."""
+        """Number r of independent normal numbers per sample."""
         return self.factor.shape[1]
 
     @property
@@ -71,7 +71,7 @@ class FeatureStatistics:
 
 
 def summarise_statistics(statistics: FeatureStatistics) -> dict[str, float | int | str]:
-    """Return the figures worth reading: rank, spread and the share of variance of the largest directions."""
+    """Return key figures: rank, spread and the share of variance in the largest directions."""
     values = torch.linalg.svdvals(statistics.factor.double()) ** 2
     total = values.sum().clamp_min(1e-30)
     return {
@@ -97,7 +97,7 @@ def load_statistics(folder: Path) -> FeatureStatistics:
     """Read statistics that `save_statistics` wrote.
 
     Raises:
-        TeacherError: The files are missing, corrupt or do not agree.
+        TeacherError: The files are missing, corrupt or inconsistent.
     """
     path = folder / STATISTICS_FILE
     try:
@@ -108,10 +108,11 @@ def load_statistics(folder: Path) -> FeatureStatistics:
         raise TeacherError(f"No statistics in {folder}: {Path(error.filename or path).name} is missing") from None
     except TeacherError:
         raise
-    except Exception as error:  # safetensors raises a class of its own for a corrupt file
+    except Exception as error:  # safetensors raises its own class for a corrupt file
         raise TeacherError(f"{path} does not hold feature statistics: {error}. Run: dfkd stage statistics") from error
     if recorded != statistics.digest:
         raise TeacherError(
-            f"{path} is not what its summary says (digest {statistics.digest[:12]}, not {recorded[:12]})"
+            f"{path} does not match its summary (digest {statistics.digest[:12]}, the summary has {recorded[:12]}). "
+            "Run: dfkd stage statistics"
         )
     return statistics

@@ -19,7 +19,7 @@ _PROBE_BATCH = 500
 
 @torch.no_grad()
 def from_probes(teacher: Inspectable, config: StatisticsConfig, seed: int) -> FeatureStatistics:
-    """Return the moments of the features of `config.num_probes` images drawn from `seed`."""
+    """Return mean and covariance of the features of `config.num_probes` images drawn from `seed`."""
     prior = ProceduralPrior(teacher.card.image_shape)
     batches = []
     for first in range(0, config.num_probes, _PROBE_BATCH):

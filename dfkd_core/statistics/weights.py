@@ -30,7 +30,7 @@ def from_weights(teacher: Inspectable, config: StatisticsConfig, seed: int) -> F
     """Return N(mean, sigma^2 R) with `config.mean` and the sigma of `config.spread`.
 
     Raises:
-        TeacherError: The modelled layer has no such weights, or no sigma gives the confidence.
+        TeacherError: The modelled layer has no such weights, or no sigma reaches the confidence.
     """
     directions = unit_directions(teacher, config)
     mean = teacher.layer_bias() if config.mean == "bias" else torch.zeros(teacher.num_features)
@@ -51,9 +51,9 @@ def unit_directions(teacher: Inspectable, config: StatisticsConfig) -> Tensor:
 def _with_confidence(
     teacher: Inspectable, mean: Tensor, directions: Tensor, confidence: float, seed: int
 ) -> FeatureStatistics:
-    """Find sigma by bisection: more spread gives larger logits, and so more confident targets.
+    """Find sigma by bisection: a larger spread produces larger logits, and so more confident targets.
 
-    The logits of the mean are subtracted: they come from the biases alone, and may be confident without any spread.
+    The logits of the mean are subtracted: they depend only on the biases, and may be confident without any spread.
     """
     offset = teacher.rest(mean[None])
     noise = torch.randn(_CALIBRATION_SAMPLES, directions.shape[1], generator=derive_generator(seed, "calibration"))
@@ -65,8 +65,9 @@ def _with_confidence(
     low, high = _SIGMA_RANGE
     if not found(low) < confidence < found(high):
         raise TeacherError(
-            f"No sigma from {low} to {high} gives soft targets of mean confidence {confidence} (they go from "
-            f"{found(low):.3f} to {found(high):.3f}). Set statistics.confidence between those or spread: sigma"
+            f"No sigma from {low} to {high} produces soft targets of mean confidence {confidence} (they range from "
+            f"{found(low):.3f} to {found(high):.3f}). Set statistics.confidence to a value between these, or "
+            "statistics.spread: sigma"
         )
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5

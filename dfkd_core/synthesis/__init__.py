@@ -1,5 +1,6 @@
 """Synthesis of transfer images from a teacher alone.
 
-Imports: common, models, priors, statistics, transfer_set. Begin with `base` (what a method offers) and `methods`, the
-one table of methods; one file per method. `descent` moves images by gradient steps, `shards` makes one file of a set.
+Imports: common, models, priors, statistics, transfer_set. Begin with `base` (the interface of a method) and `methods`
+(the only table of methods); each method has its own file. `descent` changes images by gradient steps, `shards` makes
+one file of a set.
 """

@@ -1,4 +1,4 @@
-"""What every synthesis method offers and declares.
+"""The interface of every synthesis method.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -22,7 +22,7 @@ from dfkd_core.synthesis.descent import DescentConfig
 __all__ = ["NO_STATE", "Labelling", "MethodConfig", "State", "SynthesizedBatch", "Synthesizer"]
 
 State = Mapping[str, Tensor]
-"""Named tensors that a method's `prepare` made, on the CPU."""
+"""Named tensors on the CPU, returned by a method's `prepare`."""
 
 NO_STATE: State = {}
 """The state of a method that prepares nothing."""
@@ -30,7 +30,7 @@ NO_STATE: State = {}
 
 @dataclass(frozen=True, slots=True)
 class SynthesizedBatch:
-    """Images and the distributions that they were made for."""
+    """Images and their soft targets."""
 
     images: torch.Tensor
     """float32 [n, c, h, w] in [0, 1] on the CPU."""
@@ -46,7 +46,7 @@ class Synthesizer(Protocol):
     ) -> SynthesizedBatch:
         """Make the images at these positions of the transfer set.
 
-        An image depends on (seed, its index) alone, up to rounding; the same batch gives the same bytes.
+        An image depends only on the seed and its index, up to rounding. The same batch yields the same bytes.
 
         Args:
             image_indices: The images' positions in the whole transfer set.
@@ -60,39 +60,40 @@ class Synthesizer(Protocol):
 
 @runtime_checkable
 class Labelling(Protocol):
-    """A synthesizer whose images are labelled in another way than by the frozen teacher."""
+    """A synthesizer that labels its images itself, instead of the frozen teacher."""
 
     def label(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits to store, float32 [n, k] on the CPU, for one batch of float images [n, c, h, w] in [0, 1].
 
-        A distillation with augmentation labels the moved images with the teacher as it is; without it, these count.
+        Distillation uses these logits only without augmentation; otherwise the unmodified teacher labels the augmented
+        images.
         """
 
 
 class MethodConfig(ABC):
-    """The settings of one method, and what the method is; a method's own settings extend this class."""
+    """The settings and the properties of one method. The settings class of each method extends this class."""
 
     needs: ClassVar[Access] = "labels"
-    """What the method needs of the teacher."""
+    """The access to the teacher that the method needs."""
     couples_images: ClassVar[bool] = False
-    """Whether an image depends on the others of its batch, so that `batch_size` decides more than rounding."""
+    """Whether an image depends on the others in its batch, so that `batch_size` affects more than rounding."""
     prepares: ClassVar[bool] = False
-    """Whether `prepare` makes a state, once, before any image is made."""
+    """Whether `prepare` must run once, before the first image, and returns a state."""
     steps_setting: ClassVar[str] = ""
-    """Name of the field that holds the gradient steps on images; empty for a method that takes none."""
+    """Name of the field with the settings of the gradient steps on images; empty for a method without such steps."""
 
     @property
     def target_temperature(self) -> float:
-        """Temperature of the soft targets and of the teacher's output that is compared with them."""
+        """Temperature of the soft targets and of the teacher outputs compared with them."""
         return 1.0
 
     @property
     def steps(self) -> DescentConfig | None:
-        """The gradient steps on images; None for a method that takes none."""
+        """Settings of the gradient steps on images; None for a method without such steps."""
         return getattr(self, self.steps_setting) if self.steps_setting else None
 
     def with_iterations(self, iterations: int) -> Self:
-        """Return these settings with another number of gradient steps, if the method takes any."""
+        """Return these settings with another number of gradient steps, or unchanged if the method takes none."""
         if self.steps is None:
             return self
         steps = {self.steps_setting: dataclasses.replace(self.steps, iterations=iterations)}
@@ -101,12 +102,12 @@ class MethodConfig(ABC):
     def prepare(
         self, teacher: Inspectable, statistics: FeatureStatistics, *, seed: int, on_progress: OnProgress = ignore
     ) -> State:
-        """Train or search what all images need, if the method `prepares`; runs once, and its state is stored.
+        """Compute the state that all images share. Called once if the method `prepares`; the state is stored.
 
         Args:
             teacher: The frozen teacher, with the access that the method needs.
             statistics: Its feature statistics.
-            seed: The run's seed, which addresses every draw.
+            seed: The run's seed; all random draws derive from it.
             on_progress: Called with the progress, in any unit.
         """
         return NO_STATE
@@ -116,9 +117,9 @@ class MethodConfig(ABC):
         """Build the method.
 
         Args:
-            teacher: The frozen teacher; only what `needs` names may be used of it.
-            statistics: Its feature statistics; a method that uses none ignores them.
-            state: What `prepare` made.
+            teacher: The frozen teacher; only the access named by `needs` may be used.
+            statistics: Its feature statistics; ignored by methods that do not use them.
+            state: The result of `prepare`.
 
         Raises:
             TeacherError: The method cannot be used with this teacher.

@@ -1,6 +1,6 @@
-"""A teacher's BatchNorm layers: how far a batch is from what they remember, and outputs normalised by the batch.
+"""A teacher's BatchNorm layers: distance of a batch from their running statistics, and normalisation by the batch.
 
-BatchNorm (Ioffe and Szegedy, ICML 2015) remembers the mean and the variance of each channel over the training images.
+BatchNorm (Ioffe and Szegedy, ICML 2015) stores running estimates of each channel's mean and variance in training.
 
 n images, f channels of a layer, k classes.
 """
@@ -31,14 +31,14 @@ def batch_norm_layers(teacher: Inspectable, *, method: str) -> tuple[BatchNorm, 
         method: The synthesis method that needs them, for the message.
 
     Raises:
-        TeacherError: There is none.
+        TeacherError: The teacher has no such layer.
     """
     modules = teacher.network.modules()
     layers = tuple(m for m in modules if isinstance(m, BatchNorm) and m.running_mean is not None)
     if not layers:
         raise TeacherError(
             f"The {method} method reads BatchNorm statistics, and the teacher {teacher.card.network!r} has no "
-            "BatchNorm that keeps them. Use one that has (teacher.network: lenet5_bn, alexnet or a resnet) or set "
+            "BatchNorm that keeps them. Use one that does (teacher.network: lenet5_bn, alexnet or a resnet) or set "
             "synthesis.method: soft_target"
         )
     return layers
@@ -47,7 +47,7 @@ def batch_norm_layers(teacher: Inspectable, *, method: str) -> tuple[BatchNorm, 
 def batch_norm_distance(inputs: Tensor, layer: BatchNorm) -> Tensor:
     """Return ||mean(z) - running_mean||_2 + ||var(z) - running_var||_2, a scalar.
 
-    Mean and (biased) variance of each channel over the batch and its positions: Yin et al., CVPR 2020, equation 4.
+    Mean and biased variance of a channel are over the batch and all positions: Yin et al., CVPR 2020, equation 4.
 
     Args:
         inputs: The layer's input z, [n, f] or [n, f, h, w].
@@ -63,7 +63,7 @@ def batch_norm_distance(inputs: Tensor, layer: BatchNorm) -> Tensor:
 
 @contextmanager
 def recording_distances(layers: tuple[BatchNorm, ...]) -> Iterator[list[Tensor]]:
-    """Collect, as long as the block runs, the distance of each layer whenever it runs; differentiable scalars."""
+    """Collect the distance of each layer at each of its calls within the block; differentiable scalars."""
     distances: list[Tensor] = []
 
     def record(layer: Any, args: Any, output: Any) -> None:
@@ -75,9 +75,9 @@ def recording_distances(layers: tuple[BatchNorm, ...]) -> Iterator[list[Tensor]]
 
 @contextmanager
 def normalising_by_batch(layers: tuple[BatchNorm, ...]) -> Iterator[None]:
-    """Let the layers normalise, as long as the block runs, by the statistics of their batch; buffers stay as they are.
+    """Make the layers normalise by the statistics of their batch within the block; their buffers stay unchanged.
 
-    The same numbers as in training mode; a batch in which a channel has one value gives the layer's shift.
+    The outputs are those of training mode. If a channel has the same value everywhere, its output is the layer's shift.
     """
 
     def normalise(layer: Any, args: Any, output: Any) -> Tensor:
@@ -95,7 +95,7 @@ def normalising_by_batch(layers: tuple[BatchNorm, ...]) -> Iterator[None]:
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance [f] over all dimensions but the channels."""
+    """Return mean and biased variance [f] over all dimensions except the channels."""
     dimensions = [0, *range(2, inputs.dim())]
     variance, mean = torch.var_mean(inputs.float(), dim=dimensions, correction=0)
     return mean, variance

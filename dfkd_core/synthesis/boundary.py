@@ -1,14 +1,14 @@
 """Pairs of images on the two sides of a decision boundary (CAKE): Braun, Mundt and Kersting, AISTATS 2024.
 
-"Deep Classifier Mimicry without Data Access", arXiv 2306.02090: what a classifier does is in its decision boundary, so
-images of two classes are pulled together in the teacher's output while each keeps its own class:
+"Deep Classifier Mimicry without Data Access", arXiv 2306.02090: a classifier is determined by its decision boundary,
+so the teacher's outputs on two images of different classes are pulled together while each image keeps its class:
 
     min  CE(y_a, softmax(z_a)) + CE(y_b, softmax(z_b)) + lambda_c * mean_k (z_a - z_b)^2
          + lambda_tv * (TV(x_a) + TV(x_b)),      z = T(x), y_a != y_b
 
-The noise of each step goes into what the teacher sees of an image; the paper's Langevin steps put it into the image,
-which Adam's steps would have to undo. The paper varies the step size from batch to batch to place images at different
-distances from the boundary; here the start of each image does.
+The noise of each step is added to the teacher's input only. The paper's Langevin steps add it to the image itself, and
+Adam's steps would have to undo it. The paper varies the step size between batches to place images at different
+distances from the boundary; here the different starts of the images do so.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -48,11 +48,11 @@ class BoundaryConfig(MethodConfig):
     steps_setting: ClassVar[str] = "descent"
 
     contrast_weight: NonNegative = 1.0
-    """lambda_c, the weight of the mean squared difference between the logits of a pair: what pulls it together."""
+    """lambda_c, the weight of the mean squared difference between a pair's logits, which pulls the two together."""
     total_variation_weight: NonNegative = 0.1
-    """lambda_tv, the weight of the mean difference of neighbouring pixels, in grey levels of [0, 1]."""
+    """lambda_tv, the weight of the mean absolute difference of neighbouring pixels, in grey levels of [0, 1]."""
     noise_std: NonNegative = 0.0
-    """Standard deviation, in grey levels, of the noise that is added at each step to what the teacher sees."""
+    """Standard deviation, in grey levels of [0, 1], of the noise added to the teacher's input at each step."""
     descent: DescentConfig = field(default_factory=_boundary_descent)
 
     def build(
@@ -65,14 +65,14 @@ class BoundaryConfig(MethodConfig):
         """
         if teacher.card.num_classes < 2:
             raise TeacherError(
-                "The boundary method needs a boundary, and the teacher has 1 class; at least 2 are needed. Use another "
+                "The boundary method needs a boundary, but the teacher has 1 class; at least 2 are needed. Use another "
                 "teacher or set synthesis.method: soft_target"
             )
         return BoundarySynthesizer(teacher.merged(), self)
 
 
 def pair_label(image_index: int, num_classes: int) -> int:
-    """Return the class of an image; images 2p and 2p + 1 are pair p, and any k (k - 1) pairs in turn are all of them.
+    """Return the class of an image. Images 2p and 2p + 1 are pair p; k (k - 1) pairs in a row cover all class pairs.
 
     Args:
         image_index: The image's position in the whole transfer set.
@@ -84,14 +84,14 @@ def pair_label(image_index: int, num_classes: int) -> int:
 
 
 def whole_pairs(image_indices: Sequence[int]) -> list[int]:
-    """Return, sorted, the positions of all images in a pair with one of these: 2p is always followed by 2p + 1."""
+    """Return the sorted positions of all images that form a pair with one of these: 2p is always followed by 2p + 1."""
     pairs = sorted({int(index) // 2 for index in image_indices})
     return [index for pair in pairs for index in (2 * pair, 2 * pair + 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class BoundarySynthesizer:
-    """Makes pairs of images; a pair of which one image is asked for is made whole and the other image dropped."""
+    """Makes pairs of images; if only one image of a pair is requested, the pair is made and the other image dropped."""
 
     teacher: Inspectable
     config: BoundaryConfig
@@ -103,9 +103,9 @@ class BoundarySynthesizer:
         return one_hot_labels(labels, num_classes)
 
     def objective(self, image_indices: Sequence[int], *, seed: int) -> Objective:
-        """Return the losses, each [n], of a batch of whole pairs.
+        """Return the objective of a batch of whole pairs; its terms are [n] each.
 
-        Half of a pair's contrast is in the row of each of its two images.
+        The contrast of a pair is split equally between the rows of its two images.
 
         Args:
             image_indices: The images' positions in the whole transfer set, as `whole_pairs` returns them.
@@ -118,7 +118,7 @@ class BoundarySynthesizer:
             seen = images
             if config.noise_std:
                 indices = [image_indices[row] for row in rows.tolist()]
-                # Images that go through in another pass have steps of their own.
+                # Steps are counted per image, since images may be split over several passes.
                 step = int(looks[rows[0]])
                 looks[rows] += 1
                 noise = normal_rows(seed, f"boundary/{step}", indices, images.shape[1:])
@@ -147,7 +147,7 @@ class BoundarySynthesizer:
             image_indices=made,
             descent=self.config.descent,
             device=self.teacher.device,
-            # A power of two, so that both images of a pair go through together.
+            # A power of two, so that both images of a pair are in the same pass.
             images_per_pass=max(2, self.teacher.passes.images_per_pass(len(made), with_gradient=True)),
             on_progress=on_progress,
         )

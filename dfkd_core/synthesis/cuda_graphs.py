@@ -1,7 +1,7 @@
-"""Work that a GPU repeats without being told each kernel anew: CUDA graphs.
+"""CUDA graphs: repeated GPU work that is recorded once and then replayed.
 
-A step of a small network is dozens of kernels of microseconds each, and launching one from Python takes longer than it
-runs. Recorded once, all of them are launched at once.
+A step of a small network consists of dozens of kernels of a few microseconds, and launching one from Python takes
+longer than running it. After one recording, all of them are launched at once.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 
 __all__ = ["recorded_on_gpu"]
 
-# One recording at a time: the threads of a process share the allocator that it redirects.
+# One recording at a time: it redirects the allocator, which all threads of a process share.
 _RECORDING = threading.Lock()
 
 
 def recorded_on_gpu(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Return what does `work` again and again: on a GPU from a recording, elsewhere `work` itself.
+    """Return a function that repeats `work`: a recording of it on a GPU, `work` itself on other devices.
 
-    On a GPU the first call runs `work`, the second records and replays it, further ones replay it. Work that cannot be
-    recorded, since it waits for the GPU or looks at what it computed, is run each time.
+    On a GPU, the first call runs `work`, the second records and replays it, and further calls replay it. Work that
+    cannot be recorded, because it waits for the GPU or reads a computed value, is run on each call.
 
     Args:
-        work: Reads and writes the same tensors at each call; whatever else of it changes from call to call, such as a
-            number that Python draws, stays as it was at the second call.
-        device: Where it computes.
+        work: Reads and writes the same tensors on each call. Anything else that changes between calls, such as a number
+            drawn in Python, is fixed at its value in the second call.
+        device: Where to compute.
     """
     return _Recorded(work, device) if device.type == "cuda" else work
 
@@ -43,7 +43,7 @@ class _Recorded:
             self._next()
 
     def _first(self) -> None:
-        # On the stream of the recording, so that what libraries set up for a stream stands before it.
+        # On the stream of the recording, so that libraries set up their state for this stream before it.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             self._work()
@@ -56,7 +56,7 @@ class _Recorded:
             with _RECORDING, torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._work()
         except RuntimeError:
-            # A network may do anything in its forward pass, and nothing of what was being recorded has run.
+            # A forward pass may do things that cannot be recorded. Nothing of the failed recording has run.
             self._next = self._work
         else:
             self._next = graph.replay

@@ -1,4 +1,4 @@
-"""Gradient descent on images under any objective of a teacher.
+"""Gradient descent on images under an arbitrary objective.
 
 n images, m of them in one pass, c channels, h height, w width.
 """
@@ -27,7 +27,7 @@ __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]
 
 Objective = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
 """Maps images [m, c, h, w] in [0, 1], channels last, and their positions in the batch, int64 [m], to the named terms of
-their losses, each [m]. On a GPU it is recorded, so that what differs from step to step must be in tensors."""
+their losses, each [m]. On a GPU it is recorded, so anything that changes between steps must be in tensors."""
 
 _REPORT_EVERY = 10
 _LOOK_EVERY = 5
@@ -35,31 +35,31 @@ _LOOK_EVERY = 5
 
 @config_section
 class DescentConfig:
-    """How images are moved by gradient steps."""
+    """How images are changed by gradient steps."""
 
     prior: PriorName = "procedural"
-    """Where images start from and what is optimised: `pixels`, `fourier`, or, then moving the pixels, `procedural`
-    (shapes), `photos` (crops of two public photographs), `mixed` (both and shapes cut from photographs) or `mosaic`
-    (kept for the proxy)."""
+    """Where images start and what is optimised: `pixels`, `fourier` (coefficients), or starts whose pixels are
+    optimised: `procedural` (shapes), `photos` (crops of two public photographs), `mixed` (both, and shapes cut from
+    photographs) or `mosaic` (kept for the proxy)."""
     toned_share: Fraction = 0.0
-    """Share of the starts whose brightness and contrast are changed, so that their pixels have the mean and the
-    standard deviation that the teacher's normalisation holds; none where it holds a convention, such as 0.5."""
+    """Share of the starts whose brightness and contrast are changed so that their pixels have the mean and the standard
+    deviation of the teacher's normalisation; no effect if these are a mere convention, such as 0.5."""
     iterations: NonNegativeInt = 30
-    """Gradient steps per image; each costs one forward and backward pass of the teacher. 0 keeps the starts."""
+    """Gradient steps per image, each one forward and backward pass of the teacher; 0 keeps the starts."""
     learning_rate: Positive = 0.01
-    """Adam's step: in grey levels of [0, 1] for pixels, in whitened coefficients for fourier."""
+    """Learning rate of Adam, in grey levels of [0, 1] for pixels and in whitened coefficients for `fourier`."""
     smoothing_px: NonNegative = 0.0
-    """Standard deviation in pixels of the blur of every step, so that shapes change and not single pixels; 0 is off."""
+    """Standard deviation, in pixels, of the blur of every step, to change shapes, not single pixels; 0 is off."""
 
     def faults(self) -> Iterator[str]:
-        """Yield what no single field shows."""
+        """Yield the faults that the range checks of single fields miss."""
         if self.smoothing_px and self.prior == "fourier":
-            yield "smoothing_px must be 0 with prior 'fourier', whose coefficients are no pixels"
+            yield "smoothing_px must be 0 with prior 'fourier', whose coefficients are not pixels"
         if self.toned_share and self.prior == "fourier":
-            yield "toned_share must be 0 with prior 'fourier', whose coefficients are no pixels"
+            yield "toned_share must be 0 with prior 'fourier', whose coefficients are not pixels"
 
     def toned_share_for(self, teacher: ModelCard) -> float:
-        """Return the share of toned starts: none if the teacher's normalisation says nothing of its images."""
+        """Return the share of toned starts: 0 if the teacher's normalisation does not describe its training images."""
         return self.toned_share if are_pixel_statistics(teacher.mean, teacher.std) else 0.0
 
     def build_prior(self, teacher: ModelCard) -> ImagePrior:
@@ -81,20 +81,20 @@ def descend(
     images_per_pass: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> Tensor:
-    """Move images down an objective with Adam (Kingma and Ba, 2015).
+    """Minimise an objective over images with Adam (Kingma and Ba, 2015).
 
-    The loss is summed over images and Adam works element by element, so that an image is not influenced by the others
-    unless the objective itself couples them.
+    The loss is summed over images and Adam works element by element, so an image does not depend on the others unless
+    the objective couples them.
 
     Args:
         prior: Turns parameters into images.
-        starts: Its parameters [n, ...]; not changed.
+        starts: Initial parameters of the prior [n, ...]; not changed.
         objective: Terms of each image's loss.
         image_indices: The images' positions in the whole transfer set, for messages.
-        descent: Number and kind of the steps.
+        descent: Number and size of the steps.
         device: Where to compute.
-        images_per_pass: Most images moved at once, neighbours together; None moves all at once, as an objective that
-            couples them needs. Changes images by rounding alone.
+        images_per_pass: Most images per pass, in order; None puts all in one pass, which an objective that couples
+            images requires. Changes images only by rounding.
         on_progress: Called every few iterations with the images' mean loss.
 
     Returns:
@@ -118,7 +118,7 @@ def descend(
 
 
 def _for_the_whole(on_progress: OnProgress, first: int, num_images: int) -> OnProgress:
-    """Return the report of a part that begins at row `first` as one of the whole batch."""
+    """Return a callback that converts the progress of a part that starts at row `first` to that of the whole batch."""
 
     def report(progress: Progress) -> None:
         on_progress(dataclasses.replace(progress, done=first + progress.done, total=num_images))
@@ -140,7 +140,7 @@ def _optimise(
     for iteration in range(1, descent.iterations + 1):
         step()
         is_last = iteration == descent.iterations
-        # Each look makes a GPU wait.
+        # Each read makes a GPU wait.
         if starts.is_cuda and not is_last and iteration % _LOOK_EVERY:
             continue
         total = moving.total.item()
@@ -152,7 +152,7 @@ def _optimise(
 
 
 class _Moving:
-    """Images on their way; a step reads and writes tensors alone, so that a GPU can record it."""
+    """Images under optimisation; a step only reads and writes tensors, so that a GPU can record it."""
 
     def __init__(
         self, prior: ImagePrior, starts: Tensor, rows: Tensor, objective: Objective, descent: DescentConfig
@@ -170,11 +170,11 @@ class _Moving:
             [self.parameters], lr=descent.learning_rate, fused=True, capturable=starts.is_cuda
         )
         self.terms: dict[str, Tensor] = {}
-        """Terms of the loss of the last step, each [m]."""
+        """Terms of the last step's loss, each [m]."""
         self.total = torch.empty(0)
 
     def step(self) -> None:
-        """Take one step of Adam; note the losses before it."""
+        """Take one step of Adam and store the losses before it."""
         images = self._prior.decode(self.parameters).contiguous(memory_format=torch.channels_last)
         terms = self._objective(images, self._rows)
         total = torch.stack([term.sum() for term in terms.values()]).sum()
@@ -185,9 +185,9 @@ class _Moving:
 
     @torch.no_grad()
     def _move(self, gradient: Tensor) -> None:
-        """Take Adam's step; with smoothing, Adam works on what is blurred to become the image's change."""
+        """Take one step of Adam; with smoothing, Adam works on values whose blur is the image's change."""
         parameters = self.parameters
-        # The fused kernel walks parameter and gradient side by side, so both need the same memory layout.
+        # The fused kernel reads parameter and gradient in parallel, so both need the same memory layout.
         parameters.grad = torch.empty_like(parameters)
         if self._blur is None:
             parameters.grad.copy_(gradient)
@@ -203,11 +203,11 @@ class _Moving:
 
 @cache
 def blur_matrix(size: int, std_px: float) -> Tensor:
-    """Return the matrix [size, size] that blurs a column of pixels with a Gaussian; the border repeats.
+    """Return the matrix [size, size] that blurs a column of pixels with a Gaussian; border pixels are repeated.
 
     Args:
         size: Number of pixels.
-        std_px: Standard deviation in pixels, above 0; the kernel ends at three of them.
+        std_px: Standard deviation in pixels, above 0; the kernel is cut off at three of them.
     """
     radius = max(1, round(3 * std_px))
     offsets = torch.arange(-radius, radius + 1)

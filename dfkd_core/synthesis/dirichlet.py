@@ -1,8 +1,8 @@
 """Dirichlet soft targets (ZSKD): Nayak et al., "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019.
 
 Class similarity from the weights w_k of the teacher's last layer: C_kl = <w_k, w_l> / (|w_k| |w_l|), each row scaled
-to [0, 1]. The targets of class k are drawn from Dirichlet(beta * C_k), for half of the images with beta = 0.1 and for
-the others with beta = 1.
+to [0, 1]. The targets of class k are drawn from Dirichlet(beta * C_k), with beta = 0.1 for half of the images and
+beta = 1 for the other half.
 
 n images, k classes.
 """
@@ -44,9 +44,9 @@ class DirichletConfig(MethodConfig):
     steps_setting: ClassVar[str] = "refinement"
 
     beta_low: Positive = 0.1
-    """Scale of the concentration for one half of the images; small values give targets near one class."""
+    """Scale of the concentration for one half of the images; smaller values yield targets closer to a single class."""
     beta_high: Positive = 1.0
-    """The same for the other half."""
+    """Scale of the concentration for the other half."""
     refinement: RefinementConfig = field(default_factory=_zskd_refinement)
 
     @property
@@ -84,14 +84,14 @@ def _last_weights(teacher: Inspectable) -> torch.Tensor:
             return module.weight.detach().flatten(1).float().cpu()
     raise TeacherError(
         f"The dirichlet method needs a last linear layer with {num_classes} outputs; the teacher "
-        f"{teacher.card.network!r} has none. Use synthesis.method: soft_target"
+        f"{teacher.card.network!r} has none. Set synthesis.method: soft_target"
     )
 
 
 def _draw_targets(
     config: DirichletConfig, similarity: torch.Tensor, image_indices: Sequence[int], seed: int
 ) -> torch.Tensor:
-    """Draw one target for each image from the distribution of a class; the classes take turns."""
+    """Draw one target per image from the distribution of a class, cycling through the classes."""
     rows = [_soft_target(config, similarity, int(index), seed) for index in image_indices]
     return torch.stack(rows)
 
@@ -99,7 +99,7 @@ def _draw_targets(
 def _soft_target(config: DirichletConfig, similarity: torch.Tensor, image_index: int, seed: int) -> torch.Tensor:
     num_classes = len(similarity)
     beta = config.beta_low if image_index // num_classes % 2 == 0 else config.beta_high
-    # A concentration of exactly 0, the least similar class, is not a Dirichlet distribution.
+    # The concentration of the least similar class is 0, but a Dirichlet distribution needs positive ones.
     alpha = (beta * similarity[image_index % num_classes]).clamp_min(_SMALLEST_CONCENTRATION)
     draws = np.random.default_rng(derive_seed(seed, "target", image_index)).dirichlet(alpha.double().numpy())
     return torch.from_numpy(draws).float()

@@ -1,4 +1,4 @@
-"""Checks on a finished shard and a finished set: what a student could not learn from is caught where it is made.
+"""Checks on finished shards and sets: images from which a student cannot learn are rejected during synthesis.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -20,17 +20,17 @@ from dfkd_core.transfer_set.shards import Shard
 __all__ = ["balance_note", "check_finite", "check_set", "check_shard"]
 
 MAX_SHARE_OF_DUPLICATES = 0.5
-"""Share of a shard's images that may be copies of others in it."""
+"""Largest share of a shard's images that may be copies of other images in it."""
 SATURATED_PROBABILITY = 0.9999
-"""An output with a probability above this, at temperature 1, says nothing but the class."""
+"""An output with a probability above this, at temperature 1, carries no information beyond the class."""
 MAX_SHARE_SATURATED = 0.99
-"""Share of a shard's images whose output may be saturated."""
+"""Largest share of a shard's images that may have a saturated output."""
 UNIFORM_TOLERANCE = 0.01
-"""A largest probability of at most (1 + this) / k says nothing of the image."""
+"""An output whose largest probability is at most (1 + this) / k carries no information about the image."""
 BALANCE_TOLERANCE = 0.2
-"""How far a class's number of images may be from uniform, relative to it, before a note says so."""
+"""Largest relative deviation of a class's number of images from the uniform number that is not reported."""
 
-# Below this many images per class, or in all, what looks like a fault may be chance.
+# With fewer images per class and fewer in total, an apparent fault may be chance.
 _IMAGES_PER_CLASS = 10
 _IMAGES = 1000
 _CLASSES_SHOWN = 5
@@ -40,9 +40,9 @@ def check_finite(what: str, values: Tensor, *, shard_index: int, image_indices: 
     """Check that a batch holds no NaN or Inf.
 
     Args:
-        what: Name of the values in the message.
+        what: Name of the values, for the message.
         values: [n, ...].
-        shard_index: Named in the message.
+        shard_index: Index of the shard, for the message.
         image_indices: The batch's positions in the whole set.
 
     Raises:
@@ -59,16 +59,16 @@ def check_finite(what: str, values: Tensor, *, shard_index: int, image_indices: 
 def check_shard(shard: Shard, *, shard_index: int, config: SynthesisConfig) -> None:
     """Check that a student can learn from a shard.
 
-    A shard with fewer than 10 images per class (1,000 in all are always enough) is not judged.
+    Shards with fewer than 10 images per class and fewer than 1,000 in total are not checked.
 
     Args:
         shard: The finished shard.
-        shard_index: Named in the message.
+        shard_index: Index of the shard, for the message.
         config: Its method, whose settings the message names.
 
     Raises:
-        SynthesisError: All images have one class for the teacher, most are copies of each other, the teacher's outputs
-            are saturated or say nothing, or the soft targets say nothing.
+        SynthesisError: The teacher predicts one class for all images, most images are copies of others, the teacher's
+            outputs are saturated or uniform, or the soft targets are uniform.
     """
     num_images, num_classes = shard.teacher_logits.shape
     if not _is_judged(num_images, num_classes):
@@ -80,14 +80,14 @@ def check_shard(shard: Shard, *, shard_index: int, config: SynthesisConfig) -> N
 
 
 def check_set(class_histogram: Sequence[int], *, config: SynthesisConfig) -> None:
-    """Check that the teacher finds more than one class in a whole set, whose shards may each be too small to be judged.
+    """Check that the teacher predicts more than one class in a whole set, whose shards may be too small for the check.
 
     Args:
-        class_histogram: Number of images per class that the teacher predicts, [k].
+        class_histogram: Number of images for which the teacher predicts each class, [k].
         config: The set's method, whose settings the message names.
 
     Raises:
-        SynthesisError: All images have one class.
+        SynthesisError: The teacher predicts one class for all images.
     """
     fault = _one_class(class_histogram, config)
     if fault and _is_judged(sum(class_histogram), len(class_histogram)):
@@ -95,12 +95,12 @@ def check_set(class_histogram: Sequence[int], *, config: SynthesisConfig) -> Non
 
 
 def balance_note(class_histogram: Sequence[int], *, method: str, method_config: Mapping[str, Any]) -> str | None:
-    """Return a sentence about the classes that are more than 20 % off their even share, None if there are none.
+    """Return a sentence about the classes that deviate by more than 20 % from the uniform share, None if none does.
 
     Args:
-        class_histogram: Number of images per class that the teacher predicts, [k].
+        class_histogram: Number of images for which the teacher predicts each class, [k].
         method: The set's method.
-        method_config: Its configuration as a manifest holds it; the sentence names a setting to change.
+        method_config: Its configuration as stored in a manifest; the sentence names a setting to change.
     """
     num_images, num_classes = sum(class_histogram), len(class_histogram)
     even = num_images / num_classes
@@ -127,8 +127,8 @@ def _one_class(class_histogram: Sequence[int], config: SynthesisConfig) -> str |
         return None
     found = class_histogram.index(num_images)
     return (
-        f"the teacher gives all {num_images} images the class {found} of {num_classes}, so a student cannot learn the "
-        f"others; at least two are needed. {_more_varied(config)}"
+        f"the teacher predicts class {found} of {num_classes} for all {num_images} images, so a student cannot learn "
+        f"the others; at least two classes are needed. {_more_varied(config)}"
     )
 
 
@@ -147,8 +147,8 @@ def _duplicates(images: Tensor, config: SynthesisConfig) -> str | None:
     if share <= MAX_SHARE_OF_DUPLICATES:
         return None
     return (
-        f"{len(rows) - distinct} of {len(rows)} images ({share:.1%}) are copies of others, allowed are "
-        f"{MAX_SHARE_OF_DUPLICATES:.0%}. {_more_varied(config)}"
+        f"{len(rows) - distinct} of {len(rows)} images ({share:.1%}) are copies of others; at most "
+        f"{MAX_SHARE_OF_DUPLICATES:.0%} are allowed. {_more_varied(config)}"
     )
 
 
@@ -157,8 +157,8 @@ def _saturated(probabilities: Tensor, config: SynthesisConfig) -> str | None:
     if share <= MAX_SHARE_SATURATED:
         return None
     return (
-        f"the teacher is certain ({SATURATED_PROBABILITY} or more for one class) of {share:.1%} of the images, allowed "
-        f"are {MAX_SHARE_SATURATED:.0%}: such outputs say no more than the class. {_less_certain(config)}"
+        f"the teacher is certain ({SATURATED_PROBABILITY} or more for one class) of {share:.1%} of the images; at most "
+        f"{MAX_SHARE_SATURATED:.0%} are allowed, since such outputs carry only the class. {_less_certain(config)}"
     )
 
 
@@ -168,8 +168,8 @@ def _uniform(what: str, probabilities: Tensor, advice: str) -> str | None:
     if largest > limit:
         return None
     return (
-        f"no probability in the {what} is above {largest:.6f}, that of {num_classes} equal classes within "
-        f"{UNIFORM_TOLERANCE:.0%}: they say nothing of the images; above {limit:.6f} is needed. {advice}"
+        f"the largest probability in the {what} is {largest:.6f}, within {UNIFORM_TOLERANCE:.0%} of {num_classes} "
+        f"equal classes, so they carry no information about the images; more than {limit:.6f} is needed. {advice}"
     )
 
 
@@ -188,14 +188,14 @@ def _less_certain(config: SynthesisConfig) -> str:
 
 
 def _balancing(method: str, method_config: Mapping[str, Any]) -> str:
-    """Return what evens out the classes of a method's images; nothing where no setting does."""
+    """Return advice on the setting that balances the classes of a method's images; empty if there is none."""
     settings = method_config["methods"][method]
     path = f"synthesis.methods.{method}"
     if not settings.get("balanced", True):
         return f"; set {path}.balanced: true to even out the targets"
     share = settings.get("refinement", {}).get("refined_share", 1.0)
     if share < 1:
-        return f"; {1 - share:.0%} of them stay as drawn, whatever their targets: raise {path}.refinement.refined_share"
+        return f"; {1 - share:.0%} of them stay as drawn, not as targeted: raise {path}.refinement.refined_share"
     steps = next((name for name in ("refinement", "descent") if name in settings), None)
     return f"; raise {path}.{steps}.iterations" if steps else ""
 

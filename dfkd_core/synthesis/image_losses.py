@@ -1,4 +1,4 @@
-"""Losses on images and labels that more than one method uses, each per image.
+"""Per-image losses on images and labels, shared by several methods.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -35,8 +35,8 @@ def label_losses(logits: Tensor, wanted: Tensor, *, temperature: float) -> Tenso
 def total_variation(images: Tensor) -> Tensor:
     """Return mean |x_{i,j+1} - x_{i,j}| + mean |x_{i+1,j} - x_{i,j}| of each image, [n], in grey levels of [0, 1].
 
-    The means are over channels and pairs of neighbours, so the value does not depend on the size; 0 where an image has
-    no neighbours in a direction. Rudin, Osher and Fatemi, Physica D 60, 1992, in its anisotropic form.
+    The means are over channels and pairs of neighbours, so the value does not depend on the image size; 0 for a
+    direction without neighbours. The anisotropic form of Rudin, Osher and Fatemi, Physica D 60, 1992.
 
     Args:
         images: [n, c, h, w] in [0, 1].
@@ -51,7 +51,7 @@ def squared_norms(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
 
     Args:
         images: [n, c, h, w] in [0, 1].
-        mean: Mean of the pixel values that the network subtracts, broadcasts to [n, c, h, w].
-        std: Standard deviation by which it divides, likewise.
+        mean: Mean that the network subtracts from the pixels; must broadcast to [n, c, h, w].
+        std: Standard deviation by which it divides them; must broadcast likewise.
     """
     return ((images - mean) / std).square().flatten(1).mean(1)

@@ -1,13 +1,13 @@
 """DeepInversion: Yin et al., "Dreaming to Distill", CVPR 2020, arXiv 1912.08795.
 
-Images of given classes whose activations have the moments that the teacher's BatchNorm layers remember:
+Images of given classes whose activations match the running statistics of the teacher's BatchNorm layers:
 
     min_X  mean_i CE(y_i, softmax(T(x_i) / tau)) + lambda_bn * sum_l (|mu_l(X) - mu_l| + |var_l(X) - var_l|)
            + lambda_tv * mean_i TV(x_i) + lambda_l2 * mean_i |x_i|^2
 
 mu_l(X), var_l(X): moments over the batch X of the input of BatchNorm layer l; |.| is the Euclidean norm over channels.
 The first two terms are equations 1 and 4 of the paper; TV and the squared norm are means over pixels here, so that
-their weights do not depend on the images' size.
+their weights do not depend on the image size.
 
 n images of a batch, c channels, h height, w width, k classes.
 """
@@ -42,10 +42,10 @@ def _inversion_descent() -> DescentConfig:
 
 @config_section
 class InversionConfig(MethodConfig):
-    """Images of given classes with the moments that BatchNorm remembers (DeepInversion).
+    """Images of given classes that match BatchNorm's running statistics (DeepInversion).
 
-    The moments are those of a batch, so an image depends on its batch and `batch_size` matters: it should be ten times
-    the classes or more and divide `images_per_shard`. The same batch gives the same bytes.
+    The moments are computed over a batch, so an image depends on its batch and `batch_size` matters: it should be at
+    least ten times the number of classes and divide `images_per_shard`. The same batch yields the same bytes.
     """
 
     needs: ClassVar[Access] = "layers"
@@ -53,11 +53,11 @@ class InversionConfig(MethodConfig):
     steps_setting: ClassVar[str] = "descent"
 
     temperature: Positive = 1.0
-    """Temperature of the teacher's output that is compared with the labels."""
+    """Temperature of the teacher outputs compared with the labels."""
     batch_norm_weight: NonNegative = 10.0
-    """lambda_bn, the weight of the distance between the moments of a batch and those that BatchNorm remembers."""
+    """lambda_bn, the weight of the distance between the moments of a batch and BatchNorm's running statistics."""
     total_variation_weight: NonNegative = 1.0
-    """lambda_tv, the weight of the mean difference of neighbouring pixels, in grey levels of [0, 1]."""
+    """lambda_tv, the weight of the mean absolute difference of neighbouring pixels, in grey levels of [0, 1]."""
     squared_norm_weight: NonNegative = 0.0
     """lambda_l2, the weight of the mean square of the normalised pixels."""
     descent: DescentConfig = field(default_factory=_inversion_descent)
@@ -80,7 +80,7 @@ class InversionConfig(MethodConfig):
 
 @dataclass(frozen=True, slots=True)
 class InversionSynthesizer:
-    """Makes images of the classes in turn: image i is of class i mod k."""
+    """Makes images of each class in turn: image i has class i mod k."""
 
     teacher: Inspectable
     config: InversionConfig
@@ -93,10 +93,10 @@ class InversionSynthesizer:
         return one_hot_labels(labels, num_classes)
 
     def objective(self, soft_targets: Tensor) -> Objective:
-        """Return the losses of a batch, each [n], that was made for `soft_targets` [n, k].
+        """Return the objective of a batch with the labels `soft_targets` [n, k]; its terms are [n] each.
 
-        The BatchNorm term of the batch stands in every row: the sum of all rows is then n times the loss of the
-        paper, whose label term is a mean over images.
+        Every row contains the BatchNorm term of the whole batch. The sum of all rows is therefore n times the loss of
+        the paper, whose label term is a mean over images.
         """
         config, card, wanted = self.config, self.teacher.card, soft_targets.to(self.teacher.device)
         mean, std = (torch.tensor(values, device=wanted.device).view(1, -1, 1, 1) for values in (card.mean, card.std))

@@ -1,4 +1,4 @@
-"""The one table of synthesis methods and the configuration of a synthesis."""
+"""The table of synthesis methods and the configuration of a synthesis."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["MethodSettings", "SynthesisConfig", "build_synthesizer", "method_nam
 
 @config_section
 class MethodSettings:
-    """Every method's own settings; a field's name is the method's name."""
+    """The settings of each method, under the method's name."""
 
     soft_target: SoftTargetConfig = field(default_factory=SoftTargetConfig)
     """Soft targets from the teacher's feature statistics (Wang 2021)."""
     dirichlet: DirichletConfig = field(default_factory=DirichletConfig)
-    """Soft targets from class similarities (ZSKD, Nayak et al. 2019), the yardstick."""
+    """Soft targets from class similarities (ZSKD, Nayak et al. 2019), as a baseline."""
     inversion: InversionConfig = field(default_factory=InversionConfig)
-    """Images of given classes with the moments that the teacher's BatchNorm remembers (DeepInversion, Yin et al. 2020).
-    An image depends on its batch, so `batch_size` matters: ten times the classes or more, a divisor of
-    `images_per_shard`."""
+    """Images of given classes that match the running statistics of the teacher's BatchNorm (DeepInversion, Yin et al.
+    2020). An image depends on its batch, so `batch_size` matters: it should be at least ten times the number of classes
+    and divide `images_per_shard`."""
     boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
     """Pairs of images on the two sides of a decision boundary (CAKE, Braun et al. 2024)."""
     noise_engineered: NoiseEngineeredConfig = field(default_factory=NoiseEngineeredConfig)
     """Gaussian noise, labelled with the teacher's BatchNorm in batch mode (Raikwar and Mishra 2022). `batch_size`
-    matters as for `inversion`. Distil with every augmentation off: moved images are labelled by the teacher anew."""
+    matters as for `inversion`. Distil without augmentation: augmented images are labelled by the unmodified teacher."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """Gaussian noise, the floor."""
+    """Gaussian noise, as a lower bound."""
 
 
 def method_names() -> tuple[str, ...]:
@@ -49,17 +49,17 @@ def method_names() -> tuple[str, ...]:
 
 @config_section
 class SynthesisConfig:
-    """How a transfer set is made and laid out."""
+    """How a transfer set is made and stored."""
 
     method: Annotated[str, OneOf(method_names)] = "soft_target"
-    """Which of `methods` makes the images."""
+    """The method that makes the images."""
     num_images: PositiveInt = 60_000
-    """Images in the transfer set; time and disk grow with it, at least one per class."""
+    """Images in the transfer set, at least one per class; time and disk space grow with it."""
     images_per_shard: PositiveInt = 5_000
-    """Images in one file, the unit that is resumed and run in parallel; the last shard may hold fewer."""
+    """Images in one shard (a file), the unit of resumption and of parallel work; the last shard may hold fewer."""
     batch_size: PositiveInt = 500
-    """Images refined together, in parts where memory is short; changes images by rounding alone, but for the methods
-    that say otherwise. A GPU refines a whole shard together where they do not."""
+    """Images refined together, or in parts if memory is short. Changes images only by rounding, except with methods
+    whose images depend on their batch; with all others, a GPU refines a whole shard together."""
     methods: MethodSettings = field(default_factory=MethodSettings)
 
     @property
@@ -70,7 +70,7 @@ class SynthesisConfig:
 
     @property
     def steps_path(self) -> str:
-        """Dotted path of the chosen method's gradient steps in params.yaml; empty for a method that takes none."""
+        """Dotted path of the chosen method's gradient steps in params.yaml; empty for a method without such steps."""
         name = self.method_config.steps_setting
         return f"synthesis.methods.{self.method}.{name}" if name else ""
 
@@ -83,7 +83,7 @@ def prepare_method(
     seed: int,
     on_progress: OnProgress = ignore,
 ) -> State:
-    """Return the state that the chosen method makes once, before any image; empty for most methods.
+    """Return the state that the chosen method computes once, before the first image; empty for most methods.
 
     Args:
         config: The method.
@@ -106,10 +106,10 @@ def build_synthesizer(
     """Build the chosen method.
 
     Args:
-        config: Method and size of the set.
+        config: The method and the size of the set.
         teacher: The frozen teacher; must allow what the method needs.
-        statistics: Its feature statistics; methods that use none ignore them.
-        state: What `prepare_method` returned.
+        statistics: Its feature statistics; ignored by methods that do not use them.
+        state: The result of `prepare_method`.
 
     Raises:
         ConfigError: The set has fewer images than the teacher has classes.
@@ -117,7 +117,7 @@ def build_synthesizer(
     """
     if config.num_images < teacher.card.num_classes:
         raise ConfigError(
-            f"synthesis.num_images is {config.num_images}, the teacher has {teacher.card.num_classes} classes: "
+            f"synthesis.num_images is {config.num_images}, but the teacher has {teacher.card.num_classes} classes: "
             "set at least one image per class"
         )
     return config.method_config.build(_allowed(config, teacher), statistics, state)

@@ -1,4 +1,4 @@
-"""Gaussian noise: the floor that every method must beat.
+"""Gaussian noise: the lower bound that every method must beat.
 
 n images, k classes.
 """

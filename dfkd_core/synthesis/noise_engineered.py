@@ -1,9 +1,9 @@
 """Gaussian noise, labelled with the teacher's BatchNorm in batch mode: Raikwar and Mishra, NeurIPS 2022.
 
-"Discovering and Overcoming Limitations of Noise-engineered Data-free Knowledge Distillation": what noise does to a
-network's hidden activations is not what training images did to them, so a teacher that normalises by its running
-statistics gives nearly all noise images one class. Normalised by the statistics of the noise batch itself, its
-activations are where its weights expect them.
+"Discovering and Overcoming Limitations of Noise-engineered Data-free Knowledge Distillation": noise shifts a network's
+hidden activations away from those of training images, so a teacher that normalises by its running statistics predicts
+one class for nearly all noise images. Normalised by the statistics of the noise batch, the activations return to the
+range that its weights expect.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -34,9 +34,9 @@ __all__ = ["NoiseEngineeredConfig", "NoiseEngineeredSynthesizer"]
 class NoiseEngineeredConfig(MethodConfig):
     """Gaussian noise with labels from the teacher's BatchNorm in batch mode.
 
-    The stored outputs are those of a whole batch, so `batch_size` matters: it should be ten times the classes or more
-    and divide `images_per_shard`. Distil with every augmentation off: moved images are labelled anew by the teacher as
-    it is.
+    The stored outputs depend on the whole batch, so `batch_size` matters: it should be at least ten times the number of
+    classes and divide `images_per_shard`. Distil without augmentation: augmented images are labelled again by the
+    unmodified teacher.
     """
 
     needs: ClassVar[Access] = "layers"
@@ -66,10 +66,10 @@ class NoiseEngineeredSynthesizer:
 
     @torch.no_grad()
     def label(self, images: Tensor) -> Tensor:
-        """Return the teacher's logits, its BatchNorm normalising by these images; see `Labelling`.
+        """Return the teacher's logits with its BatchNorm normalising by these images, see `Labelling`.
 
         Raises:
-            SynthesisError: They do not fit into memory at once.
+            SynthesisError: The images do not fit into memory at once.
         """
         self.teacher.passes.check_whole(
             len(images),

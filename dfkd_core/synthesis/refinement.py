@@ -1,4 +1,4 @@
-"""Gradient descent on images until the teacher's output is near a soft target.
+"""Gradient descent on images towards soft targets of the teacher's output.
 
 After Wang, "Data-Free Knowledge Distillation with Soft Targeted Transfer Set Synthesis", AAAI 2021:
 
@@ -26,14 +26,14 @@ __all__ = ["DescentConfig", "Objective", "RefinementConfig", "descend", "refine"
 
 @config_section
 class RefinementConfig(DescentConfig):
-    """How images are moved towards their soft targets."""
+    """How images are refined towards their soft targets."""
 
     refined_share: Fraction = 1.0
-    """Share of the images that are refined, spread evenly; the others stay as drawn, which costs a hundredth."""
+    """Share of the images that are refined, spread evenly; the others stay as drawn, at about 1 % of the cost."""
     temperature: Positive = 20.0
-    """Temperature of the soft targets and of the teacher's output compared with them."""
+    """Temperature of the soft targets and of the teacher outputs compared with them."""
     activation_weight: NonNegative = 0.0
-    """lambda_a, the weight of -mean|features| of the modelled layer; 0.05 to 0.1 in the paper, 0 saves its cost."""
+    """lambda_a, the weight of -mean|features| of the modelled layer; 0.05 to 0.1 in the paper; 0 skips the term."""
 
 
 def target_losses(logits: Tensor, soft_targets: Tensor, *, temperature: float) -> Tensor:
@@ -44,7 +44,7 @@ def target_losses(logits: Tensor, soft_targets: Tensor, *, temperature: float) -
     Args:
         logits: [n, k].
         soft_targets: [n, k], rows sum to 1.
-        temperature: Divides the logits; the soft targets are taken as they are.
+        temperature: Divides the logits, not the soft targets.
     """
     cross_entropy = -(soft_targets * log_softmax(logits.float() / temperature, dim=1)).sum(1)
     return cross_entropy + torch.xlogy(soft_targets, soft_targets).sum(1)
@@ -61,12 +61,12 @@ def refine(
 ) -> Tensor:
     """Make one image per soft target.
 
-    The loss is summed over images and Adam works element by element, so an image is not influenced by the others.
+    The loss is summed over images and Adam works element by element, so an image does not depend on the others.
 
     Args:
         teacher: The frozen teacher; its weights get no gradient.
         soft_targets: [n, k], rows sum to 1.
-        image_indices: The images' positions in the whole transfer set; they address the random draws.
+        image_indices: The images' positions in the whole transfer set, which determine the random draws.
         seed: The run's seed.
         config: Prior, weights and number of steps.
         on_progress: Called every few iterations with the mean loss.
@@ -99,13 +99,13 @@ def refine(
 
 
 def _is_refined(image_indices: Sequence[int], share: float) -> Tensor:
-    """Return whether each image is refined, bool [n]: of any run of images the share, to one image."""
+    """Return whether each image is refined, bool [n]; any run of consecutive images has the share, to one image."""
     positions = torch.tensor([int(index) for index in image_indices], dtype=torch.float64)
     return ((positions + 1) * share).floor() > (positions * share).floor()
 
 
 def _objective(teacher: Inspectable, targets: Tensor, config: RefinementConfig) -> Objective:
-    """Return the function from images to the loss terms by name."""
+    """Return the function that maps images to named loss terms."""
 
     def terms(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
         features = None

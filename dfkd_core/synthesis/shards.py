@@ -1,4 +1,4 @@
-"""One shard of a transfer set: the unit that is made at once, resumed and run in parallel.
+"""Synthesis of one shard of a transfer set, the unit of resumption and of parallel work.
 
 n images, k classes.
 """
@@ -21,7 +21,7 @@ from dfkd_core.transfer_set.shards import Shard
 
 __all__ = ["images_at_once", "num_shards", "shard_indices", "synthesize_shard"]
 
-# Grey levels that a GPU's batch holds at most: its images are drawn on the CPU, where they take four bytes each.
+# Most grey levels in a GPU's batch: its images are drawn on the CPU, where each level takes four bytes.
 _MOST_VALUES_AT_ONCE = 2**26
 
 
@@ -31,7 +31,7 @@ def num_shards(config: SynthesisConfig) -> int:
 
 
 def shard_indices(config: SynthesisConfig, shard_index: int) -> range:
-    """Return the positions in the whole set of the images of the shard at `shard_index`."""
+    """Return the positions in the whole set of the images in the shard at `shard_index`."""
     first = shard_index * config.images_per_shard
     return range(first, min(first + config.images_per_shard, config.num_images))
 
@@ -47,9 +47,9 @@ def synthesize_shard(
 ) -> Shard:
     """Make the images of one shard and label them.
 
-    The teacher's logits are those of the stored, quantised images: what a student sees is what was labelled. A method
-    with a `label` of its own is asked in the teacher's place. A shard's bytes depend on the seed, the configuration
-    and its index, not on which other shards are made or by whom.
+    The logits are computed on the stored, quantised images, which are the ones that the student is trained on. If the
+    synthesizer has a `label` method, it labels the images instead of the teacher. A shard's bytes depend only on the
+    teacher, the seed, the configuration and its index, not on the other shards or the process that makes it.
 
     Args:
         synthesizer: Makes the images.
@@ -57,7 +57,7 @@ def synthesize_shard(
         shard_index: Which shard, from 0.
         config: Layout of the set.
         seed: The run's seed.
-        on_progress: Is told how many of the shard's images are done.
+        on_progress: Called with the number of the shard's images that are done.
 
     Raises:
         SynthesisError: A loss, an image or a logit is not finite, or a student could not learn from the shard, see
@@ -65,7 +65,7 @@ def synthesize_shard(
     """
     indices = shard_indices(config, shard_index)
     assert len(indices), f"shard {shard_index} of {num_shards(config)} does not exist"
-    # Filled batch by batch, as a list of batches would be held twice when it is joined.
+    # Filled batch by batch: joining a list of batches would hold all images twice.
     images = torch.empty(len(indices), *teacher.card.image_shape, dtype=torch.uint8)
     soft_targets, logits = [], []
     size = images_at_once(config, num_images=len(indices), image_shape=teacher.card.image_shape, device=teacher.device)
@@ -95,13 +95,13 @@ def synthesize_shard(
 def images_at_once(
     config: SynthesisConfig, *, num_images: int, image_shape: tuple[int, int, int], device: torch.device
 ) -> int:
-    """Return the size of a batch: `config.batch_size`, and on a GPU, which is busy only with many images, the shard's.
+    """Return the batch size: `config.batch_size`, or on a GPU, which needs many images, that of the whole shard.
 
     Args:
-        config: How the set is made; where images of a batch depend on each other, its `batch_size` holds on a GPU too.
-        num_images: Images of the shard.
+        config: How the set is made. If images in a batch depend on each other, its `batch_size` also applies on a GPU.
+        num_images: Number of images in the shard.
         image_shape: Shape (c, h, w) of one image.
-        device: Where they are refined.
+        device: Where the images are refined.
     """
     if device.type != "cuda" or config.method_config.couples_images:
         return config.batch_size
@@ -115,7 +115,7 @@ def _batches(indices: range, batch_size: int) -> Iterator[range]:
 
 
 class _BatchProgress:
-    """Turns how far a batch is into how far its shard is."""
+    """Converts the progress of a batch into that of its shard."""
 
     def __init__(self, on_progress: OnProgress, batch: range, indices: range) -> None:
         self._on_progress, self._batch, self._indices = on_progress, batch, indices

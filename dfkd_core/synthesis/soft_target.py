@@ -1,7 +1,7 @@
 """Soft targets sampled from the teacher's feature space: Wang, AAAI 2021.
 
-A feature vector h ~ N(mu, Sigma) is pushed through the rest of the teacher: y = softmax(rest(h) / tau). It is drawn
-once per image and stays fixed while the image is refined towards it.
+A feature vector h ~ N(mu, Sigma) is passed through the rest of the teacher: y = softmax(rest(h) / tau). The target y is
+drawn once per image and stays fixed while the image is refined towards it.
 
 n images, d features, k classes.
 """
@@ -41,7 +41,7 @@ class SoftTargetConfig(MethodConfig):
     steps_setting: ClassVar[str] = "refinement"
 
     balanced: bool = True
-    """Whether the classes take turns as the targets' most likely one: of 32 draws of h the first that fits is taken."""
+    """Whether the targets' most likely class cycles through all classes: the first of 32 draws that fits is used."""
     refinement: RefinementConfig = field(default_factory=_settled_refinement)
 
     @property
@@ -53,7 +53,7 @@ class SoftTargetConfig(MethodConfig):
         """Build the method for `teacher`.
 
         Raises:
-            TeacherError: The modelled layer has more than one position, so that features determine no target.
+            TeacherError: The modelled layer has more than one position, so features do not determine a target.
         """
         teacher.rest(statistics.mean[None])
         return TargetedSynthesizer(
@@ -83,9 +83,9 @@ def _draw_targets(
 
 
 def choose_draws(probabilities: Tensor, wanted: Tensor) -> Tensor:
-    """Return for each image the first draw whose most likely class is the wanted one.
+    """Return, for each image, the first draw whose most likely class is the wanted one.
 
-    Where no draw fits, it is the one that gives the wanted class the highest probability.
+    If no draw fits, return the one in which the wanted class has the highest probability.
 
     Args:
         probabilities: [n, draws, k].

@@ -1,4 +1,4 @@
-"""Synthesis towards soft targets, whatever draws them.
+"""Synthesis of images towards given soft targets.
 
 n images, k classes.
 """
@@ -19,8 +19,8 @@ __all__ = ["DrawTargets", "TargetedSynthesizer"]
 
 
 DrawTargets = Callable[[Sequence[int], int], Tensor]
-"""Draws the soft targets of the images at these positions of the transfer set, under this seed: float32 [n, k] on the
-CPU; rows sum to 1."""
+"""Draws soft targets, float32 [n, k] on the CPU with rows that sum to 1, from the images' positions in the transfer set
+and the seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A trained teacher from elsewhere: a name or a file in, a checked `Classifier` and what was found out about it out.
+"""Loads an existing teacher: from a name, a file or a module to a checked `Classifier` and notes about it.
 
 c channels, h height, w width, k classes.
 """
@@ -51,21 +51,21 @@ class BroughtTeacher:
     classifier: Classifier
     """In eval mode on the CPU."""
     notes: tuple[str, ...]
-    """What was found out and what was assumed, a line each."""
+    """Detected and assumed properties, one line each."""
 
 
 def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image_size_hint: int = 0) -> BroughtTeacher:
-    """Read a trained network, find out what is not said about it, and check that it can be a teacher.
+    """Load a trained network, detect the properties that are not given, and check that it can be a teacher.
 
     Args:
-        config: Where it is and what is known about it; MLflow's addresses have been replaced by local files.
-        scratch: Folder that lives as long as the classifier; a pickled module is exported into it.
-        layer: Address of the modelled layer; empty finds it.
-        image_size_hint: Size to try first where none is given, for example that of the data set.
+        config: The network's location and known properties; MLflow addresses must be replaced by local files.
+        scratch: Folder that must exist as long as the classifier; a pickled module is exported into it.
+        layer: Address of the modelled layer; empty detects it.
+        image_size_hint: Size in pixels to try first if none is given, for example that of the data set.
 
     Raises:
         ConfigError: The architecture is unknown or cannot be built.
-        TeacherError: A file is missing, corrupt, of another network or pickled, or the network is no teacher.
+        TeacherError: A file is missing, corrupt, pickled or of another network, or the network cannot be a teacher.
     """
     path = Path(config.model)
     notes: list[str] = []
@@ -75,7 +75,7 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
     elif path.suffix == ".safetensors":
         raise ConfigError(
-            f"{path} holds weights and no network. Name the architecture as --teacher, the file as --weights"
+            f"{path} holds weights and no network. Pass the architecture as --teacher and the file as --weights"
         )
     elif path.is_file():
         found = _bring_pickle(path, config, scratch, image_size_hint, notes)
@@ -92,16 +92,16 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
 def bring_module(
     network: nn.Module, config: SourceConfig | None = None, *, layer: str = "", image_size_hint: int = 0
 ) -> BroughtTeacher:
-    """Take a network that is in memory already, find out about it, and check it as `bring_teacher` does.
+    """Make a teacher of a network in memory: detect its properties and check it, as `bring_teacher` does.
 
     Args:
-        network: Is put into eval mode and frozen, not changed otherwise.
-        config: What is known about it; where it is from is not looked at.
-        layer: Address of the modelled layer; empty finds it.
-        image_size_hint: Size to try first where none is given.
+        network: The network; it is set to eval mode and frozen, and not changed otherwise.
+        config: Its known properties; the fields of its location are ignored.
+        layer: Address of the modelled layer; empty detects it.
+        image_size_hint: Size in pixels to try first if none is given.
 
     Raises:
-        TeacherError: The network is no teacher.
+        TeacherError: The network cannot be a teacher.
     """
     config = config or SourceConfig()
     notes: list[str] = []
@@ -119,12 +119,12 @@ def _checked(classifier: Classifier, layer: str, notes: list[str]) -> BroughtTea
     notes += check_teacher(classifier, probe_images(card.image_shape))
     notes.append(f"modelled layer: {card.layer}" + (" (the logits)" if card.layer == OUTPUT else ""))
     if card.layer == OUTPUT and not layer:
-        notes.append("its layers cannot be reached or none determines the output, so the logits are modelled instead")
+        notes.append("its layers are not accessible or none determines the output, so the logits are modelled instead")
     return BroughtTeacher(classifier, tuple(notes))
 
 
 def source_digest(config: SourceConfig) -> str:
-    """Return a SHA-256 over the files that the teacher is read from, among them the factory's module; not of packages.
+    """Return a SHA-256 over the files of the teacher, including the factory's module but not installed packages.
 
     Raises:
         ConfigError: The factory's module cannot be imported.
@@ -162,17 +162,17 @@ def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, no
         content = read_plain_file(path)
         what = "a state dict" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise TeacherError(
-            f"{path} holds {what} and no network. Name the architecture as --teacher and the file as --weights"
+            f"{path} holds {what} and no network. Pass the architecture as --teacher and the file as --weights"
         )
     look_here()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
         raise TeacherError(
-            f"{path} needs the module {error.name!r} that its class is in. Install its package, put it into the "
-            "project's folder, or name its folder in PYTHONPATH"
+            f"{path} needs the module {error.name!r}, which defines its class. Install its package, put it into the "
+            "project's folder, or add its folder to PYTHONPATH"
         ) from None
-    except Exception as error:  # unpickling runs code that can fail in any way
+    except Exception as error:  # unpickling runs code that can raise any exception
         raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
     if isinstance(loaded, Mapping):
         loaded = next((value for value in loaded.values() if isinstance(value, nn.Module)), loaded)
@@ -183,7 +183,7 @@ def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, no
     channels, size = _fitting_shape(network, channels, config.image_size, hint, notes)
     target = scratch / "exported.pt2"
     export_program(network, (channels, size, size), target)
-    notes.append("the pickled module was unpickled once, now, and exported as .pt2; later stages read that")
+    notes.append("the pickled module was unpickled once and exported as .pt2; later stages read that file")
     return _described(load_program(target, "pt2").network, "pt2", channels, size, config, notes, program=target)
 
 
@@ -197,7 +197,7 @@ def _bring_architecture(config: SourceConfig, hint: int, notes: list[str]) -> Cl
         others = f" (also there: {', '.join(read.others)}; choose with weights_key)" if read.others else ""
         notes.append(f"weights: {len(state)} tensors{f' under {read.key!r}' if read.key else ''}{others}")
     elif published is None:
-        notes.append("weights: none given, so they are what building the network gives")
+        notes.append("weights: none given, so the network keeps its initial ones")
     outside = name.startswith((TORCHVISION, TIMM))
     channels = config.in_channels or first_channels(state) or (3 if outside else 0) or 1
     classes = config.num_classes or last_units(state) or (published.num_classes if published else 0)
@@ -224,7 +224,7 @@ def _bring_architecture(config: SourceConfig, hint: int, notes: list[str]) -> Cl
 
 
 def _check_rebuilt(classifier: Classifier) -> None:
-    """Check that name, arguments and weights are all that there is to the network: later stages build it anew."""
+    """Check that name, arguments and weights determine the network, since later stages rebuild it from them."""
     card = classifier.card
     rebuilt = build_classifier(card, seed=0).eval()
     images = probe_images(card.image_shape, 2)
@@ -234,8 +234,8 @@ def _check_rebuilt(classifier: Classifier) -> None:
             torch.testing.assert_close(rebuilt(images), classifier(images), rtol=1e-3, atol=1e-3)
     except (RuntimeError, AssertionError) as error:
         raise TeacherError(
-            f"{card.network} builds another network when it is called again: {str(error).splitlines()[0]}. Whatever it "
-            "reads or draws must follow from its arguments and the weights"
+            f"{card.network} builds another network when it is called again: {str(error).splitlines()[0]}. Its "
+            "factory must depend on nothing but its arguments and the weights"
         ) from error
 
 
@@ -250,7 +250,7 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceC
 
 
 def _fitting_shape(network: nn.Module, channels: int, size: int, hint: int, notes: list[str]) -> tuple[int, int]:
-    """Return the first channels and size that the network takes."""
+    """Return the first channels and size that the network accepts."""
     all_channels = [channels] if channels else [3, 1]
     failures = []
     for edge in _sizes(size, hint):
@@ -270,7 +270,7 @@ def _fitting_shape(network: nn.Module, channels: int, size: int, hint: int, note
 
 
 def _sizes(said: int, hint: int) -> list[int]:
-    """Return the sizes in pixels to try: the one that is said, or else the hint before the usual ones."""
+    """Return the sizes in pixels to try: the given one, or else the hint followed by the usual ones."""
     return [said] if said else list(dict.fromkeys([hint, *_SIZES_PX] if hint else _SIZES_PX))
 
 
@@ -285,7 +285,7 @@ def _described(
     program: Path | None = None,
     published: PublishedWeights | None = None,
 ) -> Classifier:
-    """Wrap a network with what is said about it, and find out the rest."""
+    """Return the network as a classifier with its given properties, and detect the others."""
     mean, std = _normalisation(config, channels, name, published, notes)
     images = probe_images((channels, size, size))
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
@@ -298,7 +298,7 @@ def _described(
     classes = to_logits(output, kind).shape[1]
     if config.num_classes and config.num_classes != classes:
         raise TeacherError(
-            f"The network has {classes} outputs and teacher.source.num_classes is {config.num_classes}. Correct it"
+            f"The network has {classes} outputs, but teacher.source.num_classes is {config.num_classes}. Correct it"
         )
     names = config.class_names or (published.class_names if published else ())
     card = ModelCard(
@@ -329,10 +329,10 @@ def _normalisation(
         return _per_channel(published.mean, channels), _per_channel(published.std, channels)
     if not config.mean and not config.std and config.value_range == (0.0, 1.0):
         usual = usual_normalisation(name)
-        what = f"what {name.partition(':')[0]} uses for it" if usual else "pixels as they are, in [0, 1]"
+        what = f"that of {name.partition(':')[0]} is used" if usual else "pixels are passed as they are, in [0, 1]"
         notes.append(
-            f"normalisation: none given, so {what}. If the teacher was trained otherwise, set teacher.source.mean and "
-            "std"
+            f"normalisation: none given, so {what}. If the teacher was trained with another one, set "
+            "teacher.source.mean and std"
         )
         if usual:
             return _per_channel(usual[0], channels), _per_channel(usual[1], channels)

@@ -1,4 +1,4 @@
-"""What a network must do to be a teacher, looked at before anything expensive: each fault is one sentence.
+"""Checks, before any expensive work, that a network can be a teacher. Each fault is one sentence.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -16,13 +16,13 @@ from dfkd_core.models.classifier import Classifier
 __all__ = ["check_teacher", "probe_images", "try_forward"]
 
 _NUM_PROBES = 16
-# Of the outputs' scale: more than the rounding of another order of sums, less than what dropout does.
+# Relative to the outputs' scale: above the rounding of another order of sums, below the effect of dropout.
 _SAME = 1e-4
 _CONSTANT = 1e-6
 
 
 def probe_images(image_shape: tuple[int, int, int], num_images: int = _NUM_PROBES) -> Tensor:
-    """Return images in [0, 1], float32 [n, c, h, w], always the same: soft blots, and as many of noise."""
+    """Return fixed images in [0, 1], float32 [n, c, h, w]: one half soft blots, the other half noise."""
     channels, height, width = image_shape
     blots = normal_rows(0, "preflight blots", range(num_images - num_images // 2), (channels, 4, 4))
     noise = normal_rows(0, "preflight noise", range(num_images // 2), image_shape)
@@ -31,10 +31,10 @@ def probe_images(image_shape: tuple[int, int, int], num_images: int = _NUM_PROBE
 
 
 def try_forward(network: torch.nn.Module, images: Tensor) -> object:
-    """Call a network as a teacher will be called and return its answer, whatever that is.
+    """Call a network the way a teacher is called, and return its answer, which may be of any type.
 
     Raises:
-        TeacherError: It takes other than one tensor of float images.
+        TeacherError: The network does not accept a single tensor of float images.
     """
     try:
         with torch.no_grad():
@@ -42,7 +42,7 @@ def try_forward(network: torch.nn.Module, images: Tensor) -> object:
     except TypeError as error:
         raise TeacherError(
             f"The network cannot be called with images alone: {error}. A teacher's forward takes one tensor of images; "
-            "wrap a network that needs more inputs into one that fixes them"
+            "wrap a network that needs more inputs in a module that fixes them"
         ) from error
     except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -53,10 +53,10 @@ def try_forward(network: torch.nn.Module, images: Tensor) -> object:
 
 
 def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
-    """Check that a classifier in eval mode can be a teacher; return what is odd but no obstacle.
+    """Check that a classifier in eval mode can be a teacher, and return notes on oddities that do not prevent it.
 
     Args:
-        classifier: Its network and what is known about it.
+        classifier: The network and its properties.
         images: Different images [n, c, h, w] in [0, 1], see `probe_images`.
 
     Raises:
@@ -70,7 +70,7 @@ def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
     if tuple(logits.shape) != (len(images), classifier.card.num_classes):
         raise TeacherError(
             f"The teacher answers {len(images)} images with shape {tuple(logits.shape)}; with "
-            f"{classifier.card.num_classes} classes it must be {(len(images), classifier.card.num_classes)}. Correct "
+            f"{classifier.card.num_classes} classes, it must be {(len(images), classifier.card.num_classes)}. Correct "
             "teacher.source.num_classes"
         )
     if not torch.isfinite(logits).all():
@@ -88,8 +88,8 @@ def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
         )
     if float(logits.std(0).amax() / scale) < _CONSTANT:
         raise TeacherError(
-            "The teacher gives all probe images the same output, so nothing can be learnt from it. Check that its "
-            "weights were loaded and the range of its input (teacher.source.value_range, mean, std)"
+            "The teacher's output is the same for all probe images, so nothing can be learnt from it. Check that its "
+            "weights were loaded, and the range of its input (teacher.source.value_range, mean, std)"
         )
     _check_gradient(classifier, images)
     notes = []
@@ -114,7 +114,7 @@ def _check_gradient(classifier: Classifier, images: Tensor) -> None:
     gradient = None
     try:
         logits = classifier(pixels)
-        # Any fixed weights would do but equal ones, which log-probabilities can cancel.
+        # Unequal weights, since the gradient of the plain sum of outputs can be zero.
         weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
         (gradient,) = torch.autograd.grad((logits * weights).sum(), pixels, allow_unused=True)
     except (RuntimeError, ValueError) as error:
@@ -122,5 +122,5 @@ def _check_gradient(classifier: Classifier, images: Tensor) -> None:
     if gradient is None or not gradient.abs().sum() > 0:
         raise TeacherError(
             f"No gradient reaches the image through the teacher{reason}, so images cannot be moved towards a target. "
-            "Something in its forward detaches it (no_grad, detach, rounding, a quantised layer): bring it without that"
+            "Something in its forward detaches it (no_grad, detach, rounding, a quantised layer): load it without that"
         )

@@ -1,4 +1,4 @@
-"""What torchvision and timm report of the weights that they publish."""
+"""Properties of the weights that torchvision and timm publish."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["PublishedWeights", "find_published", "usual_normalisation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedWeights:
-    """What a package says of weights that it publishes."""
+    """Properties of weights that a package publishes."""
 
     arguments: dict[str, Any]
     """Keyword arguments that load them."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments without which the network computes something else."""
+    """Keyword arguments that the network needs to compute the same function."""
     num_classes: int
     image_size: int
     mean: tuple[float, ...]
@@ -34,7 +34,7 @@ class PublishedWeights:
 
 
 def find_published(config: SourceConfig) -> PublishedWeights | None:
-    """Return the published weights that the source names; None where it names a file or none."""
+    """Return the published weights that the source names; None if it names a file or no weights."""
     if not config.weights or Path(config.weights).exists() or "/" in config.weights or "." in config.weights:
         return None
     if config.model.startswith(TORCHVISION):
@@ -52,7 +52,7 @@ def find_published(config: SourceConfig) -> PublishedWeights | None:
         transform = entry.transforms()
         return PublishedWeights(
             arguments={"weights": entry.name},
-            # These two were trained elsewhere, with another normalisation that their forward changes to.
+            # These two were trained with another normalisation, to which their forward converts.
             kept={"transform_input": True} if name in ("googlenet", "inception_v3") else {},
             num_classes=len(entry.meta["categories"]),
             image_size=transform.crop_size[0],
@@ -81,7 +81,7 @@ def find_published(config: SourceConfig) -> PublishedWeights | None:
 
 
 def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Return mean and standard deviation with which a package's own weights of this architecture were trained."""
+    """Return mean and standard deviation of the training of the package's own weights; None for other networks."""
     if name.startswith(TORCHVISION):
         from dfkd_core.common.vision import models
 

@@ -30,9 +30,9 @@ __all__ = ["TeacherConfig", "TrainingResult", "pixel_statistics", "train_teacher
 
 @config_section
 class TeacherConfig:
-    """Where the teacher comes from: `source`, or training on labelled images.
+    """The teacher: an existing one (`source`), or one trained on labelled images.
 
-    The defaults of the training take LeNet-5 on Fashion-MNIST to about 91.5 % in one to two minutes of two cores.
+    With the default training, LeNet-5 reaches about 91.5 % on Fashion-MNIST in one to two minutes on two cores.
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -41,23 +41,23 @@ class TeacherConfig:
     dataset: str = ""
     """Data set that the teacher is trained on, built in or `torchvision:NAME`; empty takes `data.dataset`."""
     layer: str = ""
-    """Address of the layer whose features are modelled, see `dfkd layers`; empty takes what the last linear layer
-    reads, or a built-in network's usual one."""
+    """Address of the layer whose features are modelled, see `dfkd layers`; empty takes the input of the last linear
+    layer, or the usual layer of a built-in network."""
     epochs: PositiveInt = 10
     """Passes over the training set."""
     batch_size: PositiveInt = 256
     """Images per step; 128 to 512 are the fastest on a CPU."""
     learning_rate: Positive = 4e-3
-    """Highest learning rate of AdamW, reached after the warm-up."""
+    """Peak learning rate of AdamW, reached after the warm-up."""
     warmup_fraction: Fraction = 0.1
-    """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
+    """Share of all steps in which the learning rate rises; it then falls to zero on a cosine."""
     weight_decay: NonNegative = 0.05
-    """Decoupled weight decay of the weight matrices and kernels; biases and norms have none."""
+    """Decoupled weight decay of weight matrices and kernels; biases and normalisation layers have none."""
     augmentation: AugmentationConfig = field(default_factory=lambda: AugmentationConfig(flip=True))
-    """How training images are moved."""
+    """Augmentation of the training images."""
 
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong beyond single ranges."""
+        """Yield the faults that the range checks of single fields miss."""
         if not is_built_in(self.network):
             yield f"network must be one of {', '.join(network_names())}, got {self.network!r}"
         if self.dataset:
@@ -66,7 +66,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """A trained teacher and how it got there."""
+    """A trained teacher and the record of its training."""
 
     classifier: Classifier
     """The trained model of the last epoch, in eval mode on the CPU."""
@@ -82,19 +82,19 @@ def train_teacher(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = ignore,
 ) -> TrainingResult:
-    """Train a classifier with cross-entropy; the last epoch counts.
+    """Train a classifier with cross-entropy and return the model of the last epoch.
 
     Args:
         config: How to train.
-        data: Training images and labels; nothing else is looked at.
+        data: Training images and labels, the only data used.
         seed: Seed of the first weights, the shuffles and the augmentation.
         device: Where to compute.
-        on_progress: Told after each epoch.
+        on_progress: Called after each epoch.
 
     Raises:
         ConfigError: The network rejects the image size.
         DataError: There are fewer images than classes, or a label is out of range.
-        TeacherError: The network has no such layer, or the loss is not finite.
+        TeacherError: The network lacks the layer `config.layer`, or the loss is not finite.
     """
     _check_labels(data)
     classifier = build_classifier(_card(config, data), seed=seed).to(device)
@@ -117,7 +117,7 @@ def train_teacher(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step with cross-entropy."""
+    """One step with cross-entropy."""
 
     classifier: Classifier
     images: Tensor
@@ -167,9 +167,9 @@ def _card(config: TeacherConfig, data: LabelledImages) -> ModelCard:
 def _check_labels(data: LabelledImages) -> None:
     num_images, num_classes = len(data.images), len(data.class_names)
     if num_images < num_classes:
-        raise DataError(f"{num_images} training images for {num_classes} classes: give at least one image per class.")
+        raise DataError(f"{num_images} training images for {num_classes} classes: use at least one image per class.")
     low, high = int(data.labels.min()), int(data.labels.max())
     if low < 0 or high >= num_classes:
         raise DataError(
-            f"The labels go from {low} to {high}; with {num_classes} classes they must be 0 to {num_classes - 1}."
+            f"The labels range from {low} to {high}; with {num_classes} classes, they must be 0 to {num_classes - 1}."
         )

@@ -1,4 +1,4 @@
-"""The epoch loop that teacher and student share, with augmentation and checkpoints.
+"""The epoch loop shared by teacher and student, with augmentation and checkpoints.
 
 Imports: common. Begin with `loop`.
 """

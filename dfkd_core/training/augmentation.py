@@ -16,23 +16,23 @@ from dfkd_core.sections import Fraction, NonNegative, config_section
 
 __all__ = ["AugmentationConfig", "augment"]
 
-# A v2 call moves a whole batch alike, so the batch is cut into this many groups with draws of their own.
+# A torchvision v2 call transforms its whole batch alike, so the batch is split into groups with separate draws.
 NUM_GROUPS = 16
-# A share such as 0.1 of 30 pixels is not quite 3 in binary.
+# In floating point, a share such as 0.1 of 30 pixels is not exactly 3.
 _ROUNDING = 1e-6
 
 
 @config_section
 class AugmentationConfig:
-    """How far training images are moved; the default leaves them as they are."""
+    """How training images are augmented; the default does not change them."""
 
     shift: Fraction = 0.0
     """Largest shift along each axis as a share of the image's size, rounded down to whole pixels; 0.0625 is 2 pixels of
-    32. What comes into view is black."""
+    32. Uncovered pixels are black."""
     scale: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Largest relative change of size: 0.1 draws factors from 0.9 to 1.1."""
     rotation_degrees: NonNegative = 0.0
-    """Largest rotation in degrees, either way."""
+    """Largest rotation in degrees, in both directions."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
 
@@ -47,20 +47,19 @@ class AugmentationConfig:
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Move and mirror images at random.
+    """Shift, scale, rotate and mirror images at random.
 
-    Shift, scale and rotation are drawn for groups of neighbours in the batch (shuffle the batch before), flips for
-    each image.
+    Shift, scale and rotation are drawn per group of consecutive images (shuffle the batch before), flips per image.
 
     Args:
-        images: Float images [n, c, h, w] in [0, 1]; left as they are.
-        config: How far the images are moved.
-        generator: CPU generator of all the draws.
+        images: Float images [n, c, h, w] in [0, 1]; not changed.
+        config: Kinds and ranges of the changes.
+        generator: CPU generator of all random draws.
 
     Returns:
         Images of the same shape, range and device.
     """
-    # Imported here: torchvision takes two seconds, and most commands never move an image.
+    # Imported here: torchvision takes two seconds, and most commands augment no image.
     from dfkd_core.common.vision import functional_v2
 
     if config.shift > 0 or config._is_affine:
@@ -81,7 +80,7 @@ def _limits(images: Tensor, config: AugmentationConfig) -> tuple[int, int]:
 
 
 def _pixels(draw: float, limit: int) -> int:
-    """Turn a draw in [-1, 1) into one of the 2 * limit + 1 whole shifts, each equally likely."""
+    """Map a uniform draw in [-1, 1) to one of the 2 * limit + 1 integer shifts, each equally likely."""
     return int((draw + 1) / 2 * (2 * limit + 1)) - limit
 
 

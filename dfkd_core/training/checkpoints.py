@@ -1,4 +1,4 @@
-"""The state of a training run on disk, whole or absent: named tensors and one record per epoch, without pickle."""
+"""Checkpoints of a training run: named tensors and one record per epoch, written atomically, without pickle."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 CHECKPOINT_FORMAT = 2
-# All of a checkpoint that is no tensor stands as JSON under one key: safetensors writes several in a random order.
+# The rest of a checkpoint is JSON under one metadata key: safetensors writes several keys in a random order.
 HEADER = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a training run needs to go on."""
+    """The state from which a training run resumes."""
 
     parts: Mapping[str, Mapping[str, Tensor]]
-    """Tensors of each part by their names, for example `network` and `optimizer`; no part's name has a dot."""
+    """Tensors by name of each part, for example `network` and `optimizer`; no part's name may contain a dot."""
     history: Sequence[EpochRecord]
-    """One record for each epoch done."""
+    """One record per finished epoch."""
 
 
 def save_checkpoint(path: Path, key: str, checkpoint: Checkpoint) -> None:
@@ -45,8 +45,8 @@ def save_checkpoint(path: Path, key: str, checkpoint: Checkpoint) -> None:
 
     Args:
         path: The file, replaced if it exists.
-        key: Digest of all that the run depends on; only `read_checkpoint` with the same key will read the file.
-        checkpoint: What to write.
+        key: Digest of all inputs of the run; `read_checkpoint` accepts the file only with the same key.
+        checkpoint: The state to write.
 
     Raises:
         DistillationError: The file cannot be written.
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, key: str, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
-    """Return the checkpoint in `path`, or None if there is no whole one of `key`."""
+    """Return the checkpoint in `path`, or None if it is missing, damaged or of another key."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -85,19 +85,19 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state by position of the parameter and name, such as `3.exp_avg`."""
+    """Return the optimizer's state by position of the parameter and name, for example `3.exp_avg`."""
     states = optimizer.state_dict()["state"].items()
     return {f"{place}.{name}": value for place, state in states for name, value in state.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` gave into an optimizer of the same parameters."""
+    """Load the result of `optimizer_tensors` into an optimizer of the same parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in stored.items():
         position, _, field_name = name.partition(".")
         parameter = parameters[int(position)]
-        # The fused kernels walk parameter and state side by side, so both need the same memory layout.
+        # The fused kernels read parameter and state in parallel, so both need the same memory layout.
         fits = tensor.shape == parameter.shape
         value = torch.empty_like(parameter).copy_(tensor) if fits else tensor
         state.setdefault(int(position), {})[field_name] = value.detach()

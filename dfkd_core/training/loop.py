@@ -1,4 +1,4 @@
-"""Training on a set of images: the epoch loop that teacher and student share.
+"""Training on a set of images: the epoch loop shared by teacher and student.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -25,26 +25,26 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """What one epoch of training came to."""
+    """The figures of one epoch of training."""
 
     epoch: int
     """Number of the epoch, from 1."""
     loss: float
-    """Mean of the loss over the epoch's steps."""
+    """Mean loss over the epoch's steps."""
     learning_rate: float
     """Learning rate at the epoch's last step."""
     terms: dict[str, float]
-    """Mean of each term of the loss; they add up to it."""
+    """Mean of each term of the loss; their sum is `loss`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long a training runs, in which batches, and how its learning rate rises and falls."""
+    """Length, batch size and learning-rate schedule of a training."""
 
     num_images: int
-    """Size n of the set."""
+    """Number n of images in the set."""
     batch_size: int
-    """Most images per step; the batches of an epoch differ in size by one image at most."""
+    """Most images per step; the batches of an epoch differ in size by at most one image."""
     epochs: int
     """Passes over the set."""
     warmup_fraction: float
@@ -52,14 +52,14 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return math.ceil(self.num_images / self.batch_size)
 
     def factor(self, step: int) -> float:
-        """Return the factor in (0, 1] on the learning rate: a straight rise, then half a cosine towards zero.
+        """Return the factor in (0, 1] on the learning rate: a linear rise, then half a cosine towards zero.
 
         Args:
-            step: Steps already taken.
+            step: Number of steps already taken.
         """
         total_steps = self.epochs * self.steps_per_epoch
         warmup_steps = round(total_steps * self.warmup_fraction)
@@ -69,13 +69,13 @@ class Schedule:
 
 
 class Step(Protocol[Batch]):
-    """One step of a training: its batch and its loss."""
+    """One step of a training: makes the batch and computes the loss."""
 
     def load(self, positions: Tensor, generator: torch.Generator) -> Batch:
-        """Make the batch of the images at these positions, int64 [m]; must not read what is trained."""
+        """Return the batch of the images at these positions, int64 [m]; must not read the model in training."""
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of a batch as named scalars to be added up."""
+        """Return the named terms of a batch's loss, scalars whose sum is the loss."""
 
 
 def run_epochs(
@@ -91,22 +91,22 @@ def run_epochs(
 ) -> Iterator[EpochRecord]:
     """Train epoch by epoch and yield a record after each.
 
-    An epoch's shuffle and draws depend on (seed, epoch) only, so a run that starts at `first_epoch` with the weights
-    and the optimizer state of that moment repeats the rest of an uninterrupted run. Every image is used once per epoch,
-    and no batch is a small remainder.
+    An epoch's shuffle and draws depend only on the seed and the epoch, so a run that starts at `first_epoch` with the
+    weights and the optimizer state of that epoch repeats the rest of an uninterrupted run. Each epoch uses every image
+    once, in batches of equal size, to one image.
 
     Args:
-        trained: The model in training, with all other modules that are trained.
+        trained: The model and all other modules that are trained.
         optimizer: Its optimizer, from `build_optimizer`.
-        step: Makes the batches and their losses.
+        step: Makes the batches and computes their losses.
         schedule: Number and size of the batches, and the learning rate.
         seed: Seed of the shuffles and of the generator that `step.load` receives.
-        error: Class of the error for a loss that is not finite.
+        error: Class of the exception for a loss that is not finite.
         first_epoch: Number of the first epoch to run.
-        prefetch: Batches that a second thread loads ahead; does not change the result.
+        prefetch: Number of batches that a second thread loads ahead; does not affect the result.
 
     Raises:
-        DfkdError: As `error`, for the first term of a loss that is not finite, with epoch and step.
+        DfkdError: A term of the loss is not finite; of class `error`, names the first such term, epoch and step.
     """
     for epoch in range(first_epoch, schedule.epochs + 1):
         trained.train()
@@ -125,11 +125,11 @@ def run_epochs(
 
 
 def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW; weight decay holds for tensors of two or more axes only.
+    """Return AdamW with weight decay only on tensors with two or more axes.
 
     Args:
         classifier: The model whose parameters are trained.
-        learning_rate: Highest learning rate.
+        learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
     """
     parameters = list(classifier.parameters())
@@ -151,12 +151,12 @@ def _take_step(optimizer: torch.optim.Optimizer, batch: Batch, step: Step[Batch]
 
 
 def _finite_means(rows: Tensor, names: tuple[str, ...], epoch: int, error: type[DfkdError]) -> dict[str, float]:
-    """Average each column of the loss terms [steps, terms], if all of them are finite."""
+    """Return the mean of each column of the loss terms [steps, terms]; raise `error` if a value is not finite."""
     faults = (~torch.isfinite(rows)).nonzero()
     if len(faults):
         step, term = faults[0].tolist()
         raise error(
             f"The loss is not finite: term {names[term]} is {rows[step, term].item()} in epoch {epoch}, "
-            f"step {step + 1} of {len(rows)}. Lower the learning rate, or look for NaN in the teacher."
+            f"step {step + 1} of {len(rows)}. Lower the learning rate, or check the teacher for NaN."
         )
     return dict(zip(names, rows.double().mean(0).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The stored transfer set: shards, their manifest, and rows that are read when they are indexed.
+"""The stored transfer set: shards, their manifest, and rows that are read on access.
 
 Imports: common. Begin with `shards`.
 """

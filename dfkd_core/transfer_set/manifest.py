@@ -1,12 +1,12 @@
-"""The stored transfer set: a folder of safetensors shards and a manifest that names every one of them.
+"""The stored transfer set: a folder of safetensors shards and a manifest that lists them.
 
     folder/
-    ├── manifest.json               what made the set, and the sha256 of every shard
+    ├── manifest.json               inputs of the synthesis and SHA-256 of every shard
     ├── shard-00000.safetensors     images, teacher_logits, soft_targets, image_index
     └── ...
 
-A manifest is a pure function of the inputs of the synthesis: it holds no times and no host names, so
-the same inputs give the same bytes.
+A manifest depends only on the inputs of the synthesis: it has no times and no host names, so the same inputs produce
+the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MANIFEST_NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What made a transfer set and what it consists of."""
+    """The inputs and the contents of a transfer set."""
 
     format_version: int
     method: str
@@ -49,7 +49,7 @@ class Manifest:
     """Temperature of the soft targets."""
     teacher_digest: str
     statistics_digest: str | None
-    """Digest of the feature statistics, None where the method uses none."""
+    """Digest of the feature statistics; None if the method uses none."""
     code_version: str
     seed: int
     num_images: int
@@ -57,11 +57,11 @@ class Manifest:
     """Channels, height, width."""
     num_classes: int
     class_histogram: tuple[int, ...]
-    """Number of images per class that the teacher predicts."""
+    """Number of images for which the teacher predicts each class."""
     mean_confidence: float
     """Mean over images of the teacher's largest probability at temperature 1."""
     target_agreement: float
-    """Share of the images whose class for the teacher is the most likely one of their soft target."""
+    """Share of the images for which the teacher predicts the most likely class of their soft target."""
     shards: tuple[ShardRecord, ...]
 
 
@@ -77,16 +77,16 @@ def write_manifest(
     seed: int,
     shards: Sequence[ShardRecord],
 ) -> Manifest:
-    """Write `manifest.json` for the shards that lie in `folder` and return what it says.
+    """Write `manifest.json` for the shards in `folder` and return the manifest.
 
-    The class histogram, the confidence and the agreement with the soft targets are computed from the shards, so that
+    The class histogram, the confidence and the agreement with the soft targets are computed from the stored shards, so
     reused shards count like new ones.
 
     Raises:
         TransferSetError: A shard cannot be read, or the manifest cannot be written.
     """
     if not shards:
-        raise TransferSetError(f"No shards for {folder}: a transfer set has at least one. {REDO}")
+        raise TransferSetError(f"No shards for {folder}: a transfer set needs at least one. {REDO}")
     confidences, histograms, reached = [], [], []
     for record in shards:
         stored = read_shard(folder / record.file)
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a transfer set.
 
     Raises:
-        TransferSetError: It is missing, damaged, of another format, or names a file outside of its folder.
+        TransferSetError: The manifest is missing, damaged, of another format, or names a file outside its folder.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -140,13 +140,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _parse_manifest(content: Any) -> Manifest:
     if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {content['format_version']!r}, this program reads {FORMAT_VERSION}")
+        raise ValueError(f"its format version is {content['format_version']!r}, this program reads {FORMAT_VERSION}")
     shards = tuple(ShardRecord(**record) for record in content["shards"])
     for record in shards:
         if not SHARD_NAME.fullmatch(record.file):
-            raise ValueError(f"shard name {record.file!r}, allowed are names like {shard_name(0)!r} in its own folder")
+            raise ValueError(f"its shard name {record.file!r} must be like {shard_name(0)!r}, in the same folder")
     if sum(record.num_images for record in shards) != content["num_images"]:
-        raise ValueError(f"num_images is {content['num_images']}, its shards hold another number")
+        raise ValueError(f"its num_images is {content['num_images']}, but its shards hold another number")
     changed = {
         "shards": shards,
         "image_shape": _three(content["image_shape"]),
@@ -161,14 +161,14 @@ def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
 
 
 def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Manifest:
-    """Re-hash every shard of a transfer set.
+    """Check the SHA-256 of every shard of a transfer set and return its manifest.
 
     Args:
         folder: The transfer set's folder.
         teacher_digest: Digest of the teacher that the set must belong to; None accepts any.
 
     Raises:
-        TransferSetError: Naming every shard that is missing, truncated or changed, or the other teacher.
+        TransferSetError: A shard is missing, truncated or changed, or the set is of another teacher; names each fault.
     """
     manifest = read_manifest(folder)
     faults = [fault for record in manifest.shards if (fault := _shard_fault(folder, record))]
@@ -193,4 +193,4 @@ def _shard_fault(folder: Path, record: ShardRecord) -> str | None:
         read_shard(path)
     except TransferSetError:
         return f"{record.file} is truncated or not a shard"
-    return f"{record.file} has changed (sha256 {found}, the manifest says {record.sha256})"
+    return f"{record.file} has changed (sha256 {found}, the manifest has {record.sha256})"

@@ -1,4 +1,4 @@
-"""A stored transfer set as rows that are read when they are indexed.
+"""A stored transfer set as rows that are read on access.
 
 n images, c channels, h height, w width, k classes.
 """
@@ -45,23 +45,23 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             if len(shard.images) != record.num_images:
                 raise TransferSetError(
                     f"{self.folder / record.file} holds {len(shard.images)} images, "
-                    f"the manifest says {record.num_images}. {REDO}"
+                    f"the manifest has {record.num_images}. {REDO}"
                 )
         return shards
 
     @cached_property
     def images(self) -> ShardedRows:
-        """All images, uint8 [n, c, h, w], read where they are indexed."""
+        """All images, uint8 [n, c, h, w], read on access."""
         return ShardedRows([shard.images for shard in self._shards])
 
     @cached_property
     def teacher_logits(self) -> ShardedRows:
-        """The teacher's output on all images, float32 [n, k]."""
+        """The teacher's logits on all images, float32 [n, k]."""
         return ShardedRows([shard.teacher_logits for shard in self._shards])
 
     @cached_property
     def soft_targets(self) -> ShardedRows:
-        """The distributions that the images were made for, float32 [n, k]."""
+        """The soft targets of all images, float32 [n, k]; rows sum to 1."""
         return ShardedRows([shard.soft_targets for shard in self._shards])
 
     def __len__(self) -> int:

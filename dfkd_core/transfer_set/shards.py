@@ -21,15 +21,15 @@ from dfkd_core.errors import TransferSetError
 __all__ = ["REDO", "SHARD_NAME", "Shard", "ShardRecord", "read_shard", "shard_name", "storing", "write_shard"]
 
 SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
-"""Names that a manifest may give a shard: a file in its own folder."""
+"""Pattern of the shard names allowed in a manifest: files in its own folder."""
 
 REDO = "Make it again: dfkd stage synthesize"
-"""The next command where a stored set is not whole."""
+"""The next command if a stored set is incomplete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The images of one shard file and what the teacher says of them; n images, k classes."""
+    """The images of one shard file and the teacher's outputs on them; n images, k classes."""
 
     images: torch.Tensor
     """uint8 [n, c, h, w]."""
@@ -50,7 +50,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """How a manifest names a shard."""
+    """The entry of a shard in a manifest."""
 
     file: str
     sha256: str
@@ -59,7 +59,7 @@ class ShardRecord:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into a `TransferSetError` with the next command."""
+    """Convert a failure to write `path` into a `TransferSetError` that names the next command."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -75,7 +75,7 @@ def shard_name(shard_index: int) -> str:
 
 
 def write_shard(path: Path, shard: Shard) -> ShardRecord:
-    """Write a shard atomically: `path` holds the whole shard or nothing new.
+    """Write a shard atomically and return its entry for the manifest; a failed write leaves `path` unchanged.
 
     Raises:
         TransferSetError: The disk is full or the folder cannot be written.
@@ -87,10 +87,10 @@ def write_shard(path: Path, shard: Shard) -> ShardRecord:
 
 
 def read_shard(path: Path) -> Shard:
-    """Read a shard; its tensors are memory-mapped until they are touched.
+    """Read a shard; its tensors are memory-mapped and read on access.
 
     Raises:
-        TransferSetError: The file is missing, truncated or lacks a tensor.
+        TransferSetError: The file is missing or truncated, or lacks a tensor.
     """
     if not path.is_file():
         raise TransferSetError(f"Shard {path} is missing. {REDO}")

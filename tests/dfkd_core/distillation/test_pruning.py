@@ -123,7 +123,7 @@ def test_steps_that_cannot_be_traced_are_named():
 
     teacher = make_teacher("lenet5")
     teacher.classifier.network = Chooses()
-    with pytest.raises(DistillationError, match="cannot be told apart"):
+    with pytest.raises(DistillationError, match="cannot be traced"):
         prune_into(teacher, Chooses(), make_images(5))
 
 

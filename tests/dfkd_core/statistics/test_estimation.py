@@ -83,7 +83,7 @@ def test_statistics_changed_on_disk_are_refused(teacher, tmp_path):
     other = estimate_statistics(teacher, StatisticsConfig(spread="sigma"), seed=0)
     save_statistics(tmp_path / "other", other)
     (tmp_path / "other" / "statistics.safetensors").rename(tmp_path / "statistics.safetensors")
-    with pytest.raises(TeacherError, match="is not what its summary says"):
+    with pytest.raises(TeacherError, match="does not match its summary"):
         load_statistics(tmp_path)
     (tmp_path / "statistics.safetensors").write_bytes(b"xx")
     with pytest.raises(TeacherError, match="does not hold feature statistics"):

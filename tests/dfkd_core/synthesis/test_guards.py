@@ -35,7 +35,9 @@ def test_an_ordinary_shard_passes():
 def test_one_class__names_shard_number_and_setting(method, advice):
     logits = torch.zeros(N, K)
     logits[:, 2] = 1.0
-    with pytest.raises(SynthesisError, match=rf"Shard 3: the teacher gives all 40 images the class 2 of 4.*{advice}"):
+    with pytest.raises(
+        SynthesisError, match=rf"Shard 3: the teacher predicts class 2 of 4 for all 40 images.*{advice}"
+    ):
         check(shard(logits=logits), method)
 
 
@@ -45,14 +47,16 @@ def test_duplicates__above_half_are_refused():
     check(shard(images=images))
     images[:22] = images[0]
     with pytest.raises(
-        SynthesisError, match=r"21 of 40 images \(52\.5%\) are copies of others, allowed are 50%.*prior"
+        SynthesisError, match=r"21 of 40 images \(52\.5%\) are copies of others; at most 50% are allowed.*prior"
     ):
         check(shard(images=images))
 
 
 def test_saturated_outputs__above_99_percent_are_refused():
     logits = 12 * shard().teacher_logits
-    with pytest.raises(SynthesisError, match=r"certain \(0\.9999.*of 100\.0%.*allowed are 99%.*Lower .*iterations"):
+    with pytest.raises(
+        SynthesisError, match=r"certain \(0\.9999.*of 100\.0%.*at most 99% are allowed.*Lower .*iterations"
+    ):
         check(shard(logits=logits))
     logits[0] = shard().teacher_logits[0]
     check(shard(logits=logits))
@@ -97,7 +101,7 @@ def test_a_teacher_of_one_class_is_not_a_fault():
 
 
 def test_a_set_of_one_class_is_refused_though_its_shards_were_too_small():
-    with pytest.raises(SynthesisError, match="Transfer set: the teacher gives all 40 images the class 1 of 4"):
+    with pytest.raises(SynthesisError, match="Transfer set: the teacher predicts class 1 of 4 for all 40 images"):
         check_set((0, 40, 0, 0), config=SynthesisConfig(images_per_shard=5))
     check_set((1, 39, 0, 0), config=SynthesisConfig())
 

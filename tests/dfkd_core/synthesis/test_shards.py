@@ -61,7 +61,9 @@ def test_a_shard_holds_what_its_batches_made(teacher):
 
 @pytest.mark.parametrize(("method", "advice"), [("soft_target", "soft_target.refinement.iterations"), ("noise", "std")])
 def test_a_shard_of_one_class_is_refused(teacher, method, advice):
-    with pytest.raises(SynthesisError, match=rf"Shard 0: the teacher gives all 30 images the class \d of 3.*{advice}"):
+    with pytest.raises(
+        SynthesisError, match=rf"Shard 0: the teacher predicts class \d of 3 for all 30 images.*{advice}"
+    ):
         make(teacher, Constant(), 30, method)
 
 

@@ -93,7 +93,7 @@ def test_a_network_that_calls_view_is_given_what_view_takes(zoo, tmp_path):
         ("Restless", r"changes by [\d.]+% from call to call, so it draws random numbers in eval mode"),
         ("Detached", r"No gradient reaches the image"),
         ("Maps", r"returns shape \(16, 8, 30, 30\) for 16 images"),
-        ("Constant", r"gives all probe images the same output"),
+        ("Constant", r"output is the same for all probe images"),
         ("Forgetful", r"builds another network when it is called again"),
     ],
 )
@@ -170,7 +170,7 @@ def test_torchvision_networks_follow_channels_and_classes_of_their_weights(tmp_p
     mean, std = (sum(values) / 3 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     wanted = network.eval()((images - mean) / std)
     torch.testing.assert_close(brought.classifier(images), wanted, rtol=1e-4, atol=1e-4)
-    assert any("normalisation: none given, so what torchvision uses for it" in note for note in brought.notes)
+    assert any("normalisation: none given, so that of torchvision is used" in note for note in brought.notes)
 
 
 def test_timm_networks_are_built_for_the_shape(tmp_path):

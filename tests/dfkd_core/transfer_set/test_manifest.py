@@ -195,7 +195,7 @@ def test_a_loader_reads_the_data_set(tmp_path):
 def test_the_data_set_names_a_missing_shard_and_one_of_another_length(tmp_path):
     store(tmp_path)
     write_shard(tmp_path / shard_name(1), shard(6, 3))
-    with pytest.raises(TransferSetError, match=r"shard-00001.safetensors holds 3 images, the manifest says 4"):
+    with pytest.raises(TransferSetError, match=r"shard-00001.safetensors holds 3 images, the manifest has 4"):
         _ = TransferSet(tmp_path).images
     (tmp_path / shard_name(1)).unlink()
     with pytest.raises(TransferSetError, match=r"shard-00001.safetensors is missing"):
