@@ -18,7 +18,14 @@ __all__ = ["DistillationConfig"]
 
 @config_section
 class DistillationConfig:
-    """How a student is trained on a transfer set."""
+    """How a student is trained on a transfer set.
+
+    Example:
+        >>> from dfkd_core import DistillationConfig
+        >>> config = DistillationConfig(student="lenet5@0.5", start="random", feature_weight=0.0)
+        >>> config.needs, config.asks_teacher
+        ('labels', True)
+    """
 
     student: str = "lenet5_half"
     """The student's network: built in (also with a width multiple, as `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or

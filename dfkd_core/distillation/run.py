@@ -73,6 +73,31 @@ def distill(
 
     Raises:
         TransferSetError: The transfer set was made with another teacher.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dfkd_core import DistillationConfig, ModelCard, Teacher, TransferSet, build_classifier, distill
+        >>> from dfkd_core import write_manifest, write_shard
+        >>> from dfkd_core.transfer_set.shards import Shard
+        >>> size = {"in_channels": 1, "image_size": 32, "num_classes": 10}
+        >>> card = ModelCard(network="lenet5", mean=(0.5,), std=(0.25,), layer="fc1", **size)
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> images = torch.randint(0, 256, (16, *card.image_shape), dtype=torch.uint8)
+        >>> logits = teacher.label(images / 255)
+        >>> shard = Shard(
+        ...     images=images, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(16)
+        ... )
+        >>> made_with = {"teacher_digest": teacher.digest, "statistics_digest": None, "code_version": "", "seed": 0}
+        >>> with TemporaryDirectory() as name:
+        ...     records = [write_shard(Path(name) / "shard-00000.safetensors", shard)]
+        ...     _ = write_manifest(
+        ...         Path(name), method="noise", method_config={}, temperature=1.0, shards=records, **made_with
+        ...     )
+        ...     result = distill(teacher, TransferSet(Path(name)), DistillationConfig(epochs=1), seed=0)
+        >>> result.student.card.network
+        'lenet5_half'
     """
     made_with = transfer_set.manifest.teacher_digest
     if made_with != teacher.digest:
@@ -126,6 +151,18 @@ def distill_images(
         ConfigError: The student's network rejects the image size.
         DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, the
             loss is not finite, or the checkpoint cannot be written.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import DistillationConfig, ModelCard, Teacher, build_classifier, distill_images
+        >>> size = {"in_channels": 1, "image_size": 32, "num_classes": 10}
+        >>> card = ModelCard(network="lenet5", mean=(0.5,), std=(0.25,), layer="fc1", **size)
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> images = torch.randint(0, 256, (16, *card.image_shape), dtype=torch.uint8)
+        >>> config = DistillationConfig(student="lenet5@0.5", epochs=2)
+        >>> result = distill_images(teacher, images, teacher.label(images / 255), config, seed=0)
+        >>> result.start, len(result.history), result.student.card.network
+        ('pruned', 2, 'lenet5@0.5')
     """
     _check_inputs(teacher, images, teacher_logits)
     require_access(teacher, config.needs, by="The distillation", remedy=_LESS_ACCESS)

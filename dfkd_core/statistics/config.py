@@ -22,7 +22,14 @@ def _source_names() -> Iterable[str]:
 
 @config_section
 class StatisticsConfig:
-    """How the feature distribution of the modelled layer is estimated."""
+    """How the feature distribution of the modelled layer is estimated.
+
+    Example:
+        >>> from dfkd_core import StatisticsConfig
+        >>> config = StatisticsConfig(spread="sigma", sigma=2.0)
+        >>> config.source, config.needs
+        ('weights', 'layers')
+    """
 
     source: Annotated[str, OneOf(_source_names)] = "weights"
     """`weights`: correlation from the weights (the paper). `batchnorm`: the same correlation with mean and spread from

@@ -49,6 +49,15 @@ def estimate_statistics(teacher: Labeller, config: StatisticsConfig, *, seed: in
     Raises:
         TeacherError: The teacher does not allow the access that the source needs, the modelled layer lacks weights or
             buffers, or the result is not finite.
+
+    Example:
+        >>> from dfkd_core import ModelCard, StatisticsConfig, Teacher, build_classifier, estimate_statistics
+        >>> size = {"in_channels": 1, "image_size": 32, "num_classes": 10}
+        >>> card = ModelCard(network="lenet5", mean=(0.5,), std=(0.25,), layer="fc1", **size)
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> statistics = estimate_statistics(teacher, StatisticsConfig(spread="sigma", sigma=1.5), seed=0)
+        >>> statistics.mean.shape, round(statistics.covariance[0, 0].item(), 2)
+        (torch.Size([84]), 2.25)
     """
     source = SOURCES[config.source]
     require_access(

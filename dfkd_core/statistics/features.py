@@ -32,7 +32,19 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """A normal distribution N(mean, factor factor^T) over the modelled layer."""
+    """A normal distribution N(mean, factor factor^T) over the modelled layer.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import FeatureStatistics
+        >>> statistics = FeatureStatistics(mean=torch.zeros(3), factor=torch.tensor([[1.0], [2.0], [0.0]]))
+        >>> statistics.rank
+        1
+        >>> statistics.covariance.diagonal()
+        tensor([1., 4., 0.])
+        >>> statistics.sample(5, torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3])
+    """
 
     mean: Tensor
     """float32 [d]."""

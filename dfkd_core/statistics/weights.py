@@ -66,7 +66,7 @@ def _with_confidence(
     if not found(low) < confidence < found(high):
         raise TeacherError(
             f"No sigma from {low} to {high} produces soft targets of mean confidence {confidence} (they range from "
-            f"{found(low):.3f} to {found(high):.3f}). Set statistics.confidence to a value between these, or "
+            f"{found(low):.3f} to {found(high):.3f}). Set statistics.confidence between these, or "
             "statistics.spread: sigma"
         )
     for _ in range(_BISECTIONS):

@@ -65,7 +65,7 @@ class BoundaryConfig(MethodConfig):
         """
         if teacher.card.num_classes < 2:
             raise TeacherError(
-                "The boundary method needs a boundary, but the teacher has 1 class; at least 2 are needed. Use another "
+                "The boundary method needs a boundary, and the teacher has 1 class; at least 2 are needed. Use another "
                 "teacher or set synthesis.method: soft_target"
             )
         return BoundarySynthesizer(teacher.merged(), self)

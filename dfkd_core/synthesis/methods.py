@@ -49,7 +49,14 @@ def method_names() -> tuple[str, ...]:
 
 @config_section
 class SynthesisConfig:
-    """How a transfer set is made and stored."""
+    """How a transfer set is made and stored.
+
+    Example:
+        >>> from dfkd_core import SynthesisConfig
+        >>> config = SynthesisConfig(method="boundary", num_images=200)
+        >>> config.method_config.needs, config.steps_path
+        ('gradient', 'synthesis.methods.boundary.descent')
+    """
 
     method: Annotated[str, OneOf(method_names)] = "soft_target"
     """The method that makes the images."""
@@ -114,10 +121,22 @@ def build_synthesizer(
     Raises:
         ConfigError: The set has fewer images than the teacher has classes.
         TeacherError: The method cannot be used with this teacher.
+
+    Example:
+        >>> from dfkd_core import ModelCard, StatisticsConfig, SynthesisConfig, Teacher
+        >>> from dfkd_core import build_classifier, build_synthesizer, estimate_statistics
+        >>> size = {"in_channels": 1, "image_size": 32, "num_classes": 10}
+        >>> card = ModelCard(network="lenet5", mean=(0.5,), std=(0.25,), layer="fc1", **size)
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> statistics = estimate_statistics(teacher, StatisticsConfig(spread="sigma"), seed=0)
+        >>> synthesizer = build_synthesizer(SynthesisConfig(method="boundary", num_images=20), teacher, statistics)
+        >>> batch = synthesizer.synthesize(range(4), seed=0)
+        >>> batch.images.shape, batch.soft_targets.shape
+        (torch.Size([4, 1, 32, 32]), torch.Size([4, 10]))
     """
     if config.num_images < teacher.card.num_classes:
         raise ConfigError(
-            f"synthesis.num_images is {config.num_images}, but the teacher has {teacher.card.num_classes} classes: "
+            f"synthesis.num_images is {config.num_images}, the teacher has {teacher.card.num_classes} classes: "
             "set at least one image per class"
         )
     return config.method_config.build(_allowed(config, teacher), statistics, state)

@@ -62,6 +62,19 @@ def synthesize_shard(
     Raises:
         SynthesisError: A loss, an image or a logit is not finite, or a student could not learn from the shard, see
             `check_shard`; names the shard.
+
+    Example:
+        >>> from dfkd_core import ModelCard, StatisticsConfig, SynthesisConfig, Teacher
+        >>> from dfkd_core import build_classifier, build_synthesizer, estimate_statistics, synthesize_shard
+        >>> size = {"in_channels": 1, "image_size": 32, "num_classes": 10}
+        >>> card = ModelCard(network="lenet5", mean=(0.5,), std=(0.25,), layer="fc1", **size)
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> statistics = estimate_statistics(teacher, StatisticsConfig(spread="sigma"), seed=0)
+        >>> config = SynthesisConfig(method="boundary", num_images=20, images_per_shard=8)
+        >>> synthesizer = build_synthesizer(config, teacher, statistics)
+        >>> shard = synthesize_shard(synthesizer, teacher, shard_index=2, config=config, seed=0)
+        >>> shard.images.shape, shard.images.dtype, shard.image_index.tolist()
+        (torch.Size([4, 1, 32, 32]), torch.uint8, [16, 17, 18, 19])
     """
     indices = shard_indices(config, shard_index)
     assert len(indices), f"shard {shard_index} of {num_shards(config)} does not exist"

@@ -46,7 +46,16 @@ _IN_MEMORY = "in memory"
 
 @dataclass(frozen=True, slots=True)
 class BroughtTeacher:
-    """A teacher that passed its checks."""
+    """A teacher that passed its checks.
+
+    Example:
+        >>> from torch import nn
+        >>> from dfkd_core import SourceConfig, bring_module
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        >>> loaded = bring_module(network, SourceConfig(in_channels=1, image_size=8))
+        >>> loaded.notes[1:]
+        ('answers with logits', 'modelled layer: 1:input')
+    """
 
     classifier: Classifier
     """In eval mode on the CPU."""
@@ -66,6 +75,17 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
     Raises:
         ConfigError: The architecture is unknown or cannot be built.
         TeacherError: A file is missing, corrupt, pickled or of another network, or the network cannot be a teacher.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from dfkd_core import SourceConfig, bring_teacher
+        >>> with TemporaryDirectory() as scratch:
+        ...     loaded = bring_teacher(SourceConfig(model="lenet5", image_size=32), scratch=Path(scratch))
+        >>> loaded.classifier.card.image_shape, loaded.classifier.card.layer
+        ((1, 32, 32), 'fc1')
+        >>> loaded.notes[0]
+        'weights: none given, so the network keeps its initial ones'
     """
     path = Path(config.model)
     notes: list[str] = []
@@ -75,7 +95,7 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
     elif path.suffix == ".safetensors":
         raise ConfigError(
-            f"{path} holds weights and no network. Pass the architecture as --teacher and the file as --weights"
+            f"{path} holds weights and no network. Name the architecture as --teacher and the file as --weights"
         )
     elif path.is_file():
         found = _bring_pickle(path, config, scratch, image_size_hint, notes)
@@ -102,6 +122,16 @@ def bring_module(
 
     Raises:
         TeacherError: The network cannot be a teacher.
+
+    Example:
+        >>> from torch import nn
+        >>> from dfkd_core import SourceConfig, Teacher, bring_module
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> loaded = bring_module(network, SourceConfig(in_channels=1, image_size=8))
+        >>> loaded.classifier.card.num_classes, loaded.classifier.card.layer
+        (3, '3:input')
+        >>> Teacher(loaded.classifier).num_features
+        8
     """
     config = config or SourceConfig()
     notes: list[str] = []
@@ -162,7 +192,7 @@ def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, no
         content = read_plain_file(path)
         what = "a state dict" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise TeacherError(
-            f"{path} holds {what} and no network. Pass the architecture as --teacher and the file as --weights"
+            f"{path} holds {what} and no network. Name the architecture as --teacher and the file as --weights"
         )
     look_here()
     try:
@@ -298,7 +328,7 @@ def _described(
     classes = to_logits(output, kind).shape[1]
     if config.num_classes and config.num_classes != classes:
         raise TeacherError(
-            f"The network has {classes} outputs, but teacher.source.num_classes is {config.num_classes}. Correct it"
+            f"The network has {classes} outputs and teacher.source.num_classes is {config.num_classes}. Correct it"
         )
     names = config.class_names or (published.class_names if published else ())
     card = ModelCard(

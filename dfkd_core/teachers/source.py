@@ -13,7 +13,18 @@ __all__ = ["SourceConfig"]
 
 @config_section
 class SourceConfig:
-    """An existing teacher, see docs/teachers.md; if `model` is empty, a teacher is trained on the data set."""
+    """An existing teacher, see docs/teachers.md; if `model` is empty, a teacher is trained on the data set.
+
+    Example:
+        >>> from dfkd_core import SourceConfig
+        >>> config = SourceConfig(model="lenet5", value_range=(0.0, 255.0), mean=(127.5,), std=(64.0,))
+        >>> config.outputs, config.num_classes
+        ('auto', 0)
+        >>> SourceConfig(model="lenet5", std=(0.0,))
+        Traceback (most recent call last):
+            ...
+        dfkd_core.errors.ConfigError: std must be above 0, got [0.0]
+    """
 
     model: str = ""
     """`torchvision:NAME`, `timm:NAME`, `package.module:factory`, a built-in network, a `.pt2`, TorchScript or ONNX

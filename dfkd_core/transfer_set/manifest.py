@@ -84,6 +84,24 @@ def write_manifest(
 
     Raises:
         TransferSetError: A shard cannot be read, or the manifest cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dfkd_core import write_manifest, write_shard
+        >>> from dfkd_core.transfer_set.shards import Shard
+        >>> pixels, logits = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.eye(3)
+        >>> shard = Shard(
+        ...     images=pixels, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(3)
+        ... )
+        >>> inputs = {"method": "noise", "method_config": {}, "temperature": 1.0, "seed": 0, "code_version": ""}
+        >>> digests = {"teacher_digest": "a1", "statistics_digest": None}
+        >>> with TemporaryDirectory() as name:
+        ...     records = [write_shard(Path(name) / "shard-00000.safetensors", shard)]
+        ...     manifest = write_manifest(Path(name), shards=records, **inputs, **digests)
+        >>> manifest.num_images, manifest.class_histogram, manifest.target_agreement
+        (3, (1, 1, 1), 1.0)
     """
     if not shards:
         raise TransferSetError(f"No shards for {folder}: a transfer set needs at least one. {REDO}")
@@ -140,11 +158,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _parse_manifest(content: Any) -> Manifest:
     if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"its format version is {content['format_version']!r}, this program reads {FORMAT_VERSION}")
+        raise ValueError(f"format version {content['format_version']!r}, this program reads {FORMAT_VERSION}")
     shards = tuple(ShardRecord(**record) for record in content["shards"])
     for record in shards:
         if not SHARD_NAME.fullmatch(record.file):
-            raise ValueError(f"its shard name {record.file!r} must be like {shard_name(0)!r}, in the same folder")
+            raise ValueError(f"its shard name {record.file!r} must be like {shard_name(0)!r}, in its own folder")
     if sum(record.num_images for record in shards) != content["num_images"]:
         raise ValueError(f"its num_images is {content['num_images']}, but its shards hold another number")
     changed = {
@@ -169,6 +187,25 @@ def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Mani
 
     Raises:
         TransferSetError: A shard is missing, truncated or changed, or the set is of another teacher; names each fault.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dfkd_core import verify_transfer_set, write_manifest, write_shard
+        >>> from dfkd_core.transfer_set.shards import Shard
+        >>> pixels, logits = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.eye(3)
+        >>> shard = Shard(
+        ...     images=pixels, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(3)
+        ... )
+        >>> inputs = {"method": "noise", "method_config": {}, "temperature": 1.0, "seed": 0, "code_version": ""}
+        >>> digests = {"teacher_digest": "a1", "statistics_digest": None}
+        >>> with TemporaryDirectory() as name:
+        ...     records = [write_shard(Path(name) / "shard-00000.safetensors", shard)]
+        ...     _ = write_manifest(Path(name), shards=records, **inputs, **digests)
+        ...     manifest = verify_transfer_set(Path(name), teacher_digest="a1")
+        >>> manifest.image_shape, manifest.num_classes
+        ((1, 8, 8), 3)
     """
     manifest = read_manifest(folder)
     faults = [fault for record in manifest.shards if (fault := _shard_fault(folder, record))]

@@ -21,14 +21,33 @@ __all__ = ["TransferSet"]
 
 
 class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Reads a transfer set; shards are memory-mapped at the first use, so that it may be larger than the memory.
+    """Reads a transfer set; shards are memory-mapped on first use, so the set may be larger than the memory.
 
-    >>> images, logits = TransferSet(folder)[0]  # float32 [c, h, w] in [0, 1] and float32 [k]
-
-    Opening does not hash the shards: `verify_transfer_set` does.
+    Item i is the image float32 [c, h, w] in [0, 1] and the teacher's logits float32 [k]. Opening a set does not check
+    the hashes of its shards; `verify_transfer_set` does.
 
     Raises:
         TransferSetError: The manifest cannot be read or a shard is missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dfkd_core import TransferSet, write_manifest, write_shard
+        >>> from dfkd_core.transfer_set.shards import Shard
+        >>> pixels, logits = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.eye(3)
+        >>> shard = Shard(
+        ...     images=pixels, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(3)
+        ... )
+        >>> inputs = {"method": "noise", "method_config": {}, "temperature": 1.0, "seed": 0, "code_version": ""}
+        >>> digests = {"teacher_digest": "a1", "statistics_digest": None}
+        >>> with TemporaryDirectory() as name:
+        ...     records = [write_shard(Path(name) / "shard-00000.safetensors", shard)]
+        ...     _ = write_manifest(Path(name), shards=records, **inputs, **digests)
+        ...     transfer_set = TransferSet(Path(name))
+        ...     image, logits = transfer_set[0]
+        >>> len(transfer_set), image.shape, image.dtype, logits
+        (3, torch.Size([1, 8, 8]), torch.float32, tensor([1., 0., 0.]))
     """
 
     def __init__(self, folder: Path) -> None:

@@ -79,6 +79,21 @@ def write_shard(path: Path, shard: Shard) -> ShardRecord:
 
     Raises:
         TransferSetError: The disk is full or the folder cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from dfkd_core import write_shard
+        >>> from dfkd_core.transfer_set.shards import Shard
+        >>> pixels, logits = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.eye(3)
+        >>> shard = Shard(
+        ...     images=pixels, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(3)
+        ... )
+        >>> with TemporaryDirectory() as name:
+        ...     record = write_shard(Path(name) / "shard-00000.safetensors", shard)
+        >>> record.file, record.num_images
+        ('shard-00000.safetensors', 3)
     """
     tensors = {field.name: getattr(shard, field.name).contiguous().cpu() for field in fields(shard)}
     with storing(path), write_atomically(path) as temporary:
