@@ -30,6 +30,10 @@ class OneOf:
     names: Callable[[], Iterable[str]]
     """Returns the names, in the order in which messages and params.yaml list them; called when a value is checked."""
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        """Return pydantic's description of a literal, so that the fault of a file names the field; needs no import."""
+        return {"type": "literal", "expected": list(self.names())}
+
 
 _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Ge: ("at least", "ge", operator.ge),

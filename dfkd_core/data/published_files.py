@@ -129,8 +129,8 @@ IDX_SETS = {
         },
     ),
 }
-"""Data sets in the idx format by name. Their digests are of the unpacked content, as Debian packs the same bytes anew,
-so that its .gz differ from the published ones."""
+"""Data sets in the idx format by name. The digests are of the unpacked content: Debian compresses the same bytes again,
+so its .gz differ from the published ones."""
 
 
 def _file_set(name: str) -> FileSet:

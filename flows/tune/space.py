@@ -1,4 +1,4 @@
-"""What `dfkd tune` may change, and how much smaller a trial is than a run."""
+"""The settings that `dfkd tune` may change, and the smaller size of a trial."""
 
 from __future__ import annotations
 
