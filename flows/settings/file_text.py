@@ -41,7 +41,7 @@ def _lines(section: Any, depth: int) -> Iterator[str]:
         nested = dataclasses.is_dataclass(value)
         if depth == 0 and position:
             yield ""
-        text = docs.get(field.name) or " ".join((type(value).__doc__ or "").split())
+        text = docs.get(field.name) or _class_doc(type(value))
         yield from _comment(text if nested else text + _allowed(hints[field.name]), depth)
         pad = "  " * depth
         if nested:
@@ -54,6 +54,11 @@ def _lines(section: Any, depth: int) -> Iterator[str]:
 def _comment(text: str, depth: int) -> list[str]:
     start = "  " * depth + "# "
     return textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=start)
+
+
+def _class_doc(cls: type) -> str:
+    """Return a docstring on one line, without its example."""
+    return " ".join((cls.__doc__ or "").split()).partition(" Example: >>> ")[0]
 
 
 def _field_docs(cls: type) -> dict[str, str]:
