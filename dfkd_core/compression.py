@@ -30,6 +30,18 @@ def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: S
 
     Raises:
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
+
+    Example:
+        >>> from dfkd_core import ModelCard, StatisticsConfig, SynthesisConfig
+        >>> from dfkd_core import Teacher, build_classifier, estimate_statistics, make_transfer_set
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
+        >>> shard = make_transfer_set(teacher, statistics, SynthesisConfig(method="noise", num_images=20), seed=0)
+        >>> shard.images.shape, shard.teacher_logits.shape
+        (torch.Size([20, 1, 32, 32]), torch.Size([20, 10]))
     """
     state = prepare_method(config, teacher, statistics, seed=seed)
     synthesizer = build_synthesizer(config, teacher, statistics, state)
@@ -63,6 +75,19 @@ def make_student(
         ConfigError: The student's network rejects the image size.
         SynthesisError: A student could not learn from the images, see `dfkd_core.synthesis.guards.check_shard`.
         DistillationError: The loss is not finite.
+
+    Example:
+        >>> from dfkd_core import DistillationConfig, ModelCard, StatisticsConfig
+        >>> from dfkd_core import SynthesisConfig, Teacher, build_classifier, estimate_statistics, make_student
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
+        >>> synthesis = SynthesisConfig(method="noise", num_images=20)
+        >>> training = DistillationConfig(student="lenet5_half", epochs=1)
+        >>> make_student(teacher, statistics, synthesis, training, seed=0).card.network
+        'lenet5_half'
     """
     made = make_transfer_set(teacher, statistics, synthesis, seed=seed)
     return distill_images(

@@ -25,7 +25,16 @@ __all__ = [
 
 
 class DfkdError(Exception):
-    """Base of all errors that the input causes, not the program."""
+    """Base of all errors that the input causes, not the program.
+
+    Example:
+        >>> from dfkd_core import DataConfig, DfkdError
+        >>> try:
+        ...     DataConfig(image_size=0)
+        ... except DfkdError as error:
+        ...     print(error)
+        image_size must be at least 1, got 0
+    """
 
 
 class ConfigError(DfkdError, ValueError):

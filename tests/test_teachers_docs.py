@@ -231,7 +231,7 @@ def test_published_weights_say_what_to_do_without_a_network(
     monkeypatch.setenv("TORCH_HOME", str(user / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(user / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "give the file as --weights" in call(command, code=2)
+    assert "pass the file as --weights" in call(command, code=2)
 
 
 def test_settings_that_are_named_exist() -> None:

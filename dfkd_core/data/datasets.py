@@ -49,7 +49,17 @@ _DIGITS_TEST_FRACTION = 397 / 1797
 
 @config_section
 class DataConfig:
-    """The labelled images on which all models are evaluated and a built-in teacher is trained."""
+    """The labelled images on which all models are evaluated and a built-in teacher is trained.
+
+    Example:
+        >>> from dfkd_core import DataConfig
+        >>> DataConfig(dataset="digits", image_size=16).channels
+        0
+        >>> DataConfig(dataset="none", class_order=(1, 0))
+        Traceback (most recent call last):
+            ...
+        dfkd_core.errors.ConfigError: class_order must be empty with dataset 'none', which has no labels
+    """
 
     dataset: str = "fashion_mnist"
     """`fashion_mnist`, `mnist`, `cifar10`, `cifar100` or `digits`; `torchvision:NAME`, a class in torchvision.datasets;
@@ -97,7 +107,16 @@ class DatasetSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImages:
-    """Images and their classes."""
+    """Images and their classes.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import LabelledImages
+        >>> images = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+        >>> data = LabelledImages(images, torch.tensor([0, 1]), ("cat", "dog"))
+        >>> len(data), data.class_names[data.labels[1]]
+        (2, 'dog')
+    """
 
     images: Tensor
     """uint8 [n, c, h, w]; a model takes them divided by 255."""
@@ -183,6 +202,12 @@ def load_dataset(config: DataConfig, split: Split, *, system_folder: Path = SYST
     Raises:
         ConfigError: The data set has no splits.
         DataError: As for `open_dataset`.
+
+    Example:
+        >>> from dfkd_core import DataConfig, load_dataset
+        >>> data = load_dataset(DataConfig(dataset="digits"), "test")  # part of scikit-learn, no download
+        >>> data.images.shape, data.images.dtype
+        (torch.Size([396, 1, 32, 32]), torch.uint8)
     """
     if not can_train(config.dataset):
         raise ConfigError(f"{config.dataset} has no training and test split. Set data.dataset to a data set with both")

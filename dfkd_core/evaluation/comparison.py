@@ -70,7 +70,20 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Teacher and student on the same images; a pure function of models and images."""
+    """Teacher and student on the same images; a pure function of models and images.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import EvaluationReport, ModelCard, Teacher, build_classifier, evaluate
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher, student = Teacher(build_classifier(card, seed=0)), build_classifier(card, seed=1)
+        >>> images = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+        >>> report: EvaluationReport = evaluate(student, teacher, held_out=images)
+        >>> list(report.to_metrics()), report.num_images
+        (['teacher', 'student', 'proxy'], 4)
+    """
 
     teacher: ModelReport
     """The teacher's figures."""
@@ -129,6 +142,19 @@ def evaluate(
     Raises:
         DataError: There are no images, one cannot be read, they do not fit the teacher, or a label is out of range or,
             with `check_order`, of another class.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import LabelledImages, ModelCard, Teacher, build_classifier, evaluate
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher, student = Teacher(build_classifier(card, seed=0)), build_classifier(card, seed=1)
+        >>> images = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
+        >>> data = LabelledImages(images, torch.arange(4), tuple("0123456789"))
+        >>> report = evaluate(student, teacher, data=data)
+        >>> report.to_metrics()["student"]["accuracy"], report.proxy
+        (0.25, False)
     """
     config = config or EvaluationConfig()
     images: Rows | None = data.images if data is not None else held_out

@@ -58,6 +58,17 @@ def proxy_score(
 
     Raises:
         TeacherError: The teacher predicts one class for all images, so that students cannot be compared.
+
+    Example:
+        >>> from dfkd_core import ModelCard, Teacher, build_classifier, proxy_score
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> proxy_score(teacher, build_classifier(card, seed=0), num_images=50)  # a copy of the teacher
+        1.0
+        >>> proxy_score(teacher, build_classifier(card, seed=1), num_images=50) < 0.5  # an untrained network
+        True
     """
     logits = held_out_logits(teacher, student, num_images=num_images, seed=seed, batch_size=batch_size)
     if (logits[0].argmax(1) == logits[0][0].argmax()).all():

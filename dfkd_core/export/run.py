@@ -158,6 +158,20 @@ def export_model(
         ConfigError: `out` holds something else, or there is nothing to export.
         ExportError: A form cannot be made, a package is missing, or a form differs from the student. `out` is then
             unchanged.
+
+    Example:
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from dfkd_core import ModelCard, build_classifier, export_model
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> student, images = build_classifier(card, seed=0), torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+        >>> with TemporaryDirectory() as folder:
+        ...     report = export_model(student, Path(folder) / "exported", formats=("safetensors",), images=images)
+        >>> report.forms[0].file, report.forms[0].fidelity.agreement
+        ('model.safetensors', 1.0)
     """
     check_export_target(out)
     if not formats or (calibration is not None and not set(formats) & set(_GRAPH_WRITERS)):

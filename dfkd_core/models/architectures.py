@@ -152,7 +152,7 @@ def factory(name: str) -> Any:
     try:
         found = getattr(factory_module(module), function)
     except AttributeError:
-        raise ConfigError(f"{module} has no attribute {function!r}. Correct {name!r}") from None
+        raise ConfigError(f"{module} has no {function!r}. Correct {name!r}") from None
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}; it must be a function or class that makes a network")
     return found

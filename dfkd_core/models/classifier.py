@@ -40,7 +40,16 @@ _PixelKey = tuple[tuple[int, ...], torch.device, torch.memory_format]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """The facts needed to use a classifier: its network, its input and its modelled layer."""
+    """The facts needed to use a classifier: its network, its input and its modelled layer.
+
+    Example:
+        >>> from dfkd_core import ModelCard
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> card.image_shape
+        (1, 32, 32)
+    """
 
     network: str
     """Name of the network (`dfkd_core.models.architectures`), or kind of a program (`dfkd_core.models.programs`)."""
@@ -89,7 +98,18 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """A network that takes images in [0, 1], normalises them and returns logits."""
+    """A network that takes images in [0, 1], normalises them and returns logits.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import ModelCard, build_classifier
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> classifier = build_classifier(card, seed=0)
+        >>> classifier(torch.rand(2, 1, 32, 32)).shape
+        torch.Size([2, 10])
+    """
 
     def __init__(self, network: nn.Module, card: ModelCard, *, program: Path | None = None) -> None:
         """Wrap `network`, whose input is the normalised image.
@@ -151,6 +171,15 @@ def build_classifier(card: ModelCard, *, seed: int) -> Classifier:
 
     Raises:
         ConfigError: The network is unknown, cannot be built or rejects the image size.
+
+    Example:
+        >>> from dfkd_core import ModelCard, build_classifier
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> classifier = build_classifier(card, seed=0)
+        >>> sum(weight.numel() for weight in classifier.parameters())
+        61706
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init", card.network))

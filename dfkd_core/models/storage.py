@@ -31,7 +31,20 @@ def model_digest(classifier: Classifier) -> str:
 
 
 def save_model(folder: Path, classifier: Classifier) -> None:
-    """Write `config.json` and `model.safetensors`, or the program that the network was read from, into `folder`."""
+    """Write `config.json` and `model.safetensors`, or the program that the network was read from, into `folder`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from dfkd_core import ModelCard, build_classifier, save_model
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> with TemporaryDirectory() as folder:
+        ...     save_model(Path(folder), build_classifier(card, seed=0))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['config.json', 'model.safetensors']
+    """
     if classifier.program is not None:
         with write_atomically(folder / PROGRAM_FILES[classifier.card.network]) as temporary:
             shutil.copyfile(classifier.program, temporary)
@@ -60,6 +73,18 @@ def load_model(folder: Path) -> Classifier:
     Raises:
         TeacherError: A file is missing or corrupt, a weight is missing, unexpected, of the wrong shape or not finite.
         ConfigError: The package that builds the network is missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from dfkd_core import ModelCard, build_classifier, load_model, save_model
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> with TemporaryDirectory() as folder:
+        ...     save_model(Path(folder), build_classifier(card, seed=0))
+        ...     load_model(Path(folder)).card == card
+        True
     """
     card = read_card(folder)
     if card.network in PROGRAM_FILES:

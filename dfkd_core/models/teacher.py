@@ -51,6 +51,17 @@ class Teacher:
 
     The network is not changed: hooks at its address read and write the layer. Gradients flow to the images and never to
     the weights.
+
+    Example:
+        >>> import torch
+        >>> from dfkd_core import ModelCard, Teacher, build_classifier
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> teacher = Teacher(build_classifier(card, seed=0))
+        >>> logits, features = teacher.forward_with_features(torch.rand(2, 1, 32, 32))
+        >>> logits.shape, features.shape
+        (torch.Size([2, 10]), torch.Size([2, 84]))
     """
 
     def __init__(
@@ -273,6 +284,19 @@ def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
     Raises:
         ConfigError: The machine has no such device.
         TeacherError: As `load_model` and `Teacher`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from dfkd_core import ModelCard, build_classifier, load_teacher, save_model
+        >>> card = ModelCard(
+        ...     network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+        ... )
+        >>> with TemporaryDirectory() as folder:
+        ...     save_model(Path(folder), build_classifier(card, seed=0))
+        ...     teacher = load_teacher(Path(folder))
+        >>> teacher.access, teacher.num_features
+        ('layers', 84)
     """
     compute = settled(compute)
     return Teacher(load_model(folder), device=compute.device, memory=compute.memory)

@@ -3,7 +3,8 @@
 It checks only what DVC, MLflow and Prefect do not report at their first command. Nothing is fetched or started, and
 nothing but the folder `.dfkd` is written. A check that fails unexpectedly is a fault, and the other checks still run.
 
-Imports: flows.session, flows.settings, tasks, dfkd_core. Begin with `findings` (what a check yields); one file per area.
+Imports: flows.session, flows.settings, tasks, dfkd_core. Begin with `findings`
+(the outcome of a check); one file per area.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ EXTERNAL = ["--teacher", "mine"]
         ([*EXTERNAL, "--student", "lenet6"], 2, "no network 'lenet6'"),
         ([*BUILT_IN, "--student", "own_students:small_images"], 2, "small_images rejects images of shape (1, 32, 32)"),
         ([*EXTERNAL, "--student", "own_students:small_images"], 2, "small_images rejects images of shape (1, 32, 32)"),
-        ([*BUILT_IN, "--student", "own_students:three_classes"], 2, "returns shape (2, 3) for 2 images"),
-        ([*EXTERNAL, "--student", "own_students:three_classes"], 2, "returns shape (2, 3) for 2 images"),
+        ([*BUILT_IN, "--student", "own_students:three_classes"], 2, "answers 2 images with shape (2, 3)"),
+        ([*EXTERNAL, "--student", "own_students:three_classes"], 2, "answers 2 images with shape (2, 3)"),
         ([*BUILT_IN, "--student", "own_students:gone"], 2, "own_students has no 'gone'"),
         (
             [*EXTERNAL, "--student", "own_students:fitting", "--set", "distillation.start=pruned"],
