@@ -19,6 +19,7 @@ from flows.session.display import Display, say
 from flows.session.lifeline import end_with_callers
 from flows.session.server import await_server, start_server
 from flows.settings.params import Params
+from tasks.caching.code import code_digest
 from tasks.records.progress import listening
 from tasks.records.timing import clear_seconds, stage_seconds
 
@@ -62,6 +63,8 @@ def run_flow(stage: str, module: str, function: str, *arguments: Any) -> None:
     say(f"{stage}:")
     end_with_callers()
     server = start_server()
+    # Kept for later. Python 3.11 sometimes fails to parse code while a thread of Prefect does, through `inspect`.
+    code_digest(stage)
     flow = getattr(import_module(module), function)
     await_server(server)
     with _interruptible(), Display(stage) as display, listening(display.show):
