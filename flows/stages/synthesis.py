@@ -24,6 +24,7 @@ from flows.session.lifeline import start_worker
 from flows.settings.params import ExecutionConfig, Params
 from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from flows.stages.statistics import estimate
+from tasks.caching.code import code_digest
 from tasks.caching.workspace import (
     REPORTS,
     STATISTICS,
@@ -67,7 +68,13 @@ def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
     """Return the task runner of the parameters."""
     if config.task_runner == "threads":
         return ThreadPoolTaskRunner(max_workers=config.num_workers)
-    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=(os.getpid(),))
+    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=_start_worker, initargs=(os.getpid(),))
+
+
+def _start_worker(owner: int) -> None:
+    start_worker(owner)
+    # As in `run_flow`: before Prefect starts threads in this process.
+    code_digest("synthesize")
 
 
 @flow(name="synthesize anywhere", **FLOW_OPTIONS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,8 @@ ENTRY_MODULES = {
 
 _CORE = "dfkd_core"
 _one_at_a_time = threading.Lock()
+_ATTEMPTS = 10
+_SECONDS_BETWEEN_ATTEMPTS = 0.05
 
 
 def code_digest(stage: str, root: Path = ROOT) -> str:
@@ -108,9 +111,19 @@ def _read(path: Path) -> _Module:
 
 @cache
 def _parse(text: str) -> _Module:
-    tree = ast.parse(text)
+    tree = _syntax_tree(text)
     imports = tuple(_imported(tree))
     return _Module(imports, ast.dump(_without_texts(tree)))
+
+
+def _syntax_tree(text: str) -> ast.Module:
+    """Parse code, again if another thread disturbs it: Python 3.11 counts the depth of all its parsers in one place."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+    return ast.parse(text)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

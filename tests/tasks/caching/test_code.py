@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +100,19 @@ def test_every_stage_has_a_digest_of_its_own() -> None:
     digests = {code_digest(stage) for stage in ENTRY_MODULES}
     assert len(digests) == len(ENTRY_MODULES)
     assert {len(digest) for digest in digests} == {64}
+
+
+def test_a_parser_that_another_thread_disturbs_tries_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python 3.11 raises this if two threads build syntax trees at the same time; here it is raised for certain.
+    parse, failures = ast.parse, iter(range(3))
+
+    def disturbed(*arguments: Any, **options: Any) -> ast.AST:
+        if next(failures, None) is not None:
+            raise SystemError("AST constructor recursion depth mismatch (before=129, after=80)")
+        return parse(*arguments, **options)
+
+    path = project / "dfkd_core/common/seeding.py"
+    path.write_text(path.read_text() + "\nFRESH = 1\n")
+    monkeypatch.setattr(ast, "parse", disturbed)
+    assert code_digest("distill", project) != code_digest("distill")
+    assert next(failures, None) is None
