@@ -8,7 +8,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs .github/pull_request_template.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run params test test-slow test-gpu check clean
+.PHONY: help setup run params test coverage test-slow test-gpu check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ params: $(READY) ## Write params.yaml anew from the defaults and their documenta
 
 test: $(READY) ## Run the tests, a file at a time on each core
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+coverage: $(READY) ## Run the tests and show what they cover, in per cent; below the floor it fails
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term
 
 test-slow: $(READY) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
