@@ -94,22 +94,31 @@ def _construct(name: str, made_by: Any, root: Path, split: Literal["train", "tes
 
 def _labels(made: Any, name: str) -> Tensor:
     try:
-        if torch.as_tensor(made[0][1]).dim() == 0:
+        if torch.as_tensor(_label(made, 0)).dim() == 0:
             for attribute in _LABELS:
                 found = getattr(made, attribute, None)
                 if found is not None and len(found) == len(made) and torch.as_tensor(found).dim() == 1:
                     return torch.as_tensor(found)
             # Decodes every image: this class offers no other way to its labels.
-            return torch.as_tensor([made[position][1] for position in range(len(made))])
+            return torch.as_tensor([_label(made, position) for position in range(len(made))])
     except (TypeError, ValueError, RuntimeError):
         pass
     raise DataError(f"The labels of torchvision:{name} are not one class per image. Choose a classification data set")
 
 
+def _label(made: Any, position: int) -> Any:
+    item = made[position]
+    if not isinstance(item[0], Tensor):
+        # A picture that was opened and not decoded keeps its file open.
+        item[0].close()
+    return item[1]
+
+
 def _image(image: Any, name: str) -> Tensor:
     if isinstance(image, Tensor):
         return image[None]
-    return picture_pixels(image, f"An image of torchvision:{name}")
+    with image:
+        return picture_pixels(image, f"An image of torchvision:{name}")
 
 
 def _class_name(item: Any) -> str:

@@ -11,11 +11,13 @@ from tasks.records.tables import write_confusion_picture, write_image_grid
 def test_image_grid__zooms_small_images_alone(tmp_path: Path, size: int, expected: tuple[int, int]) -> None:
     images = np.zeros((5, 1, size, size), np.uint8)
     write_image_grid(tmp_path / "grid.png", images, columns=3)
-    assert Image.open(tmp_path / "grid.png").size == expected
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == expected
 
 
 def test_confusion_picture__of_very_many_classes_stays_a_picture(tmp_path: Path) -> None:
     names = [f"class {k}" for k in range(1000)]
     write_confusion_picture(tmp_path / "confusion.png", np.eye(1000, dtype=int).tolist(), names)
-    width, height = Image.open(tmp_path / "confusion.png").size
+    with Image.open(tmp_path / "confusion.png") as picture:
+        width, height = picture.size
     assert max(width, height) < 2000
