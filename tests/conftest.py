@@ -34,29 +34,31 @@ SMALL = {
 }
 
 
+_BEFORE = dict(os.environ)
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Here and not in a hook, as conftest.py files further down import torch, which reads this once. Threads that wait by
+# spinning make tests several times slower where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if _IS_WORKER:
+    # There are as many workers as cores: more threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the state of Prefect out of the home folder, and turn telemetry off, before Prefect is imported."""
-    is_worker = hasattr(config, "workerinput")
-    if config.getoption("dist", "no") != "no" and not is_worker:
+    if config.getoption("dist", "no") != "no" and not _IS_WORKER:
         # Runs no test; its workers start with its environment, which must stay as the user has it.
+        os.environ.clear()
+        os.environ.update(_BEFORE)
         return
-    before = dict(os.environ)
-    state = Path(before.get("DFKD_TEST_STATE", ROOT / ".dfkd" / "tests"), before.get("PYTEST_XDIST_WORKER", ""))
+    state = Path(os.environ.get("DFKD_TEST_STATE", ROOT / ".dfkd" / "tests"), os.environ.get("PYTEST_XDIST_WORKER", ""))
     state.mkdir(parents=True, exist_ok=True)
     prepare_environment(state)
-    if is_worker:
-        # As many workers as cores: more threads would wait for each other.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Only this process: a command that a test starts is to find its own environment.
-    config.stash[_CLEAN] = before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest, so that no worker is left with one of them at the end."""
     items.sort(key=lambda item: "end_to_end" not in item.path.name)
-
-
-_CLEAN = pytest.StashKey[dict[str, str]]()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Workspace:
 
 
 @pytest.fixture(scope="session")
-def make_workspace(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Callable[[str], Workspace]:
+def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
     """Return a function that copies the repository's files to a new folder, as a clone would have them."""
 
     def make(name: str) -> Workspace:
@@ -122,7 +124,7 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytes
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
             subprocess.run(["git", *arguments], cwd=path, check=True)
-        environment = pytestconfig.stash[_CLEAN] | {"PYTHONPATH": str(path)}
+        environment = _BEFORE | {"PYTHONPATH": str(path)}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return Workspace(path=path, environment=environment)
 
