@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,17 @@ def parse_params(content: Any, *, source: str) -> Params:
         ConfigError: There are unknown keys, wrong types or values out of range; the message lists all of them.
     """
     try:
-        return TypeAdapter(Params).validate_python(_completed(content, Params()))
+        return _adapter().validate_python(_completed(content, Params()))
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors(include_url=False)]
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError("\n  ".join([f"{count} in {source}:", *faults])) from None
+
+
+@cache
+def _adapter() -> TypeAdapter[Params]:
+    """Return what checks `Params`; to build it takes longer than a check."""
+    return TypeAdapter(Params)
 
 
 def _completed(content: Any, defaults: Any) -> Any:
