@@ -2,7 +2,7 @@
 
     DfkdError
     ├── ConfigError         a parameter is unknown, ill-typed or out of range
-        ├── DataError           a data set is missing, corrupt or does not match its name
+    ├── DataError           a data set is missing, corrupt or does not match its name
     ├── TeacherError        a teacher cannot be used: layer path, outputs, weights
     ├── SynthesisError      a transfer image cannot be made: non-finite loss, collapse
     ├── TransferSetError    a stored transfer set is changed, truncated or belongs to another teacher

@@ -61,7 +61,7 @@ TrustPickle = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
-_BAD_INPUT, _FAILED, _INTERRUPTED = 2, 1, 130
+_BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
 
 
 def main() -> None:
@@ -324,7 +324,7 @@ def _with_teacher(
 @contextmanager
 def _reporting(debug: bool, when_interrupted: str = "") -> Iterator[None]:
     """Enter the project; turn an error into one message and an exit code."""
-    from dfkd_core.errors import ConfigError, DfkdError
+    from dfkd_core.errors import DfkdError
     from flows.session.environment import DEBUG, enter_project, prepare_environment
 
     debug = debug or DEBUG in os.environ
@@ -345,10 +345,19 @@ def _reporting(debug: bool, when_interrupted: str = "") -> Iterator[None]:
         if debug:
             raise
         if isinstance(error, DfkdError | OSError):
-            _fail(str(error), _BAD_INPUT if isinstance(error, ConfigError) else _FAILED)
+            _fail(str(error), _exit_code(error))
         _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _exit_code(error: Exception) -> int:
+    from dfkd_core.errors import ConfigError
+    from flows.session.one_run import BusyError
+
+    if isinstance(error, BusyError):
+        return _BUSY
+    return _BAD_INPUT if isinstance(error, ConfigError) else _FAILED
 
 
 def _fail(message: str, code: int) -> None:

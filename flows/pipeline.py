@@ -8,6 +8,7 @@ from importlib import import_module
 from prefect import flow
 
 from flows.session.environment import check_writable, enter_project, prepare_environment
+from flows.session.one_run import only_run
 from flows.settings.params import Params
 from flows.settings.settling import planned, settle
 from flows.stages.caching import FLOW_OPTIONS
@@ -28,9 +29,10 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     """
     prepare_environment(enter_project())
     check_writable()
-    with planned(preset, overrides or []) as plan:
-        settle(plan)
-    return _run(plan.params, pull=pull)
+    with only_run():
+        with planned(preset, overrides or []) as plan:
+            settle(plan)
+        return _run(plan.params, pull=pull)
 
 
 @flow(name="pipeline", **FLOW_OPTIONS)

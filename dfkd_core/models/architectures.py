@@ -152,10 +152,18 @@ def factory(name: str) -> Any:
     try:
         found = getattr(factory_module(module), function)
     except AttributeError:
-        raise ConfigError(f"{module} has no {function!r}. Correct {name!r}") from None
+        raise ConfigError(
+            f"{module} has no {function!r}, got {name!r}. It has: {', '.join(_public_callables(module)) or 'nothing'}"
+        ) from None
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}; it must be a function or class that makes a network")
     return found
+
+
+def _public_callables(module: str) -> list[str]:
+    """Return the names of the functions and classes that a user's module defines."""
+    members = vars(factory_module(module)).items()
+    return [name for name, value in members if getattr(value, "__module__", "") == module and not name.startswith("_")]
 
 
 def look_here() -> None:

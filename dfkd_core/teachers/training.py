@@ -32,7 +32,7 @@ __all__ = ["TeacherConfig", "TrainingResult", "pixel_statistics", "train_teacher
 class TeacherConfig:
     """The teacher: an existing one (`source`), or one trained on labelled images.
 
-    With the default training, LeNet-5 reaches about 91.5 % on Fashion-MNIST in one to two minutes on two cores.
+    With the default training, LeNet-5 reaches about 90.7 % on Fashion-MNIST in one to two minutes on two cores.
 
     Example:
         >>> from dfkd_core import TeacherConfig

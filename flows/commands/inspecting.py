@@ -41,7 +41,7 @@ def describe_teacher(params: Params) -> str:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
         lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
         notes = [f"  {note}" for note in brought.notes]
-    return "\n".join([*lines, *(["", "Found out and assumed:", *notes] if notes else [])])
+    return "\n".join([*lines, *(["", "Detected and assumed:", *notes] if notes else [])])
 
 
 @contextmanager

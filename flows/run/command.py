@@ -12,11 +12,12 @@ from flows.run.table import is_published, note_run, render
 from flows.session.display import say
 from flows.session.environment import check_writable
 from flows.session.lifeline import OWNER
+from flows.session.one_run import only_run
 from flows.session.server import await_server, start_server
 from flows.settings.params import Params
 from flows.settings.settling import Plan, planned, settle
 from flows.stages.command import STAGES
-from tasks.dvc_project.status import changed_stages
+from tasks.dvc_project.status import LOCK, changed_stages
 
 __all__ = ["run_all"]
 
@@ -35,13 +36,14 @@ def run_all(
     Raises:
         DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
-    with planned(preset, assignments) as plan:
-        ahead = _settled(plan, outlook)
-    if not ahead.changed and is_published():
-        say("Nothing has changed: all stages are up to date and the student is registered.")
-        say(render(plan.params))
-        return
-    _run_changed(plan.params, ahead, start)
+    with only_run():
+        with planned(preset, assignments) as plan:
+            ahead = _settled(plan, outlook)
+        if not ahead.changed and is_published():
+            say("Nothing has changed: all stages are up to date and the student is registered.")
+            say(render(plan.params))
+            return
+        _run_changed(plan.params, ahead, start)
 
 
 def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
@@ -65,7 +67,8 @@ def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
 def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
     if ahead.changed:
         names = [name for name in STAGES if name in ahead.changed]
-        say(f"Changed: {', '.join(names)}; the stages that depend on them follow")
+        changed = f"Changed: {', '.join(names)}; the stages that depend on them follow"
+        say(changed if LOCK.is_file() else "There are no results yet: all stages run")
     else:
         say("All stages are up to date; the student is not registered yet")
     os.environ[OWNER] = str(os.getpid())

@@ -11,6 +11,7 @@ from dfkd_core.errors import ConfigError
 from flows.session.display import say
 from flows.session.environment import check_writable
 from flows.session.lifeline import OWNER
+from flows.session.one_run import only_run
 from flows.session.server import await_server, start_server
 from flows.settings.settling import planned, settle
 from flows.stages.command import run_flow
@@ -36,26 +37,27 @@ def tune_all(
     """
     _check_budget(minutes, trials)
     check_writable()
-    with planned(preset, settings) as plan:
-        search_space(plan.params)
-        settle(plan, with_evaluation=False)
-    for change in plan.shown():
-        say(f"  {change}")
-    params = plan.params
-    os.environ[OWNER] = str(os.getpid())
-    server = start_server()
-    # Imported while the server starts.
-    from flows.tune.flow import make_inputs
-    from flows.tune.results import apply_best, open_search, render
+    with only_run():
+        with planned(preset, settings) as plan:
+            search_space(plan.params)
+            settle(plan, with_evaluation=False)
+        for change in plan.shown():
+            say(f"  {change}")
+        params = plan.params
+        os.environ[OWNER] = str(os.getpid())
+        server = start_server()
+        # Imported while the server starts.
+        from flows.tune.flow import make_inputs
+        from flows.tune.results import apply_best, open_search, render
 
-    await_server(server)
-    make_inputs()
-    torch.set_num_threads(params.execution.num_threads)
-    run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
-    search = open_search(params)
-    say(render(search))
-    if apply:
-        apply_best(search, params)
+        await_server(server)
+        make_inputs()
+        torch.set_num_threads(params.execution.num_threads)
+        run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
+        search = open_search(params)
+        say(render(search))
+        if apply:
+            apply_best(search, params)
 
 
 def _check_budget(minutes: float, trials: int | None) -> None:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.session.one_run import BusyError, only_run
+from tasks.caching.code import ROOT
+
+
+@pytest.mark.parametrize("command", [["run", "--set", "seed=5"], ["tune", "--minutes", "1", "--set", "seed=5"]])
+def test_a_second_run__ends_with_a_code_of_its_own_and_changes_nothing(project: Path, command: list[str]) -> None:
+    before = (project / "params.yaml").read_bytes()
+    with only_run():
+        done = CliRunner().invoke(app, command)
+    assert done.exit_code == 3
+    assert f"Another run (process {os.getpid()}, since 2" in done.output
+    assert f"kill -INT {os.getpid()}" in done.output
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_the_lock__goes_with_the_run_and_with_a_process_that_is_killed(project: Path) -> None:
+    with only_run():
+        pass
+    script = (
+        "from flows.session.one_run import only_run\nwith only_run():\n    print('held', flush=True)\n    input()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BusyError, match=rf"process {holder.pid}, since"), only_run():
+            pass
+        holder.kill()
+    with only_run():
+        pass
