@@ -62,7 +62,9 @@ def note_run(start: float, end: float) -> None:
     """
     measured = [found for name in STAGES if (found := stage_seconds(name)) and found[1] > start]
     seconds = end - start
-    write_json(_RUN, {"seconds": seconds, "orchestration_seconds": seconds - sum(found[0] for found in measured)})
+    orchestration = seconds - sum(found[0] for found in measured)
+    run = {"seconds": seconds, "orchestration_seconds": orchestration, "results_sha256": results_digest()}
+    write_json(_RUN, run)
 
 
 def render(params: Params) -> str:
@@ -126,15 +128,18 @@ def _seconds() -> Iterator[str]:
         measured = stage_seconds(name)
         yield f"{name:<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
     run = _read_json(_RUN)
-    if run:
+    # An experiment of DVC leaves other results than the last run.
+    if run and LOCK.is_file() and run.get("results_sha256") == results_digest():
         seconds = f"{run['orchestration_seconds']:.1f} s"
         yield f"{'orchestration':<22}{seconds:>16}   of {run['seconds']:.1f} s in the last run"
 
 
 def _pointers() -> Iterator[str]:
-    published = _read_json(PUBLISHED)
     yield "Explore the results (after `. .venv/bin/activate`):"
-    if published:
+    if not is_published():
+        yield "  model      not registered, only its files are here; register it with: dfkd run"
+    else:
+        published = _read_json(PUBLISHED)
         alias = "champion" if published["promoted"] else "challenger"
         yield f'  model      mlflow.pyfunc.load_model("models:/{published["model"]}@{alias}")'
         yield f"             version {published['version']}: {published['reason']}"
