@@ -9,8 +9,8 @@ import torch
 from dfkd_core.common.compute import Compute
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
+from dfkd_core.models.access import Labeller
 from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.teacher import Teacher
 from dfkd_core.statistics.features import FeatureStatistics
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, prepare_method
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
@@ -19,7 +19,9 @@ from dfkd_core.transfer_set.shards import Shard
 __all__ = ["make_student", "make_transfer_set"]
 
 
-def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: SynthesisConfig, *, seed: int) -> Shard:
+def make_transfer_set(
+    teacher: Labeller, statistics: FeatureStatistics | None, config: SynthesisConfig, *, seed: int
+) -> Shard:
     """Synthesize a whole transfer set in this process: the images of the pipeline's stages, as one shard.
 
     Args:
@@ -53,8 +55,8 @@ def make_transfer_set(teacher: Teacher, statistics: FeatureStatistics, config: S
 
 
 def make_student(
-    teacher: Teacher,
-    statistics: FeatureStatistics,
+    teacher: Labeller,
+    statistics: FeatureStatistics | None,
     synthesis: SynthesisConfig,
     distillation: DistillationConfig,
     *,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dfkd_core.common.devices import resolve_device
+from dfkd_core.errors import ConfigError
 
 __all__ = ["CPU", "Compute", "settled"]
 
@@ -21,6 +22,13 @@ class Compute:
     """Bytes that passes through a network may use; None for the free memory."""
     prefetch: int = 0
     """Batches that a second thread loads, moves and labels ahead, about 2; 0 uses one thread."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.prefetch < 0 or (self.memory is not None and self.memory < 1):
+            raise ConfigError(
+                f"prefetch must be 0 or more and memory 1 byte or more, got {self.prefetch}, {self.memory}"
+            )
 
 
 CPU = Compute()

@@ -10,6 +10,8 @@ from dfkd_core.errors import ConfigError
 
 __all__ = ["autocast_on_gpu", "resolve_device"]
 
+_NO_DEVICE = "execution.device is {!r}; it must be auto, cpu, cuda or cuda:N"
+
 
 def resolve_device(name: str) -> torch.device:
     """Convert `auto`, `cpu`, `cuda` or `cuda:1` into a device; `auto` is the GPU if the machine has one.
@@ -18,12 +20,17 @@ def resolve_device(name: str) -> torch.device:
     convolutions in float32 instead of TF32 outside autocast, as on a CPU.
 
     Raises:
-        ConfigError: The name is a GPU that this machine does not have.
+        ConfigError: The name is no device, or a GPU that this machine does not have.
     """
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ConfigError(_NO_DEVICE.format(name)) from None
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(_NO_DEVICE.format(name))
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(
                 f"execution.device is {name!r}, but {torch.cuda.device_count()} GPUs are visible. Use auto or cpu."

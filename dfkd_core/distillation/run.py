@@ -258,6 +258,11 @@ def _has_batch_norm(network: nn.Module) -> bool:
 def _check_inputs(teacher: Labeller, images: Rows, teacher_logits: Rows) -> None:
     if not len(images):
         raise DistillationError("The transfer set holds no images. Set synthesis.num_images to 1 or more.")
+    if images.dtype != torch.uint8:
+        raise DistillationError(
+            f"The images are {images.dtype} and must be uint8, 0 to 255. Convert images in [0, 1] with: "
+            "dfkd_core.common.pixels.quantise"
+        )
     if tuple(images.shape[1:]) != teacher.card.image_shape:
         raise DistillationError(
             f"The images have shape {tuple(images.shape[1:])}, but the teacher takes {teacher.card.image_shape}. "

@@ -211,6 +211,11 @@ def _model_report(network: nn.Module | None, logits: Tensor, labels: Tensor | No
 
 def _check_fit(images: Rows, labels: Tensor | None, teacher: Labeller) -> None:
     card = teacher.card
+    if images.dtype != torch.uint8:
+        raise DataError(
+            f"The images are {images.dtype} and must be uint8, 0 to 255. Convert images in [0, 1] with: "
+            "dfkd_core.common.pixels.quantise"
+        )
     if tuple(images.shape[1:]) != card.image_shape:
         raise DataError(
             f"The images have shape {tuple(images.shape[1:])} but the teacher takes {card.image_shape}. "

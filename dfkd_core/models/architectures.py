@@ -187,7 +187,8 @@ def factory_module(name: str) -> Any:
             f"No module {error.name!r} for {name!r}. Install its package, put it into the project's folder, or name "
             "its folder in PYTHONPATH"
         ) from None
-    except Exception as error:
+    # A script without `if __name__ == "__main__"` ends the process, or parses the arguments of ours.
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"Importing {name} fails: {type(error).__name__}: {error}") from error
 
 

@@ -121,5 +121,5 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard(**fields)
     except FileNotFoundError:
         raise TeacherError(f"No model in {path.parent}: {path.name} is missing. Make one with: dfkd run") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise TeacherError(f"{path} does not describe a model: {error}") from error

@@ -75,6 +75,8 @@ class MethodConfig(ABC):
 
     needs: ClassVar[Access] = "labels"
     """The access to the teacher that the method needs."""
+    uses_statistics: ClassVar[bool] = False
+    """Whether the method reads the feature statistics; without it they may be missing."""
     couples_images: ClassVar[bool] = False
     """Whether an image depends on the others in its batch, so that `batch_size` affects more than rounding."""
     prepares: ClassVar[bool] = False

@@ -25,7 +25,7 @@ from torch import Tensor
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.common.seeding import normal_rows
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.access import Access, Inspectable
+from dfkd_core.models.access import Access, Differentiable, Inspectable, has_access
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import NonNegative, config_section
 from dfkd_core.statistics.features import FeatureStatistics
@@ -68,7 +68,7 @@ class BoundaryConfig(MethodConfig):
                 "The boundary method needs a boundary, and the teacher has 1 class; at least 2 are needed. Use another "
                 "teacher or set synthesis.method: soft_target"
             )
-        return BoundarySynthesizer(teacher.merged(), self)
+        return BoundarySynthesizer(teacher.merged() if has_access(teacher, "layers") else teacher, self)
 
 
 def pair_label(image_index: int, num_classes: int) -> int:
@@ -93,7 +93,7 @@ def whole_pairs(image_indices: Sequence[int]) -> list[int]:
 class BoundarySynthesizer:
     """Makes pairs of images; if only one image of a pair is requested, the pair is made and the other image dropped."""
 
-    teacher: Inspectable
+    teacher: Differentiable
     config: BoundaryConfig
 
     def soft_targets(self, image_indices: Sequence[int]) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import field, fields
 from typing import Annotated, cast
 
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.access import Access, Inspectable, Labeller, require_access
+from dfkd_core.models.classifier import ModelCard
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import OneOf, PositiveInt, config_section
 from dfkd_core.statistics.features import FeatureStatistics
@@ -18,7 +19,14 @@ from dfkd_core.synthesis.noise import NoiseConfig
 from dfkd_core.synthesis.noise_engineered import NoiseEngineeredConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 
-__all__ = ["MethodSettings", "SynthesisConfig", "build_synthesizer", "method_names", "prepare_method"]
+__all__ = [
+    "MethodSettings",
+    "SynthesisConfig",
+    "build_synthesizer",
+    "check_num_images",
+    "method_names",
+    "prepare_method",
+]
 
 
 @config_section
@@ -85,7 +93,7 @@ class SynthesisConfig:
 def prepare_method(
     config: SynthesisConfig,
     teacher: Labeller,
-    statistics: FeatureStatistics,
+    statistics: FeatureStatistics | None,
     *,
     seed: int,
     on_progress: OnProgress = ignore,
@@ -95,7 +103,7 @@ def prepare_method(
     Args:
         config: The method.
         teacher: The frozen teacher.
-        statistics: Its feature statistics.
+        statistics: Its feature statistics; None for a method that does not use them.
         seed: The run's seed.
         on_progress: Called with the progress, in any unit.
 
@@ -104,18 +112,20 @@ def prepare_method(
     """
     if not config.method_config.prepares:
         return NO_STATE
-    return config.method_config.prepare(_allowed(config, teacher), statistics, seed=seed, on_progress=on_progress)
+    return config.method_config.prepare(
+        _allowed(config, teacher), _known(config, statistics), seed=seed, on_progress=on_progress
+    )
 
 
 def build_synthesizer(
-    config: SynthesisConfig, teacher: Labeller, statistics: FeatureStatistics, state: State = NO_STATE
+    config: SynthesisConfig, teacher: Labeller, statistics: FeatureStatistics | None, state: State = NO_STATE
 ) -> Synthesizer:
     """Build the chosen method.
 
     Args:
         config: The method and the size of the set.
         teacher: The frozen teacher; must allow what the method needs.
-        statistics: Its feature statistics; ignored by methods that do not use them.
+        statistics: Its feature statistics; None for a method that does not use them.
         state: The result of `prepare_method`.
 
     Raises:
@@ -134,12 +144,8 @@ def build_synthesizer(
         >>> batch.images.shape, batch.soft_targets.shape
         (torch.Size([4, 1, 32, 32]), torch.Size([4, 10]))
     """
-    if config.num_images < teacher.card.num_classes:
-        raise ConfigError(
-            f"synthesis.num_images is {config.num_images}, the teacher has {teacher.card.num_classes} classes: "
-            "set at least one image per class"
-        )
-    return config.method_config.build(_allowed(config, teacher), statistics, state)
+    check_num_images(config, teacher.card)
+    return config.method_config.build(_allowed(config, teacher), _known(config, statistics), state)
 
 
 def _allowed(config: SynthesisConfig, teacher: Labeller) -> Inspectable:
@@ -147,3 +153,25 @@ def _allowed(config: SynthesisConfig, teacher: Labeller) -> Inspectable:
     remedy = "Choose a method that needs less, such as synthesis.method: noise"
     require_access(teacher, needed, by=f"synthesis.method {config.method}", remedy=remedy)
     return cast(Inspectable, teacher)
+
+
+def _known(config: SynthesisConfig, statistics: FeatureStatistics | None) -> FeatureStatistics:
+    if statistics is None and config.method_config.uses_statistics:
+        raise TeacherError(
+            f"synthesis.method {config.method} draws from the teacher's feature statistics, and there are none. "
+            "Estimate them with estimate_statistics, or choose a method that uses none, such as synthesis.method: noise"
+        )
+    return cast(FeatureStatistics, statistics)
+
+
+def check_num_images(config: SynthesisConfig, card: ModelCard) -> None:
+    """Check that a set has an image for each class.
+
+    Raises:
+        ConfigError: It has fewer images than the teacher has classes.
+    """
+    if config.num_images < card.num_classes:
+        raise ConfigError(
+            f"synthesis.num_images is {config.num_images}, the teacher has {card.num_classes} classes: "
+            "set at least one image per class"
+        )

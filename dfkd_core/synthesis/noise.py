@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.models.access import Access, Inspectable
+from dfkd_core.models.access import Access, Inspectable, Labeller
 from dfkd_core.progress import OnProgress, ignore
 from dfkd_core.sections import Positive, config_section
 from dfkd_core.statistics.features import FeatureStatistics
@@ -37,7 +37,7 @@ class NoiseConfig(MethodConfig):
 class NoiseSynthesizer:
     """Draws noise; the soft target of an image is the teacher's own output."""
 
-    teacher: Inspectable
+    teacher: Labeller
     config: NoiseConfig
 
     def synthesize(

@@ -38,6 +38,7 @@ class SoftTargetConfig(MethodConfig):
     """Soft targets from the teacher's feature statistics."""
 
     needs: ClassVar[Access] = "layers"
+    uses_statistics: ClassVar[bool] = True
     steps_setting: ClassVar[str] = "refinement"
 
     balanced: bool = True

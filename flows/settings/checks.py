@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from dfkd_core.common.digests import json_digest, write_json
 from dfkd_core.data.datasets import DataConfig, dataset_spec, ensure_dataset, is_built_in, open_dataset
 from dfkd_core.distillation.pruning import check_thinner
 from dfkd_core.distillation.students import check_student, student_card
-from dfkd_core.errors import ConfigError
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.built_in import default_layer
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
 from dfkd_core.models.storage import CONFIG_FILE, read_card
 from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.estimation import estimate_statistics
+from dfkd_core.synthesis.methods import build_synthesizer, check_num_images
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
 from flows.settings.params import Params
@@ -28,7 +30,9 @@ _INPUTS = _CHECKED / "inputs.json"
 
 
 def check_run(params: Params, source: SourceConfig, scratch: Path, *, with_evaluation: bool = True) -> None:
-    """Check device, teacher, layer, student and data. Data sets that are missing are fetched, after the other checks.
+    """Check device, teacher, layer, statistics, method, student and data.
+
+    Data sets that are missing are fetched, after the other checks.
 
     Args:
         params: Parameters of the run, with the digest of the teacher's files.
@@ -57,10 +61,7 @@ def check_device(name: str) -> str:
     Raises:
         ConfigError: It is no device, or the machine does not have it.
     """
-    try:
-        return str(resolve_device(name))
-    except RuntimeError:
-        raise ConfigError(f"execution.device is {name!r}; it must be auto, cpu, cuda or cuda:N") from None
+    return str(resolve_device(name))
 
 
 def _check_trained(params: Params, data: DataConfig) -> ModelCard:
@@ -97,6 +98,7 @@ def _check_external(params: Params, source: SourceConfig, scratch: Path) -> Mode
     if params.distillation.start != "pruned" and _passed_before(inputs):
         card = read_card(_CHECKED)
         check_student(card, params.distillation)
+        check_num_images(params.synthesis, card)
         return card
     layer, size = params.teacher.layer, params.data.image_size
     classifier = bring_teacher(source, scratch=scratch, layer=layer, image_size_hint=size).classifier
@@ -109,7 +111,15 @@ def _check_external(params: Params, source: SourceConfig, scratch: Path) -> Mode
 
 def _teacher_inputs(params: Params) -> str:
     config = params.teacher
-    return json_digest({"source": config.source, "layer": config.layer, "image_size": params.data.image_size})
+    return json_digest(
+        {
+            "source": config.source,
+            "layer": config.layer,
+            "image_size": params.data.image_size,
+            "statistics": params.statistics,
+            "method": params.synthesis.method,
+        }
+    )
 
 
 def _passed_before(inputs: str) -> bool:
@@ -117,8 +127,11 @@ def _passed_before(inputs: str) -> bool:
 
 
 def _check_networks(classifier: Classifier, params: Params) -> None:
-    """Check the modelled layer, the student, and its start if that is to be a thinner teacher."""
+    """Check the layer, the source of statistics, the method, the student, and a start as a thinner teacher."""
     teacher, student = Teacher(classifier), params.distillation
     check_student(teacher.card, student)
+    # Without probes and without the search for sigma, which takes long and depends on trained weights.
+    quick = dataclasses.replace(params.statistics, spread="sigma", num_probes=2)
+    build_synthesizer(params.synthesis, teacher, estimate_statistics(teacher, quick, seed=params.seed))
     if student.start == "pruned":
         check_thinner(classifier.network, build_classifier(student_card(teacher.card, student), seed=0).network)

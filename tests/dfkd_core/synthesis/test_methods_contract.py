@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd_core.common.digests import canonical_json
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.progress import Progress
 from dfkd_core.synthesis.base import Labelling
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, method_names
@@ -108,3 +108,38 @@ def test_settings_are_plain_data(method):
 def test_fewer_images_than_classes_are_refused(method, teacher, statistics):
     with pytest.raises(ConfigError, match="num_images is 2, the teacher has 3 classes"):
         build_synthesizer(SynthesisConfig(method=method, num_images=2), teacher, statistics)
+
+
+class Offering:
+    """A teacher that offers what a method declares to need, and nothing more."""
+
+    def __init__(self, teacher, needs):
+        self.access = needs
+        names = ["card", "digest", "device", "memory", "label"] + (["passes"] if needs == "gradient" else [])
+        for name in names:
+            setattr(self, name, getattr(teacher, name))
+        self._teacher = teacher
+
+    def __call__(self, images):
+        assert self.access == "gradient"
+        return self._teacher(images)
+
+
+def test_uses_nothing_of_the_teacher_beyond_what_it_declares(method, teacher, statistics):
+    config = short(method)
+    settings = config.method_config
+    offered = teacher if settings.needs == "layers" else Offering(teacher, settings.needs)
+    known = statistics if settings.uses_statistics else None
+    made = build_synthesizer(config, offered, known).synthesize(range(12), seed=0)
+    assert torch.equal(
+        made.soft_targets, build_synthesizer(config, teacher, statistics).synthesize(range(12), seed=0).soft_targets
+    )
+
+
+def test_asks_for_statistics_in_a_sentence_if_it_uses_them(method, teacher):
+    config = short(method)
+    if config.method_config.uses_statistics:
+        with pytest.raises(TeacherError, match=f"{method} draws from the teacher's feature statistics"):
+            build_synthesizer(config, teacher, None)
+    else:
+        build_synthesizer(config, teacher, None)
