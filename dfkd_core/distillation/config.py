@@ -30,6 +30,8 @@ class DistillationConfig:
     student: str = "lenet5_half"
     """The student's network: built in (also with a width multiple, as `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or
     `package.module:factory`."""
+    student_sha256: str = ""
+    """Digest of the file that defines the student; `dfkd run` writes it, so that a change of the file is noticed."""
     student_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function that builds the student's network."""
     start: Literal["auto", "random", "pruned"] = "auto"

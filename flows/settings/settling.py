@@ -14,12 +14,12 @@ from flows.settings.checks import check_run
 from flows.settings.overrides import Change, apply_overrides, apply_preset, changes_between, write_params
 from flows.settings.params import Params
 from flows.settings.parsing import load_params
-from tasks.caching.source_files import teacher_digest
+from tasks.caching.source_files import student_digest, teacher_digest
 from tasks.mlflow_store.registry import local_source
 
 __all__ = ["Plan", "planned", "settle"]
 
-_DIGEST = "teacher.source.sha256"
+_DIGESTS = ("teacher.source.sha256", "distillation.student_sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Plan:
 
     def shown(self) -> list[Change]:
         """Return the changes that the user made."""
-        return [change for change in self.changes if change.path != _DIGEST]
+        return [change for change in self.changes if change.path not in _DIGESTS]
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def planned(preset: str | None, assignments: Sequence[str]) -> Iterator[Plan]:
     with tempfile.TemporaryDirectory() as scratch:
         local = local_source(noted, Path(scratch))
         found = teacher_digest(local) if noted.model else ""
-        wanted = _with_digest(wanted, found)
+        wanted = _with_digests(wanted, found, student_digest(wanted.distillation.student))
         yield Plan(
             params=wanted,
             changes=tuple(changes_between(current, wanted)),
@@ -85,6 +85,10 @@ def settle(plan: Plan, *, with_evaluation: bool = True) -> None:
         write_params(plan.changes)
 
 
-def _with_digest(params: Params, sha256: str) -> Params:
-    source = dataclasses.replace(params.teacher.source, sha256=sha256)
-    return dataclasses.replace(params, teacher=dataclasses.replace(params.teacher, source=source))
+def _with_digests(params: Params, teacher: str, student: str) -> Params:
+    source = dataclasses.replace(params.teacher.source, sha256=teacher)
+    return dataclasses.replace(
+        params,
+        teacher=dataclasses.replace(params.teacher, source=source),
+        distillation=dataclasses.replace(params.distillation, student_sha256=student),
+    )

@@ -1,4 +1,4 @@
-"""The digest of the files that a teacher is read from, computed once for all processes of a run."""
+"""Digests of the files that a teacher is read from and of the file that defines a student."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd_core.common.digests import json_digest, write_json
+from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.models.architectures import TIMM, TORCHVISION, factory
 from dfkd_core.models.programs import program_files
 from dfkd_core.teachers.loading import source_digest
 from dfkd_core.teachers.source import SourceConfig
 from tasks.caching.workspace import STATE
 
-__all__ = ["teacher_digest"]
+__all__ = ["student_digest", "teacher_digest"]
 
 _NOTE = STATE / "teacher_files.json"
 # A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
@@ -45,6 +45,21 @@ def teacher_digest(source: SourceConfig) -> str:
     if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in _files(source)):
         write_json(_NOTE, {"files": address, "sha256": found})
     return found
+
+
+def student_digest(network: str) -> str:
+    """Return the SHA-256 of the file that defines a student's network; empty for a network of a package.
+
+    Args:
+        network: The name in `distillation.student`.
+
+    Raises:
+        ConfigError: The factory's module cannot be imported.
+    """
+    if ":" not in network or network.startswith((TORCHVISION, TIMM)):
+        return ""
+    module = inspect.getsourcefile(factory(network))
+    return file_sha256(Path(module)) if module else ""
 
 
 def _state(path: Path) -> list[int | str]:

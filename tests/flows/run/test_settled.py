@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dfkd_core.common.digests import file_sha256
 from dfkd_core.errors import DfkdError, TeacherError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
@@ -172,3 +173,19 @@ def test_take_teacher__refuses_files_that_changed_after_they_were_settled(inputs
 def test_source_that_is_removed__leaves_no_digest(inputs: None) -> None:
     settled("teacher.source.model=mine")
     assert settled("teacher.source.model=''").params.teacher.source.sha256 == ""
+
+
+def test_the_file_of_a_student__is_digested_into_params(inputs: None) -> None:
+    def digest() -> str:
+        with planned("digits", ["distillation.student=own_students:fitting"]) as plan:
+            settle(plan)
+            assert "distillation.student_sha256" not in [change.path for change in plan.shown()]
+        return load_params().distillation.student_sha256
+
+    path = Path("own_students.py")
+    first = digest()
+    assert first == file_sha256(path)
+    path.write_text(path.read_text() + "\n# Another version.\n")
+    assert digest() == file_sha256(path) != first
+    with planned("digits", []) as plan:
+        assert plan.params.distillation.student_sha256 == ""
