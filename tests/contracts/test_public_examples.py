@@ -17,7 +17,7 @@ from tasks.caching.code import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", sorted(dfkd_core.__all__))
+@pytest.mark.parametrize("name", sorted(dir(dfkd_core)))
 def test_docstring__has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     docstring = inspect.getdoc(getattr(dfkd_core, name))

@@ -128,7 +128,7 @@ class Offering:
 def test_uses_nothing_of_the_teacher_beyond_what_it_declares(method, teacher, statistics):
     config = short(method)
     settings = config.method_config
-    offered = teacher if settings.needs == "layers" else Offering(teacher, settings.needs)
+    offered: Any = teacher if settings.needs == "layers" else Offering(teacher, settings.needs)
     known = statistics if settings.uses_statistics else None
     made = build_synthesizer(config, offered, known).synthesize(range(12), seed=0)
     assert torch.equal(

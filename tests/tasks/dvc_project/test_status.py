@@ -27,7 +27,7 @@ def test_results_digest__is_of_parameters_and_outputs_and_not_of_code(
     lock(tmp_path, code="a docstring was edited")
     assert results_digest() == before
     for changed in ({"out": "other"}, {"epochs": 2}):
-        lock(tmp_path, **changed)  # type: ignore[arg-type]
+        lock(tmp_path, **changed)
         assert results_digest() != before
 
 
