@@ -219,7 +219,7 @@ def test_torchvision_and_timm_take_your_weights(user: Path) -> None:
         output = call(next(command for command in COMMANDS if file in command))
         assert "1x32x32" in output
         assert re.search(r"classes +7\n", output)
-        assert "uses for it" in output
+        assert "trained with another one, set teacher.source.mean and std" in output
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if is_download(command)])

@@ -160,7 +160,7 @@ def test_a_source_of_statistics(code: Path, extend: Extend) -> None:
 
 def test_a_method_that_prepares_something__through_the_whole_synthesis(code: Path, extend: Extend) -> None:
     table = "dfkd_core/synthesis/methods.py"
-    row = 'is the method\'s name."""\n|    toy: ToyConfig = field(default_factory=ToyConfig)|ToyConfig'
+    row = 'under the method\'s name."""\n|    toy: ToyConfig = field(default_factory=ToyConfig)|ToyConfig'
     extend("dfkd_core/synthesis/toy.py", METHOD, table, row)
     store_teacher(code)
     changes = ("method=toy", "num_images=50", "images_per_shard=25", "methods.toy.level=0.125")

@@ -49,5 +49,5 @@ def test_balanced_targets__are_of_the_classes_in_turn(teacher, statistics):
 
 def test_a_layer_with_positions_is_refused_before_anything_is_drawn(teacher, statistics):
     card = dataclasses.replace(teacher.card, layer="conv")
-    with pytest.raises(TeacherError, match="only from a layer with one position"):
+    with pytest.raises(TeacherError, match="can only be passed on from a layer with one position"):
         SoftTargetConfig().build(Teacher(Classifier(teacher.classifier.network, card)), statistics)
