@@ -18,7 +18,7 @@ import yaml
 from flows.session.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND_SECONDS = 400
+COMMAND_SECONDS = 550
 
 # Everything for real, but small: bundled digits, four shards for two workers.
 SMALL = {

@@ -105,7 +105,6 @@ class FileSet:
     """Name `dataset-X` of a package that installs the files into the folder X below `SYSTEM_FOLDER`."""
 
 
-# Digests of the unpacked content: Debian compresses the same bytes again, so its .gz differ from the published ones.
 IDX_SETS = {
     "fashion_mnist": FileSet(
         torchvision_name="FashionMNIST",

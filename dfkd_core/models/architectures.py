@@ -15,6 +15,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,6 +159,18 @@ def factory(name: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{name} is a {type(found).__name__}; it must be a function or class that makes a network")
     return found
+
+
+def factory_file(name: str) -> Path | None:
+    """Return the file that defines a factory; None for a network of a package and for a factory without source.
+
+    Raises:
+        ConfigError: The module or the function does not exist.
+    """
+    if ":" not in name or name.startswith((TORCHVISION, TIMM)):
+        return None
+    file = inspect.getsourcefile(factory(name))
+    return Path(file) if file else None
 
 
 def _public_callables(module: str) -> list[str]:

@@ -6,7 +6,6 @@ c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from dfkd_core.models.architectures import (
     TORCHVISION,
     architecture_fault,
     build_architecture,
-    factory,
+    factory_file,
     first_channels,
     last_units,
     look_here,
@@ -37,7 +36,7 @@ from dfkd_core.teachers.preflight import check_teacher, probe_images, try_forwar
 from dfkd_core.teachers.published import PublishedWeights, find_published, usual_normalisation
 from dfkd_core.teachers.source import SourceConfig
 
-__all__ = ["BroughtTeacher", "bring_module", "bring_teacher", "source_digest"]
+__all__ = ["BroughtTeacher", "bring_module", "bring_teacher", "source_digest", "source_files"]
 
 _SIZES_PX = (32, 28, 64, 96, 128, 224, 256, 299, 384, 8, 16, 48, 160, 192, 512)
 _REGISTRY = ("models:/", "runs:/")
@@ -159,21 +158,26 @@ def source_digest(config: SourceConfig) -> str:
     Raises:
         ConfigError: The factory's module cannot be imported.
     """
-    parts: dict[str, str] = {}
+    return json_digest({name: file_sha256(path) for name, path in source_files(config).items()})
+
+
+def source_files(config: SourceConfig) -> dict[str, Path]:
+    """Return the files that `source_digest` hashes, by the names under which it hashes them.
+
+    Raises:
+        ConfigError: The factory's module cannot be imported.
+    """
+    found: dict[str, Path] = {}
     for name, text in (("model", config.model), ("weights", config.weights)):
         path = Path(text)
         if text and path.is_file():
-            parts.update({f"{name}/{item.name}": file_sha256(item) for item in program_files(path)})
+            found.update({f"{name}/{item.name}": item for item in program_files(path)})
         elif text and path.is_dir():
-            parts.update(
-                {f"{name}/{item.name}": file_sha256(item) for item in sorted(path.iterdir()) if item.is_file()}
-            )
-    is_factory = ":" in config.model and not config.model.startswith((TORCHVISION, TIMM, *_REGISTRY))
-    if is_factory and not Path(config.model).exists():
-        file = inspect.getsourcefile(factory(config.model))
-        if file:
-            parts["factory"] = file_sha256(Path(file))
-    return json_digest(parts)
+            found.update({f"{name}/{item.name}": item for item in sorted(path.iterdir()) if item.is_file()})
+    if not config.model.startswith(_REGISTRY) and not Path(config.model).exists():
+        file = factory_file(config.model)
+        found.update({"factory": file} if file else {})
+    return found
 
 
 def _bring_program(path: Path, kind: Any, config: SourceConfig, hint: int, notes: list[str]) -> Classifier:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
-from dfkd_core.models.architectures import TIMM, TORCHVISION, factory
-from dfkd_core.models.programs import program_files
-from dfkd_core.teachers.loading import source_digest
+from dfkd_core.models.architectures import factory_file
+from dfkd_core.teachers.loading import source_digest, source_files
 from dfkd_core.teachers.source import SourceConfig
 from tasks.caching.workspace import STATE
 
@@ -35,14 +32,15 @@ def teacher_digest(source: SourceConfig) -> str:
         ConfigError: The factory's module cannot be imported.
         TeacherError: A program cannot be read.
     """
-    states = [_state(path) for path in _files(source)]
+    files = list(source_files(source).values())
+    states = [_state(path) for path in files]
     address = json_digest({"model": source.model, "weights": source.weights, "files": states})
     noted = json.loads(_NOTE.read_text(encoding="utf-8")) if _NOTE.is_file() else {}
     if noted.get("files") == address:
         return str(noted["sha256"])
     start = time.time_ns()
     found = source_digest(source)
-    if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in _files(source)):
+    if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in files):
         write_json(_NOTE, {"files": address, "sha256": found})
     return found
 
@@ -56,25 +54,10 @@ def student_digest(network: str) -> str:
     Raises:
         ConfigError: The factory's module cannot be imported.
     """
-    if ":" not in network or network.startswith((TORCHVISION, TIMM)):
-        return ""
-    module = inspect.getsourcefile(factory(network))
-    return file_sha256(Path(module)) if module else ""
+    file = factory_file(network)
+    return file_sha256(file) if file else ""
 
 
 def _state(path: Path) -> list[int | str]:
     found = path.stat()
     return [path.name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _files(source: SourceConfig) -> Iterator[Path]:
-    """Yield the files that `source_digest` hashes."""
-    for text in filter(None, (source.model, source.weights)):
-        path = Path(text)
-        if path.is_file():
-            yield from program_files(path)
-        elif path.is_dir():
-            yield from (item for item in sorted(path.iterdir()) if item.is_file())
-        elif text == source.model and ":" in text and not text.startswith((TORCHVISION, TIMM)):
-            module = inspect.getsourcefile(factory(text))
-            yield from [Path(module)] if module else []
