@@ -123,7 +123,10 @@ def digest_faults(folder: Path, shards: Iterable[ShardRecord]) -> Iterator[str]:
 
 
 def _digest_fault(folder: Path, record: ShardRecord) -> str | None:
-    found = file_sha256(folder / record.file)
+    try:
+        found = file_sha256(folder / record.file)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return None if found == record.sha256 else f"has changed (sha256 {found}, the manifest has {record.sha256})"
 
 

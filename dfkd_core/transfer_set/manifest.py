@@ -215,6 +215,7 @@ def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Mani
         summary = summarise(read_shard(folder / record.file) for record in manifest.shards)
         faults = [f"{MANIFEST_NAME} {fault}" for fault in summary_faults(summary, manifest)]
     if teacher_digest is not None and manifest.teacher_digest != teacher_digest:
-        faults.append(f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}")
+        other = f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}"
+        faults.insert(0, other)
     refuse(folder, faults)
     return manifest
