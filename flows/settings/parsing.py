@@ -98,7 +98,10 @@ def _describe(fault: Mapping[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{where}{message}"
-    return f"{where}{message[0].lower()}{message[1:]}, got {fault['input']!r}"
+    # Class names are often words like these.
+    is_unquoted = fault["type"] == "string_type" and not isinstance(fault["input"], Mapping | list | tuple)
+    advice = ". Put it in quotes: YAML reads no, yes, on, off, null, numbers and dates as other types" * is_unquoted
+    return f"{where}{message[0].lower()}{message[1:]}, got {fault['input']!r}{advice}"
 
 
 def _suggestion(path: str) -> str:

@@ -97,6 +97,20 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
     assert is_intact(transfer_set)
 
 
+def test_assemble_transfer_set__replaces_an_earlier_set_and_nothing_else(
+    teacher: Artifact, statistics: Artifact, shards: list[Artifact], transfer_set: Artifact
+) -> None:
+    Path("set/notes.txt").write_text("mine")
+    assemble_transfer_set.fn(shards[:1], teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+    names = sorted(path.name for path in Path("set").iterdir())
+    assert names == ["manifest.json", "notes.txt", "shard-00000.safetensors"]
+    assert verify_transfer_set(Path("set")).num_images == 10
+    Path(shards[1].path).unlink()
+    with pytest.raises(TransferSetError, match="Cannot write set"):
+        assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+    assert verify_transfer_set(Path("set")).num_images == 10
+
+
 def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
     settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "compute": CPU}
     config = DistillationConfig(epochs=1)
