@@ -167,10 +167,10 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
 
 def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Yield the state dicts in a content by their dotted key; the content itself has an empty one."""
-    key = ".".join(place)
+    key, parts = ".".join(place), attributes_of(content)
     if isinstance(content, nn.Module):
         yield key, content.state_dict()
-    elif "_modules" in (parts := attributes_of(content)):
+    elif "_modules" in parts:
         yield key, dict(_module_state(parts))
     elif isinstance(content, (list, tuple)):
         if content and all(isinstance(item, Tensor) for item in content):
@@ -178,9 +178,9 @@ def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Ma
     elif isinstance(content, Mapping):
         if _is_state(content):
             yield key, content
-        for name, value in content.items():
-            if isinstance(name, str) and not _NO_WEIGHTS.search(name) and len(place) < _DEPTH:
-                yield from _states(value, (*place, name))
+        for name, value in (*content.items(), *parts.items()):
+            if isinstance(name, (str, int)) and not _NO_WEIGHTS.search(str(name)) and len(place) < _DEPTH:
+                yield from _states(value, (*place, str(name)))
 
 
 def _module_state(parts: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

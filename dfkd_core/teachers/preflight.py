@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import DfkdError, TeacherError
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.outputs import find_output_key, select_output
 
@@ -50,7 +50,9 @@ def try_forward(network: torch.nn.Module, images: Tensor, *, with_graph: bool = 
             f"The network cannot be called with images alone: {error}. A teacher's forward takes one tensor of images; "
             "wrap a network that needs more inputs in a module that fixes them"
         ) from error
-    except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
+    except DfkdError:
+        raise
+    except Exception as error:  # code of the network can raise any exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TeacherError(
             f"The network rejects float images of shape {tuple(images.shape[1:])}: {first}. Set "

@@ -153,28 +153,41 @@ def test_the_rest_of_a_file_is_named(tmp_path):
     assert read_state(tmp_path / "w.pt").unread == ("argparse.Namespace",)
 
 
-class Holder:
-    """Keeps a network where only its own class finds it."""
+class Average:
+    """Keeps an averaged copy, as a training script does."""
 
     def __init__(self):
-        self.inner = network()
+        self.decay, self.module = 0.99, network()
 
 
-def test_weights_inside_an_object_need_trust(tmp_path):
-    torch.save({"trainer": Holder(), "net": Linear()}, tmp_path / "w.pt")
-    with pytest.raises(TeacherError, match=r"holds more than tensors \(.*Holder.*--trust-pickle"):
-        read_state(tmp_path / "w.pt")
-    assert torch.equal(read_state(tmp_path / "w.pt", trust_pickle=True).state["3.bias"], STATE["3.bias"])
-
-
-class Linear(nn.Sequential):
-    """Pickles as a call, so that its weights are inside the arguments."""
+class Rebuilt(nn.Sequential):
+    """Pickles as a call, so that its weights are in no file."""
 
     def __init__(self):
         super().__init__(*network())
 
     def __reduce__(self):
-        return (Linear, ())
+        return (Rebuilt, ())
+
+
+def test_weights_inside_an_object_are_read_without_its_code(tmp_path):
+    torch.save({"average": Average(), "epoch": 3}, tmp_path / "w.pt")
+    found = read_state(tmp_path / "w.pt")
+    assert found.key == "average.module"
+    assert torch.equal(found.state["3.bias"], STATE["3.bias"])
+
+
+def test_weights_that_only_code_makes_need_trust(tmp_path):
+    torch.save({"net": Rebuilt()}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"holds more than tensors \(.*Rebuilt\).*--trust-pickle"):
+        read_state(tmp_path / "w.pt")
+    assert torch.equal(read_state(tmp_path / "w.pt", trust_pickle=True).state["3.bias"], STATE["3.bias"])
+
+
+def test_several_state_dicts_may_have_numbers(tmp_path):
+    torch.save({0: STATE, 1: STATE}, tmp_path / "w.pt")
+    assert read_state(tmp_path / "w.pt").key == "0"
+    assert read_state(tmp_path / "w.pt", key="1").others == ("0",)
 
 
 def test_weights_in_several_files_are_read_by_their_index(tmp_path):
