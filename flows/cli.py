@@ -76,7 +76,7 @@ Student = Annotated[
 ]
 TrustPickle = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Unpickle a whole module, which runs any code in the file."),
+    typer.Option("--trust-pickle", help="Unpickle --teacher or --weights, which runs any code in the file."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
