@@ -228,9 +228,21 @@ def test_vectors_of_length_one_are_an_embedding(odd):
     assert bring_module(odd.Metric(), given).classifier.card.outputs == "logits"
 
 
-def test_a_teacher_that_changes_in_eval_mode_is_refused(odd):
-    with pytest.raises(TeacherError, match=r"pass in eval mode changes the teacher's own tensors \(passes\)"):
-        bring_module(odd.Counting(), SourceConfig(in_channels=1, image_size=16))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Counting", r"pass in eval mode changes the teacher's own tensors \(passes\)"),
+        ("WithExtraState", r"holds values that are not tensors \(_extra_state: dict\)"),
+        ("Wordless", r"returns shape \(2, 0\), which holds no numbers"),
+        ("Strange", r"rejects float images of shape \(1, 16, 16\): 'stage'"),
+    ],
+)
+def test_a_network_that_cannot_be_stored_or_used_is_one_sentence(odd, tmp_path, name, message):
+    network = getattr(odd, name)()
+    with pytest.raises(TeacherError, match=message):
+        bring_module(network, SourceConfig(in_channels=1, image_size=16))
+    with pytest.raises(TeacherError, match=message):
+        bring(tmp_path, model=f"odd_nets:{name}", weights=weights_of(network, tmp_path), image_size=16)
 
 
 @pytest.mark.parametrize(
