@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from dfkd_core.common.digests import file_sha256
+from dfkd_core.common.digests import file_sha256, write_json
 from dfkd_core.export.fidelity import Fidelity
 from dfkd_core.export.forms import packages
 from dfkd_core.models.classifier import ModelCard
@@ -26,6 +26,7 @@ __all__ = [
     "ExportFormat",
     "ExportReport",
     "ExportedForm",
+    "FailedForm",
     "Precision",
     "describe_preprocessing",
     "find_versions",
@@ -65,6 +66,16 @@ class ExportedForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedForm:
+    """A requested form that is not in the folder."""
+
+    file: str
+    """The file that it would have."""
+    reason: str
+    """Why it could not be made, or the check that it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """Contents of `export.json`; a pure function of the student, the options, the versions and the processor's kind."""
 
@@ -74,6 +85,8 @@ class ExportReport:
     """Digest of the student's weights and card, see `model_digest`."""
     forms: tuple[ExportedForm, ...]
     """The forms in the order in which they were made."""
+    failures: tuple[FailedForm, ...]
+    """The requested forms that could not be made or failed their check."""
     num_checked_images: int
     """Images on which every form was compared with the student."""
     max_relative_difference: float
@@ -146,11 +159,13 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 def place_export(folder: Path, out: Path) -> None:
     """Move a finished export to its place, and delete the files of an earlier export that nobody has changed since."""
     names = sorted(path.name for path in folder.iterdir())
-    for name, digest in (read_digests(out) or {}).items():
+    earlier, digests = read_digests(out) or {}, read_digests(folder) or {}
+    # If this is interrupted, the folder is still an export, which the next one replaces.
+    write_json(out / EXPORT_FILE, {"made_by": MADE_BY, "sha256": {**earlier, **digests}})
+    for name, digest in earlier.items():
         old = out / name
         if name not in names and Path(name).name == name and old.is_file() and file_sha256(old) == digest:
             old.unlink()
-    out.mkdir(exist_ok=True)
     # The report is moved last, so that it never lists files that are not there yet.
     for name in [*(name for name in names if name != EXPORT_FILE), EXPORT_FILE]:
         (folder / name).replace(out / name)
