@@ -6,7 +6,6 @@ c channels, h height, w width.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from dfkd_core.common.digests import file_sha256
+from dfkd_core.common.strict_json import parse_json
 from dfkd_core.export.fidelity import Fidelity
 from dfkd_core.export.forms import packages
 from dfkd_core.models.classifier import ModelCard
@@ -137,7 +137,7 @@ def processor_features() -> str:
 def read_digests(folder: Path) -> dict[str, str] | None:
     """Return the digests of the files of an export, None if the folder is not an export."""
     try:
-        content = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        content = parse_json((folder / EXPORT_FILE).read_bytes())
         return dict(content["sha256"]) if content["made_by"] == MADE_BY else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -5,6 +5,7 @@ Only tensors and plain containers are unpickled (`weights_only=True`).
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from dfkd_core.common.archives import check_safetensors, open_regular, read_regular
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.program_checks import check_saved
 
 __all__ = ["FoundWeights", "fit_weights", "read_plain_file", "read_safetensors", "read_state", "state_faults"]
 
@@ -79,10 +82,12 @@ def read_plain_file(path: Path) -> Any:
     """Read a file of `torch.save` that holds tensors and plain containers onto the CPU.
 
     Raises:
-        TeacherError: It is missing, corrupt, or needs unpickling.
+        TeacherError: It is missing, corrupt, could be read in two ways, or needs unpickling.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream:
+            check_saved(stream)
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
@@ -113,10 +118,12 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
         missing: Message for a missing file; `{path}` is replaced by the path.
 
     Raises:
-        TeacherError: The file is missing or corrupt.
+        TeacherError: The file is missing, corrupt or could be read in two ways.
     """
     try:
-        return load_file(path)
+        content = read_regular(path)
+        check_safetensors(io.BytesIO(content))
+        return load(content)
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class that it does not export for typing

@@ -11,7 +11,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 import torch
 
+from dfkd_core.common.archives import read_regular
 from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.strict_json import parse_json
 from dfkd_core.errors import TransferSetError
 from dfkd_core.transfer_set.shards import REDO, SHARD_NAME, ShardRecord, read_shard, shard_name, storing
 
@@ -145,7 +146,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
     except FileNotFoundError:
         raise TransferSetError(f"No transfer set in {folder}: {MANIFEST_NAME} is missing. {REDO}") from None
     except (OSError, ValueError) as error:

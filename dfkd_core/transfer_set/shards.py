@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dfkd_core.common.archives import check_safetensors, unchanged
 from dfkd_core.common.digests import file_sha256, write_atomically
 from dfkd_core.errors import TransferSetError
 
@@ -110,9 +111,11 @@ def read_shard(path: Path) -> Shard:
     if not path.is_file():
         raise TransferSetError(f"Shard {path} is missing. {REDO}")
     try:
-        tensors = load_file(path)
+        with unchanged(path) as stream:
+            check_safetensors(stream)
+            tensors = load_file(path)
         return Shard(**{field.name: tensors[field.name] for field in fields(Shard)})
-    except (SafetensorError, OSError, AssertionError) as error:
+    except (SafetensorError, OSError, ValueError, AssertionError) as error:
         raise TransferSetError(f"Shard {path} is truncated or not a shard: {error}. {REDO}") from error
     except KeyError as error:
         raise TransferSetError(f"Shard {path} lacks the tensor {error}. {REDO}") from error
