@@ -6,7 +6,7 @@ c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,11 @@ from dfkd_core.models.architectures import (
     TORCHVISION,
     architecture_fault,
     build_architecture,
-    factory_file,
     first_channels,
     last_units,
-    look_here,
 )
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe, in_memory_format
+from dfkd_core.models.factories import factory_file, look_here
 from dfkd_core.models.layers import OUTPUT
 from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
 from dfkd_core.models.programs import export_program, in_one_file, load_program, program_files, program_kind
@@ -62,7 +61,14 @@ class BroughtTeacher:
     """Detected and assumed properties, one line each."""
 
 
-def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image_size_hint: int = 0) -> BroughtTeacher:
+def bring_teacher(
+    config: SourceConfig,
+    *,
+    scratch: Path,
+    layer: str = "",
+    image_size_hint: int = 0,
+    trusted_factories: Collection[str] = (),
+) -> BroughtTeacher:
     """Load a trained network, detect the properties that are not given, and check that it can be a teacher.
 
     Args:
@@ -70,6 +76,7 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         scratch: Folder that must exist as long as the classifier; a pickled module is exported into it.
         layer: Address of the modelled layer; empty detects it.
         image_size_hint: Size in pixels to try first if none is given, for example that of the data set.
+        trusted_factories: If the network is a stored model: as in `load_model`.
 
     Raises:
         ConfigError: The architecture is unknown or cannot be built.
@@ -89,13 +96,15 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
     path = Path(config.model)
     notes: list[str] = []
     if (path / CONFIG_FILE).is_file():
-        return _checked(load_model(path), layer, notes)
+        return _checked(load_model(path, trusted_factories=trusted_factories), layer, notes)
     if (kind := program_kind(path) if path.is_file() else None) is not None:
         found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
     elif path.suffix == ".safetensors":
         raise ConfigError(
             f"{path} holds weights and no network. Name the architecture as --teacher and the file as --weights"
         )
+    elif path.suffix == ".py":
+        raise ConfigError(f"teacher.source.model: {architecture_fault(config.model)}")
     elif path.is_file():
         found = _bring_pickle(path, config, scratch, image_size_hint, notes)
     elif fault := architecture_fault(config.model):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from dfkd_core.models.architectures import argument_fault
 from dfkd_core.sections import NonNegativeInt, config_section
 
 __all__ = ["SourceConfig"]
@@ -71,3 +72,5 @@ class SourceConfig:
             yield f"std must be above 0, got {list(self.std)}"
         if not self.model and self.weights:
             yield "model must be set if weights are: the architecture that they belong to"
+        if fault := argument_fault(self.model, self.arguments):
+            yield f"arguments: {fault}"

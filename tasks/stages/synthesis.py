@@ -23,6 +23,7 @@ from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
 from tasks.caching.code import code_digest
 from tasks.caching.policy import cached
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, place_file, reference
 from tasks.records.progress import noting, report
 from tasks.records.tables import write_image_grid
@@ -41,7 +42,9 @@ def prepare(
 ) -> Artifact:
     """Let the method train or search what all its images need, and write the state into `folder`."""
     with timed("synthesize"):
-        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        source = Path(teacher.path)
+        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        features = load_statistics(Path(statistics.path))
         state = prepare_method(config, loaded, features, seed=seed, on_progress=report)
     path = Path(folder, _STATE_FILE)
     with write_atomically(path) as temporary:
@@ -69,7 +72,9 @@ def make_shard(
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
-        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        source = Path(teacher.path)
+        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        features = load_statistics(Path(statistics.path))
         state = load_file(prepared.path) if prepared else NO_STATE
         synthesizer = build_synthesizer(config, loaded, features, state)
         shard = synthesize_shard(synthesizer, loaded, shard_index=index, config=config, seed=seed, on_progress=note)
@@ -97,7 +102,9 @@ def assemble_transfer_set(
         place_file(source, out / source.name)
         count = int(shard.numbers["num_images"])
         records.append(ShardRecord(file=source.name, sha256=shard.sha256, num_images=count))
-    loaded, features = load_teacher(Path(teacher.path)), load_statistics(Path(statistics.path))
+    path = Path(teacher.path)
+    loaded = load_teacher(path, trusted_factories=trusted_factories(path))
+    features = load_statistics(Path(statistics.path))
     manifest = write_manifest(
         out,
         method=config.method,
