@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,15 @@ import numpy as np
 
 from dfkd_core.common.strict_json import parse_json
 
-__all__ = ["check_npz", "check_safetensors", "check_zip", "open_regular", "read_regular", "unchanged"]
+__all__ = [
+    "SafetensorsHeader",
+    "check_npz",
+    "check_safetensors",
+    "check_zip",
+    "open_regular",
+    "read_regular",
+    "unchanged",
+]
 
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
@@ -265,8 +274,17 @@ def _array_header(member: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any
     return shape, dtype
 
 
-def check_safetensors(stream: BinaryIO) -> dict[str, str]:
-    """Check that a safetensors file can be read in one way only, and return its metadata.
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """What a safetensors file says of itself."""
+
+    metadata: dict[str, str]
+    names: tuple[str, ...]
+    """Names of its tensors, in the order of their bytes."""
+
+
+def check_safetensors(stream: BinaryIO) -> SafetensorsHeader:
+    """Check that a safetensors file can be read in one way only, and return its header.
 
     Its header has each key once, its tensors follow each other without gaps, and the last one ends the file.
 
@@ -295,7 +313,7 @@ def check_safetensors(stream: BinaryIO) -> dict[str, str]:
         start = last
     if start != size - 8 - length:
         raise ValueError(f"its tensors have {start:,} bytes, the file has {size - 8 - length:,} for them")
-    return metadata
+    return SafetensorsHeader(metadata, tuple(name for _, _, name in places))
 
 
 def _tensor_place(name: str, entry: Any) -> tuple[int, int, str]:

@@ -194,7 +194,7 @@ def _to_tensor(array: np.ndarray[Any, Any], name: str, path: Path) -> Tensor:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
         with unchanged(path) as stream, safe_open(path, "pt") as archive:
-            text = check_safetensors(stream).get("class_names", "[]")
+            text = check_safetensors(stream).metadata.get("class_names", "[]")
             found = {name: archive.get_tensor(name) for name in ("images", "labels") if name in archive.keys()}
     except FileNotFoundError:
         raise DataError(f"No file {path}. Correct data.dataset: file:PATH") from None

@@ -67,8 +67,11 @@ def program_kind(path: Path) -> ProgramKind | None:
         return kind
     if path.suffix not in (".pt", ".pth") or not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return None
     if any(name.startswith("models/") for name in names):
         return "pt2"
     return "torchscript" if "constants.pkl" in names and any(name.startswith("code/") for name in names) else None

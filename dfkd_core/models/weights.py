@@ -122,8 +122,10 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
     """
     try:
         content = read_regular(path)
-        check_safetensors(io.BytesIO(content))
-        return load(content)
+        header = check_safetensors(io.BytesIO(content))
+        tensors = load(content)
+        # The library returns them in any order, and the last matrix tells the number of classes.
+        return {name: tensors[name] for name in header.names}
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class that it does not export for typing

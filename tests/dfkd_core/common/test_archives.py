@@ -246,8 +246,10 @@ def entry(start, end, shape=None):
 def test_check_safetensors__accepts_what_the_library_writes():
     tensors = {"b": torch.zeros(3, 2), "a": torch.ones(0), "c": torch.zeros(5, dtype=torch.bool), "d": torch.tensor(1)}
     content = save(tensors, {"key": "value"})
-    assert check_safetensors(io.BytesIO(content)) == {"key": "value"}
-    assert load(content).keys() == tensors.keys()
+    header = check_safetensors(io.BytesIO(content))
+    assert header.metadata == {"key": "value"}
+    assert set(header.names) == load(content).keys() == tensors.keys()
+    assert header.names.index("d") < header.names.index("b") < header.names.index("c")
 
 
 @pytest.mark.parametrize(
