@@ -24,7 +24,7 @@ from dfkd_core.errors import ExportError
 from dfkd_core.export.fidelity import Predict
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.programs import trace_program
-from dfkd_core.models.storage import load_model
+from dfkd_core.models.storage import load_model, read_card
 
 __all__ = [
     "ONNX_SETTINGS",
@@ -173,8 +173,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def read_safetensors(folder: Path) -> Predict:
-    """Load `model.safetensors` and `config.json`."""
-    return load_model(folder)
+    """Load `model.safetensors` and `config.json`, which this process has just written."""
+    return load_model(folder, trusted_factories=[read_card(folder).network])
 
 
 def read_pt2(path: Path) -> Predict:

@@ -5,7 +5,7 @@ n images, c channels, h height, w width, d units of the modelled layer, k classe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,15 +286,16 @@ class Teacher:
             )
 
 
-def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
+def load_teacher(folder: Path, *, compute: Compute = CPU, trusted_factories: Collection[str] = ()) -> Teacher:
     """Read a classifier that `save_model` wrote and freeze it as a `Teacher`.
 
     Args:
         folder: Folder with config.json and the weights or the program.
         compute: Device and memory that it uses.
+        trusted_factories: As in `load_model`.
 
     Raises:
-        ConfigError: The machine has no such device.
+        ConfigError: The machine has no such device, or as `load_model`.
         TeacherError: As `load_model` and `Teacher`.
 
     Example:
@@ -311,7 +312,8 @@ def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
         ('layers', 84)
     """
     compute = settled(compute)
-    return Teacher(load_model(folder), device=compute.device, memory=compute.memory)
+    classifier = load_model(folder, trusted_factories=trusted_factories)
+    return Teacher(classifier, device=compute.device, memory=compute.memory)
 
 
 def _check_finite(classifier: Classifier) -> None:

@@ -5,6 +5,7 @@ No code of the file's author runs, unless the user trusts the file.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from dfkd_core.common.archives import check_safetensors
 from dfkd_core.common.json_files import read_json_object
+from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 
@@ -157,10 +160,14 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
         missing: Message for a missing file; `{path}` is replaced by the path.
 
     Raises:
-        TeacherError: The file is missing or corrupt.
+        TeacherError: The file is missing, corrupt or could be read in two ways.
     """
     try:
-        return load_file(path)
+        content = read_regular(path)
+        header = check_safetensors(io.BytesIO(content))
+        tensors = load(content)
+        # The library returns them in any order, and the last matrix tells the number of classes.
+        return {name: tensors[name] for name in header.names}
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class that it does not export for typing

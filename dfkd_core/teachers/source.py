@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from dfkd_core.models.architectures import argument_fault
 from dfkd_core.sections import NonNegativeInt, config_section
 
 __all__ = ["SourceConfig", "values_of"]
@@ -80,6 +81,8 @@ class SourceConfig:
         yield from (fault for rule in self.rename.items() if (fault := _rule_fault(*rule)))
         if not self.model and self.weights:
             yield "model must be set if weights are: the architecture that they belong to"
+        if loading := argument_fault(self.model, self.arguments):
+            yield f"arguments: {loading}"
 
 
 def values_of(numbers: tuple[float, ...] | float) -> tuple[float, ...]:

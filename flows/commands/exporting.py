@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +19,8 @@ from dfkd_core.models.storage import load_model
 from dfkd_core.transfer_set.reader import TransferSet
 from flows.session.display import say
 from flows.settings.parsing import load_params
+from flows.settings.trust import allow
+from tasks.caching.trust import allow_factories, trusted_factories
 from tasks.caching.workspace import STUDENT, TRANSFER_SET
 
 __all__ = ["export_student"]
@@ -33,6 +35,7 @@ def export_student(
     int8: bool,
     transfer_set: Path | None,
     min_agreement: float,
+    trusted: Collection[str] = (),
 ) -> None:
     """Export a stored student and print one line for each form.
 
@@ -45,6 +48,7 @@ def export_student(
         transfer_set: Images for check and calibration; None takes the project's if the project's student becomes
             int8, and otherwise generic shapes for the check.
         min_agreement: Smallest agreement of an int8 form with the student.
+        trusted: Factories that the student may call.
 
     Raises:
         ConfigError: An option is not allowed.
@@ -56,7 +60,11 @@ def export_student(
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
-    student = load_model(folder)
+    if student_folder is None:
+        allow(load_params(), trusted)
+    else:
+        allow_factories(folder, trusted)
+    student = load_model(folder, trusted_factories=trusted_factories(folder))
     if int8 and transfer_set is None:
         if student_folder is not None:
             raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")

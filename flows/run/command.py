@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 from flows.run.ahead import Outlook, look_ahead
@@ -23,13 +23,19 @@ __all__ = ["run_all"]
 
 
 def run_all(
-    preset: str | None, assignments: Sequence[str], *, start: float, outlook: Future[Outlook] | None = None
+    preset: str | None,
+    assignments: Sequence[str],
+    *,
+    trusted: Collection[str] = (),
+    start: float,
+    outlook: Future[Outlook] | None = None,
 ) -> None:
     """Settle the parameters, run the pipeline if something has changed, and show the table.
 
     Args:
         preset: Preset that params.yaml is set to first.
         assignments: Changes made after it.
+        trusted: Factories that a stored teacher may call.
         start: When the command was started, in seconds since the epoch.
         outlook: Result of an earlier `look_ahead`; only without preset and assignments.
 
@@ -37,7 +43,7 @@ def run_all(
         DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
     with only_run():
-        with planned(preset, assignments) as plan:
+        with planned(preset, assignments, trusted=trusted) as plan:
             ahead = _settled(plan, outlook)
         if not ahead.changed and is_published():
             say("Nothing has changed: all stages are up to date and the student is registered.")

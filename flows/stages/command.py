@@ -19,6 +19,7 @@ from flows.session.display import Display, say
 from flows.session.lifeline import end_with_callers
 from flows.session.server import await_server, start_server
 from flows.settings.params import Params
+from flows.settings.trust import allow
 from tasks.caching.code import code_digest
 from tasks.records.progress import listening
 from tasks.records.timing import clear_seconds, stage_seconds
@@ -46,6 +47,7 @@ def run_stage(name: str, params: Params) -> None:
     """
     if name not in STAGES:
         raise ConfigError(f"No stage {name!r}. Stages: {', '.join(STAGES)}")
+    allow(params, ())
     module, function = STAGES[name]
     torch.set_num_threads(params.execution.num_threads)
     run_flow(name, module, function, params)

@@ -29,6 +29,7 @@ from prefect.cache_policies import NO_CACHE
 from dfkd_core.common.pixels import grey_images
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.storage import load_model
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import REPORTS, STORE, STUDENT, TRANSFER_SET
 
 __all__ = [
@@ -101,7 +102,7 @@ def log_run(
     with mlflow.start_run(experiment_id=experiment_id, tags=dict(tags)) as run:
         log_figures(run.info.run_id, [*_epochs(), *_metrics(metrics)], params)
         _log_files()
-        model_uri = log_student(load_model(STUDENT))
+        model_uri = log_student(load_model(STUDENT, trusted_factories=trusted_factories(STUDENT)))
     return run.info.run_id, model_uri
 
 
