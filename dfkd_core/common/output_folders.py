@@ -71,11 +71,11 @@ def replacing_files(folder: Path, *, last: str, stale: Callable[[Path], Iterable
     check_output_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in filter(_is_remains, list(folder.iterdir())):
+    for path in filter(_is_abandoned, list(folder.iterdir())):
         shutil.rmtree(path)
     try:
         # Inside of the folder, which can be on a disk of its own.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as staged:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-") as staged:
             yield Path(staged)
             _exchange(Path(staged), folder, last, stale)
     except BaseException:
@@ -96,3 +96,17 @@ def _exchange(staged: Path, folder: Path, last: str, stale: Callable[[Path], Ite
 
 def _is_remains(path: Path) -> bool:
     return path.name.startswith(_UNFINISHED) and path.is_dir() and not path.is_symlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether a folder was filled by a process that has ended."""
+    owner = path.name.removeprefix(_UNFINISHED).partition("-")[0]
+    if not _is_remains(path) or not owner.isdecimal():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
