@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dfkd_core.common.digests import file_sha256, write_json
-from dfkd_core.common.output_folders import check_output_folder, is_vacant, replacing_files
+from dfkd_core.common.output_folders import check_output_folder, finish_replacing, is_vacant, replacing_files
 from dfkd_core.common.pixels import load_batch, quantise
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
@@ -100,6 +100,7 @@ def check_export_target(out: Path) -> None:
         ConfigError: It cannot be written, or it is not empty and is not an earlier export.
     """
     check_output_folder(out)
+    finish_replacing(out, last=EXPORT_FILE, stale=unchanged_files)
     if not is_vacant(out) and read_digests(out) is None:
         raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
 
