@@ -89,6 +89,8 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
     Raises:
         TeacherError: The outputs are not of rank 2, are not numbers or are the vectors of an embedding.
     """
+    if outputs.is_complex():
+        raise TeacherError("The network returns complex numbers. A teacher must return logits or probabilities")
     if not outputs.is_floating_point():
         raise TeacherError(
             f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "

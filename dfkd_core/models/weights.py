@@ -5,7 +5,6 @@ No code of the file's author runs, unless the user trusts the file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 
@@ -117,11 +117,10 @@ def _main_file(path: Path) -> Path:
 def _parts(index: Path) -> list[Path]:
     """Return the files that an index names, each in its own folder."""
     try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(name) for name in named})
+        names = sorted({str(name) for name in read_json_object(index)["weight_map"].values()})
     except FileNotFoundError:
         raise TeacherError(_MISSING.format(path=index)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, AttributeError, OSError) as error:
         raise TeacherError(f"{index} is no index of weights in several files: {error}. Copy it again") from None
     outside = [name for name in names if name in ("", ".", "..") or re.search(r"[/\\]", name)]
     if outside:
@@ -131,6 +130,9 @@ def _parts(index: Path) -> list[Path]:
 
 def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Return what a file holds, and the classes of objects that were not read."""
+    # Opening a pipe would wait for ever.
+    if path.exists() and not path.is_file():
+        raise TeacherError(f"{path} is not a regular file. Correct teacher.source.weights")
     if path.name.endswith(_INDEX):
         state: dict[str, Any] = {}
         for part in _parts(path):

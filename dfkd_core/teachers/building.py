@@ -22,7 +22,7 @@ from dfkd_core.models.programs import program_kind
 from dfkd_core.models.renaming import fit_weights, rename, renaming_for
 from dfkd_core.models.weights import read_state, state_faults
 from dfkd_core.teachers.description import describe_network
-from dfkd_core.teachers.preflight import probe_images
+from dfkd_core.teachers.preflight import check_tensors, probe_images
 from dfkd_core.teachers.published import PublishedWeights, find_published
 from dfkd_core.teachers.shapes import BuildShape, build_shapes, fitting_shape, size_argument, sizes_to_try
 from dfkd_core.teachers.source import SourceConfig
@@ -172,6 +172,7 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceC
     Raises:
         TeacherError: They do not fit.
     """
+    check_tensors(network)
     fitted = fit_weights(network, state)
     faults = state_faults(network, fitted.state)
     if not faults:

@@ -14,7 +14,7 @@ from dfkd_core.errors import DfkdError, TeacherError
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.outputs import find_output_key, select_output
 
-__all__ = ["check_rows", "check_teacher", "probe_images", "try_forward"]
+__all__ = ["check_rows", "check_teacher", "check_tensors", "probe_images", "try_forward"]
 
 _NUM_PROBES = 16
 # Relative to the outputs' scale: above the rounding of another order of sums, below the effect of dropout.
@@ -60,6 +60,21 @@ def try_forward(network: torch.nn.Module, images: Tensor, *, with_graph: bool = 
         ) from error
 
 
+def check_tensors(network: torch.nn.Module) -> None:
+    """Check that a network's state consists of tensors, since nothing else is stored.
+
+    Raises:
+        TeacherError: It holds other values.
+    """
+    state = network.state_dict().items()
+    others = [f"{name}: {type(value).__name__}" for name, value in state if not isinstance(value, Tensor)]
+    if others:
+        raise TeacherError(
+            f"The network's state_dict() holds values that are not tensors ({', '.join(others[:3])}): quantised "
+            "weights or an extra state, perhaps. Use the network before quantisation, or without them"
+        )
+
+
 def check_rows(answer: object, images: Tensor, key: str) -> None:
     """Check that a network's answer has one row for each image.
 
@@ -72,6 +87,8 @@ def check_rows(answer: object, images: Tensor, key: str) -> None:
         TeacherError: It has more or fewer rows, or lost the dimension of the images.
     """
     output = select_output(answer, key or find_output_key(answer))
+    if not output.numel():
+        raise TeacherError(f"The network returns shape {tuple(output.shape)}, which holds no numbers")
     is_one_number = len(images) == output.numel() == 1
     if is_one_number or (output.dim() and len(output) == len(images)):
         return
@@ -99,7 +116,8 @@ def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
         TeacherError: The number of rows is not that of the images, an output is not finite, changes from call to call,
             is the same for all images, or has no gradient with respect to the image; or a pass changes a tensor.
     """
-    before = {name: tensor.clone() for name, tensor in _tensors(classifier).items()}
+    check_tensors(classifier.network)
+    before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     with torch.no_grad():
         logits, alone, _ = (_checked_logits(classifier, images[:count]) for count in (len(images), 1, 2))
         _check_unchanged(classifier, before)
@@ -145,17 +163,13 @@ def _checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def _check_unchanged(classifier: Classifier, before: dict[str, Tensor]) -> None:
-    after = _tensors(classifier)
+    after = classifier.network.state_dict()
     changed = [name for name, tensor in after.items() if name not in before or not _is_same(before[name], tensor)]
     if changed:
         raise TeacherError(
             f"A pass in eval mode changes the teacher's own tensors ({', '.join(changed[:5])}), so its answers depend "
             "on earlier images. Update them only if self.training is true"
         )
-
-
-def _tensors(classifier: Classifier) -> dict[str, Tensor]:
-    return {name: value for name, value in classifier.network.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:

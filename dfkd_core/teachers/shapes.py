@@ -16,7 +16,7 @@ from dfkd_core.errors import TeacherError
 from dfkd_core.models.architectures import TIMM, TORCHVISION, ShapeParameter, shape_parameters
 from dfkd_core.models.built_in import is_built_in
 from dfkd_core.models.lazy_layers import has_lazy_layers
-from dfkd_core.teachers.preflight import check_rows, probe_images, try_forward
+from dfkd_core.teachers.preflight import check_rows, check_tensors, probe_images, try_forward
 from dfkd_core.teachers.source import SourceConfig
 
 __all__ = ["BuildShape", "build_shapes", "fitting_shape", "size_argument", "sizes_to_try"]
@@ -110,8 +110,9 @@ def fitting_shape(
         built_channels: Channels that the network was built for, 0 if unknown.
 
     Raises:
-        TeacherError: There is none; the message is that of the first shape.
+        TeacherError: There is none, and the message is that of the first shape; or its state is not made of tensors.
     """
+    check_tensors(network)
     if has_lazy_layers(network) and not (config.in_channels and len(sizes) == 1):
         raise TeacherError(
             "The network has lazy layers, which take the shape of the first image. Set teacher.source.in_channels and "

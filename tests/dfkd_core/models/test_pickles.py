@@ -54,7 +54,7 @@ def touch(path):
 
 def beside():
     options = Options(rate=0.1)
-    options.name = "run"
+    vars(options)["name"] = "run"
     return {
         "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs/1"), data=pathlib.Path("here")),
         "best": np.float64(0.91),

@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -220,6 +221,12 @@ def test_an_index_that_is_damaged_or_leaves_its_folder_is_refused(tmp_path, cont
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(TeacherError, match=message):
         read_state(tmp_path)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"w\.pt is not a regular file"):
+        read_state(tmp_path / "w.pt")
 
 
 def test_a_folder_has_its_weights_under_their_usual_name(tmp_path):

@@ -1,10 +1,10 @@
 """Teachers that a loader easily misreads: each is loaded as it is, or refused in one sentence."""
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,11 +124,7 @@ def test_an_answer_without_the_dimension_of_the_images_is_found_at_once(odd):
 
 
 def test_a_single_logit_may_lose_it(odd):
-    class Flat(odd.OneLogit):
-        def forward(self, x):
-            return super().forward(x).squeeze()
-
-    classifier = bring_module(Flat(), SourceConfig(in_channels=1, image_size=16)).classifier
+    classifier = bring_module(odd.FlatLogit(), SourceConfig(in_channels=1, image_size=16)).classifier
     assert classifier(torch.rand(1, 1, 16, 16)).shape == (1, 2)
 
 
@@ -232,9 +228,21 @@ def test_vectors_of_length_one_are_an_embedding(odd):
     assert bring_module(odd.Metric(), given).classifier.card.outputs == "logits"
 
 
-def test_a_teacher_that_changes_in_eval_mode_is_refused(odd):
-    with pytest.raises(TeacherError, match=r"pass in eval mode changes the teacher's own tensors \(passes\)"):
-        bring_module(odd.Counting(), SourceConfig(in_channels=1, image_size=16))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Counting", r"pass in eval mode changes the teacher's own tensors \(passes\)"),
+        ("WithExtraState", r"holds values that are not tensors \(_extra_state: dict\)"),
+        ("Wordless", r"returns shape \(2, 0\), which holds no numbers"),
+        ("Strange", r"rejects float images of shape \(1, 16, 16\): 'stage'"),
+    ],
+)
+def test_a_network_that_cannot_be_stored_or_used_is_one_sentence(odd, tmp_path, name, message):
+    network = getattr(odd, name)()
+    with pytest.raises(TeacherError, match=message):
+        bring_module(network, SourceConfig(in_channels=1, image_size=16))
+    with pytest.raises(TeacherError, match=message):
+        bring(tmp_path, model=f"odd_nets:{name}", weights=weights_of(network, tmp_path), image_size=16)
 
 
 @pytest.mark.parametrize(
@@ -296,27 +304,33 @@ def test_sources_that_are_none_are_one_sentence(tmp_path):
             bring(tmp_path, model=model)
 
 
+# Without their types, since wrong arguments are what is tested.
+MODULE: Any = bring_module
+TEACHER: Any = bring_teacher
+SOURCE: Any = SourceConfig
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bring_module("lenet5"), r"takes a torch\.nn\.Module, got 'lenet5'.*bring_teacher"),
-        (lambda: bring_module(nn.Linear), r"takes a torch\.nn\.Module, got <class"),
-        (lambda: bring_module(nn.Flatten(), {"image_size": 8}), "config must be a SourceConfig"),
-        (lambda: bring_module(nn.Flatten(), layer=3), "layer must be the address of a layer"),
-        (lambda: bring_teacher("lenet5", scratch=Path()), "config must be a SourceConfig, got 'lenet5'"),
-        (lambda: bring_teacher(SourceConfig(model="lenet5"), scratch=Path(), image_size_hint=-1), "image_size_hint"),
-        (lambda: SourceConfig(model=Path("net.pt")), r"model must be text, got (Posix|Windows)Path"),
-        (lambda: SourceConfig(in_channels="3"), "in_channels must be a whole number, got '3'"),
-        (lambda: SourceConfig(image_size=8.0), r"image_size must be a whole number, got 8\.0"),
-        (lambda: SourceConfig(mean="0.5"), "mean must be a list of numbers or a number, got '0.5'"),
-        (lambda: SourceConfig(value_range=(0.0,)), "value_range must be a list of 2 numbers"),
-        (lambda: SourceConfig(value_range=(0.0, float("inf"))), "must be finite numbers"),
-        (lambda: SourceConfig(std=(float("nan"),)), "std must be above 0"),
-        (lambda: SourceConfig(outputs="softmax"), "outputs must be one of 'auto', 'logits'"),
-        (lambda: SourceConfig(rename={"(": ""}), r"rename must map regular expressions to replacements, got '\('"),
-        (lambda: SourceConfig(rename={"a": 3}), "rename must be a mapping"),
-        (lambda: SourceConfig(class_names=[1]), "class_names must be a list of texts"),
-        (lambda: dataclasses.replace(SourceConfig(), trust_pickle=1), "trust_pickle must be true or false, got 1"),
+        (lambda: MODULE("lenet5"), r"takes a torch\.nn\.Module, got 'lenet5'.*bring_teacher"),
+        (lambda: MODULE(nn.Linear), r"takes a torch\.nn\.Module, got <class"),
+        (lambda: MODULE(nn.Flatten(), {"image_size": 8}), "config must be a SourceConfig"),
+        (lambda: MODULE(nn.Flatten(), layer=3), "layer must be the address of a layer"),
+        (lambda: TEACHER("lenet5", scratch=Path()), "config must be a SourceConfig, got 'lenet5'"),
+        (lambda: TEACHER(SOURCE(model="lenet5"), scratch=Path(), image_size_hint=-1), "image_size_hint"),
+        (lambda: SOURCE(model=Path("net.pt")), r"model must be text, got (Posix|Windows)Path"),
+        (lambda: SOURCE(in_channels="3"), "in_channels must be a whole number, got '3'"),
+        (lambda: SOURCE(image_size=8.0), r"image_size must be a whole number, got 8\.0"),
+        (lambda: SOURCE(mean="0.5"), "mean must be a list of numbers or a number, got '0.5'"),
+        (lambda: SOURCE(value_range=(0.0,)), "value_range must be a list of 2 numbers"),
+        (lambda: SOURCE(value_range=(0.0, float("inf"))), "must be finite numbers"),
+        (lambda: SOURCE(std=(float("nan"),)), "std must be above 0"),
+        (lambda: SOURCE(outputs="softmax"), "outputs must be one of 'auto', 'logits'"),
+        (lambda: SOURCE(rename={"(": ""}), r"rename must map regular expressions to replacements, got '\('"),
+        (lambda: SOURCE(rename={"a": 3}), "rename must be a mapping"),
+        (lambda: SOURCE(class_names=[1]), "class_names must be a list of texts"),
+        (lambda: SOURCE(trust_pickle=1), "trust_pickle must be true or false, got 1"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(call, message):
