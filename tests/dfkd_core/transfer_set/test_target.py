@@ -87,7 +87,8 @@ def test_the_remains_of_a_killed_command__are_no_obstacle_and_are_deleted(tmp_pa
 def test_a_set_whose_files_were_only_partly_moved__is_finished(tmp_path, monkeypatch, num_moves, earlier):
     if earlier:
         store(tmp_path, num_shards=earlier, value=9)
-    replace_file, moved = Path.replace, []
+    replace_file = Path.replace
+    moved: list[Path] = []
 
     def stop(path, target):
         if Path(target).parent == tmp_path and path.parent != tmp_path:
