@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.digests import file_sha256
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.export.fidelity import Fidelity
 from dfkd_core.export.forms import packages
@@ -28,7 +28,6 @@ __all__ = [
     "ExportedForm",
     "FailedForm",
     "Precision",
-    "announce_export",
     "describe_preprocessing",
     "find_versions",
     "processor_features",
@@ -42,7 +41,6 @@ EXPORT_FILE = "export.json"
 PREPROCESSING_FILE = "preprocessing.json"
 
 MADE_BY = "dfkd export"
-_EARLIER = "earlier_sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,35 +158,9 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 def unchanged_files(folder: Path) -> list[str]:
     """Return the files of an earlier export that nobody has changed since; none if the folder is not an export."""
-    known = _known_digests(folder).items()
-    return [name for name, digests in known if Path(name).name == name and _has_digest(folder / name, digests)]
+    digests = (read_digests(folder) or {}).items()
+    return [name for name, digest in digests if Path(name).name == name and _has_digest(folder / name, digest)]
 
 
-def announce_export(out: Path, digests: Mapping[str, str]) -> None:
-    """Note the digests of the coming files: if the exchange is interrupted, the folder still belongs to an export.
-
-    Args:
-        out: Folder of the export.
-        digests: SHA-256 by name of the files that will be there.
-    """
-    known = _known_digests(out)
-    write_json(out / EXPORT_FILE, {"made_by": MADE_BY, "sha256": dict(digests), _EARLIER: known})
-
-
-def _known_digests(folder: Path) -> dict[str, list[str]]:
-    """Return the digests that each file of the folder's exports had; more than one after an interrupted exchange."""
-    current = read_digests(folder)
-    if current is None:
-        return {}
-    try:
-        earlier = {name: list(digests) for name, digests in read_json_object(folder / EXPORT_FILE)[_EARLIER].items()}
-    except (KeyError, AttributeError, TypeError):
-        earlier = {}
-    return {
-        name: list(dict.fromkeys([*earlier.get(name, []), *([current[name]] if name in current else [])]))
-        for name in {**earlier, **current}
-    }
-
-
-def _has_digest(path: Path, digests: Sequence[str]) -> bool:
-    return path.is_file() and file_sha256(path) in digests
+def _has_digest(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dfkd_core.common.digests import file_sha256, write_json
-from dfkd_core.common.output_folders import check_output_folder, is_vacant, replacing_files
+from dfkd_core.common.output_folders import check_output_folder, finish_replacing, is_vacant, replacing_files
 from dfkd_core.common.pixels import quantise
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
@@ -44,7 +44,6 @@ from dfkd_core.export.report import (
     PREPROCESSING_FILE,
     ExportFormat,
     ExportReport,
-    announce_export,
     describe_preprocessing,
     find_versions,
     processor_features,
@@ -75,6 +74,7 @@ def check_export_target(out: Path) -> None:
         ConfigError: It cannot be written, or it is not empty and is not an earlier export.
     """
     check_output_folder(out)
+    finish_replacing(out, last=EXPORT_FILE, stale=unchanged_files)
     if not is_vacant(out) and read_digests(out) is None:
         raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
 
@@ -199,7 +199,6 @@ def export_model(
         )
         _check_free(out, report.sha256)
         write_json(folder / EXPORT_FILE, report)
-        announce_export(out, report.sha256)
     return report
 
 
