@@ -95,7 +95,7 @@ def build_architecture(
             f"{name} cannot be built, since a file that it needs cannot be read or downloaded: {error}. Download the "
             "weights elsewhere and pass the file as --weights"
         ) from error
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+    except Exception as error:  # code of the network can raise any exception
         shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items() if value != 0)
         raise ConfigError(
             f"{name} cannot be built with {shown}: {error}. Correct its arguments (teacher.source.arguments or "

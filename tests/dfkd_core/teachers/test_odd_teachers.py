@@ -298,6 +298,7 @@ def test_sources_that_are_none_are_one_sentence(tmp_path):
         (str(tmp_path / "empty.pt"), r"empty\.pt is not a complete file"),
         (str(tmp_path / "w.safetensors"), "holds weights and no network"),
         ("timm:no_such_net", "no_such_net"),
+        ("odd_nets:never_built", "cannot be built.*no patches"),
         ("", r"teacher\.source\.model is empty"),
     ):
         with pytest.raises((ConfigError, TeacherError), match=message):
