@@ -49,10 +49,17 @@ class FoundOrder:
 def order_by_name(data_names: Sequence[str], teacher_names: Sequence[str]) -> tuple[int, ...] | None:
     """Return the teacher's class of each label, None unless every class of the data set is one of the teacher's.
 
+    If names differ, they are compared without case and punctuation: a folder cannot be named `T-shirt/top`.
+
     Args:
         data_names: Names of the data set's classes in the order of its labels; may be empty.
         teacher_names: Names of the teacher's classes in the order of its logits; may be empty.
     """
+    spelled = ([*map(_spelling, names)] for names in (data_names, teacher_names))
+    return _positions(data_names, teacher_names) or _positions(*spelled)
+
+
+def _positions(data_names: Sequence[str], teacher_names: Sequence[str]) -> tuple[int, ...] | None:
     positions = {name: position for position, name in enumerate(teacher_names)}
     are_unique = len(positions) == len(teacher_names) and len(set(data_names)) == len(data_names)
     if not data_names or not are_unique or not positions.keys() >= set(data_names):

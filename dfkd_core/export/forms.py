@@ -130,8 +130,19 @@ def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
 
 
 def write_pt2(program: ExportedProgram, path: Path) -> None:
-    """Write a captured network as a `torch.export` archive; the same network and file name give the same bytes."""
-    torch.export.save(program, path)
+    """Write a captured network as a `torch.export` archive; the same network and file name give the same bytes.
+
+    Raises:
+        ExportError: It cannot be written.
+    """
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:  # the serialiser has no error class of its own
+        raise ExportError(
+            f"The network cannot be written as pt2: {error}. Choose another form: --format safetensors"
+        ) from error
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:

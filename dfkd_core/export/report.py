@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from dfkd_core.common.digests import file_sha256
+from dfkd_core.common.digests import file_sha256, write_json
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.export.fidelity import Fidelity
 from dfkd_core.export.forms import packages
@@ -26,7 +26,9 @@ __all__ = [
     "ExportFormat",
     "ExportReport",
     "ExportedForm",
+    "FailedForm",
     "Precision",
+    "announce_export",
     "describe_preprocessing",
     "find_versions",
     "processor_features",
@@ -40,6 +42,7 @@ EXPORT_FILE = "export.json"
 PREPROCESSING_FILE = "preprocessing.json"
 
 MADE_BY = "dfkd export"
+_EARLIER = "earlier_sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,16 @@ class ExportedForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedForm:
+    """A requested form that is not in the folder."""
+
+    file: str
+    """The file that it would have."""
+    reason: str
+    """Why it could not be made, or the check that it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """Contents of `export.json`; a pure function of the student, the options, the versions and the processor's kind."""
 
@@ -74,6 +87,8 @@ class ExportReport:
     """Digest of the student's weights and card, see `model_digest`."""
     forms: tuple[ExportedForm, ...]
     """The forms in the order in which they were made."""
+    failures: tuple[FailedForm, ...]
+    """The requested forms that could not be made or failed their check."""
     num_checked_images: int
     """Images on which every form was compared with the student."""
     max_relative_difference: float
@@ -145,9 +160,35 @@ def read_digests(folder: Path) -> dict[str, str] | None:
 
 def unchanged_files(folder: Path) -> list[str]:
     """Return the files of an earlier export that nobody has changed since; none if the folder is not an export."""
-    digests = (read_digests(folder) or {}).items()
-    return [name for name, digest in digests if Path(name).name == name and _has_digest(folder / name, digest)]
+    known = _known_digests(folder).items()
+    return [name for name, digests in known if Path(name).name == name and _has_digest(folder / name, digests)]
 
 
-def _has_digest(path: Path, digest: str) -> bool:
-    return path.is_file() and file_sha256(path) == digest
+def announce_export(out: Path, digests: Mapping[str, str]) -> None:
+    """Note the digests of the coming files: if the exchange is interrupted, the folder still belongs to an export.
+
+    Args:
+        out: Folder of the export.
+        digests: SHA-256 by name of the files that will be there.
+    """
+    known = _known_digests(out)
+    write_json(out / EXPORT_FILE, {"made_by": MADE_BY, "sha256": dict(digests), _EARLIER: known})
+
+
+def _known_digests(folder: Path) -> dict[str, list[str]]:
+    """Return the digests that each file of the folder's exports had; more than one after an interrupted exchange."""
+    current = read_digests(folder)
+    if current is None:
+        return {}
+    try:
+        earlier = {name: list(digests) for name, digests in read_json_object(folder / EXPORT_FILE)[_EARLIER].items()}
+    except (KeyError, AttributeError, TypeError):
+        earlier = {}
+    return {
+        name: list(dict.fromkeys([*earlier.get(name, []), *([current[name]] if name in current else [])]))
+        for name in {**earlier, **current}
+    }
+
+
+def _has_digest(path: Path, digests: Sequence[str]) -> bool:
+    return path.is_file() and file_sha256(path) in digests

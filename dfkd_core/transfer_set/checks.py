@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dfkd_core.transfer_set.manifest import Manifest
 
 __all__ = [
+    "MOST_FAULTS",
     "Summary",
     "digest_faults",
     "index_fault",
@@ -37,7 +38,9 @@ __all__ = [
     "whole_faults",
 ]
 
-_MOST_FAULTS = 5
+MOST_FAULTS = 5
+"""Faults of a set that a message lists."""
+
 # Sums of probabilities in float32, and the same figure computed by another processor.
 _TOLERANCE = 1e-3
 _SAME_FIGURE = 1e-6
@@ -56,8 +59,8 @@ class Summary:
 def refuse(folder: Path, faults: Sequence[str]) -> None:
     """Raise a `TransferSetError` with the first faults of a set, each of which names its file, if there are any."""
     if faults:
-        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
-        raise TransferSetError(f"Transfer set {folder}: {'; '.join(faults[:_MOST_FAULTS])}{more}. {REDO}")
+        more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+        raise TransferSetError(f"Transfer set {folder}: {'; '.join(faults[:MOST_FAULTS])}{more}. {REDO}")
 
 
 def layout_faults(
@@ -123,7 +126,10 @@ def digest_faults(folder: Path, shards: Iterable[ShardRecord]) -> Iterator[str]:
 
 
 def _digest_fault(folder: Path, record: ShardRecord) -> str | None:
-    found = file_sha256(folder / record.file)
+    try:
+        found = file_sha256(folder / record.file)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return None if found == record.sha256 else f"has changed (sha256 {found}, the manifest has {record.sha256})"
 
 

@@ -22,7 +22,7 @@ from dfkd_core.common.digests import canonical_json, write_json
 from dfkd_core.common.inner_files import file_fault
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import TransferSetError
-from dfkd_core.transfer_set.checks import refuse, summarise, summary_faults, whole_faults
+from dfkd_core.transfer_set.checks import MOST_FAULTS, refuse, summarise, summary_faults, whole_faults
 from dfkd_core.transfer_set.fields import FORMAT_VERSION, field_faults, version_fault
 from dfkd_core.transfer_set.shards import REDO, ShardRecord, read_shard, storing
 
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-_MOST_FAULTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +155,7 @@ def read_manifest(folder: Path) -> Manifest:
     version = version_fault(content)
     faults = [version] if version else [*field_faults(content)]
     if faults:
-        raise TransferSetError(
-            f"{path} is not a manifest of a transfer set: {'; '.join(faults[:_MOST_FAULTS])}. {REDO}"
-        )
+        raise TransferSetError(f"{path} is not a manifest of a transfer set: {'; '.join(faults[:MOST_FAULTS])}. {REDO}")
     return _parse_manifest(content)
 
 
@@ -215,6 +212,7 @@ def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Mani
         summary = summarise(read_shard(folder / record.file) for record in manifest.shards)
         faults = [f"{MANIFEST_NAME} {fault}" for fault in summary_faults(summary, manifest)]
     if teacher_digest is not None and manifest.teacher_digest != teacher_digest:
-        faults.append(f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}")
+        other = f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}"
+        faults.insert(0, other)
     refuse(folder, faults)
     return manifest

@@ -6,8 +6,8 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -64,21 +64,16 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         shards = [read_shard(self.folder / record.file) for record in self.manifest.shards]
         firsts = itertools.accumulate((len(shard.images) for shard in shards), initial=0)
         faults = (index_fault(shard.image_index, first) for shard, first in zip(shards, firsts))
-        refuse(self.folder, [f"{self._file(index)} {fault}" for index, fault in enumerate(faults) if fault])
+        refuse(self.folder, [f"{file} {fault}" for file, fault in zip(self._files, faults) if fault])
         return shards
 
-    def _file(self, shard_index: int) -> str:
-        return self.manifest.shards[shard_index].file
+    @property
+    def _files(self) -> list[str]:
+        return [record.file for record in self.manifest.shards]
 
     def _checked_by(self, find_fault: Callable[[torch.Tensor], str | None]) -> CheckRows:
-        """Return a check of the rows that are read from a shard."""
-
-        def check(shard_index: int, rows: torch.Tensor) -> None:
-            fault = find_fault(rows)
-            if fault:
-                refuse(self.folder, [f"{self._file(shard_index)} {fault}"])
-
-        return check
+        # Not a closure, since a loader of another process takes a pickled copy of the set.
+        return partial(_check_rows, self.folder, self._files, find_fault)
 
     @cached_property
     def images(self) -> ShardedRows:
@@ -100,3 +95,15 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return dequantise(self.images[index]), self.teacher_logits[index]
+
+
+def _check_rows(
+    folder: Path,
+    files: Sequence[str],
+    find_fault: Callable[[torch.Tensor], str | None],
+    shard_index: int,
+    rows: torch.Tensor,
+) -> None:
+    fault = find_fault(rows)
+    if fault:
+        refuse(folder, [f"{files[shard_index]} {fault}"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_core.common.rows import Rows
 from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
-from dfkd_core.errors import ConfigError, DataError, TransferSetError
+from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetError
 from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
@@ -48,12 +48,11 @@ def export_student(
 
     Raises:
         ConfigError: An option is not allowed.
+        ExportError: A form could not be made; those that could are in `out`.
         DfkdError: As `load_model`, `TransferSet` and `export_model`.
     """
     folder = student_folder or STUDENT
     chosen = _parse_formats(formats)
-    if not 0 <= min_agreement <= 1:
-        raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
@@ -81,6 +80,9 @@ def export_student(
     _print_report(report, out, note)
     if not formats and "onnx" not in chosen:
         say("Left out: onnx. Install its packages with: pip install 'dfkd[onnx]'")
+    if report.failures:
+        reasons = " ".join(f"{failure.reason.rstrip('.')}." for failure in report.failures)
+        raise ExportError(f"{reasons} The forms in the table are in {out}")
 
 
 def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:

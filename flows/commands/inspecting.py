@@ -30,8 +30,7 @@ def list_layers(params: Params) -> str:
     rows = [("", "layer", "kind", "shape", "")]
     for candidate in found:
         mark = "*" if candidate.address == chosen else ""
-        note = "" if candidate.is_exact else "positions: its mean is matched, no targets are drawn from it"
-        rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), note))
+        rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), candidate.note))
     return "\n".join([*_aligned(rows), "", "* is used. Choose another layer with: --set teacher.layer=LAYER"])
 
 

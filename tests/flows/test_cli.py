@@ -2,8 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+from dfkd_core.transfer_set.manifest import write_manifest
+from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from flows.cli import app
 
 
@@ -126,6 +129,20 @@ def test_synthesize__leaves_a_folder_that_is_not_a_transfer_set(project: Path) -
     assert "photos is not empty, and " in result.output
     assert "Give a new or an empty folder" in result.output
     assert sorted(path.name for path in Path("photos").iterdir()) == ["1.jpg", "manifest.json"]
+
+
+def test_verify__a_whole_set_of_somebody_elses_settings(project: Path) -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    logits = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
+    shard = Shard(images=images, teacher_logits=logits, soft_targets=logits, image_index=torch.arange(4))
+    write_manifest(
+        Path("set"), method="mine", method_config={"a": 1}, temperature=1.0, teacher_digest="", statistics_digest=None,
+        code_version="", seed=0, shards=[write_shard(Path("set") / shard_name(0), shard)],
+    )  # fmt: skip
+    result = call("verify", "set")
+    assert result.exit_code == 0, result.output
+    assert "set is whole: 4 images in 1 shard by mine" in result.output
+    assert "Note: classes 0, 1 have 100.0 %, 0.0 % of the images" in result.output
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "shard-00000.safetensors"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dfkd_core.common.compute import CPU
 from dfkd_core.data.datasets import DataConfig
@@ -158,6 +159,15 @@ def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbe
     assert "labels_ordered_by_name" not in plain
     assert Path("reversed-out/per_class.csv").read_text().splitlines()[1].startswith("9,")
     assert Path("nameless-out/per_class.csv").read_text().splitlines()[1].startswith("0,")
+
+
+def test_make_evaluation__keeps_remarks_on_the_images(teacher: Artifact) -> None:
+    for name in ("7", "1"):
+        Path("pictures", name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(Path("pictures", name, "1.png"))
+    data = DataConfig(dataset="folder:pictures")
+    make_evaluation.fn(teacher, teacher, data, EvaluationConfig(), folder="out", compute=CPU)
+    assert Path("out/notes.txt").read_text() == "the images have 2 of the teacher's 10 classes, by their names"
 
 
 @pytest.mark.parametrize("num_classes", [3, 60, 100, 101, 1000])

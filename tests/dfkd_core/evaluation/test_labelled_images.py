@@ -137,7 +137,7 @@ WORDS = ("airplane", "cat", "dog", "pickup truck", "zebra")
     [
         (("airplane", "kat"), r"folders: 'kat' \(nearest: 'cat'\)\. Rename"),
         (("airplanes", "dogs"), r"'airplanes' \(nearest: 'airplane'\), 'dogs' \(nearest: 'dog'\)"),
-        (("Airplane", "Cat", "Dog", "Pickup_Truck", "Zebra"), r"'Pickup_Truck' \(nearest: 'pickup truck'\)"),
+        (("Airplane", "Cat", "Dog", "Pickup_Trucks", "Zebra"), r"'Pickup_Trucks' \(nearest: 'pickup truck'\)"),
         (("airplane", "cat", "dog", "pickup truck", "qqq"), r"folders: 'qqq'\. Rename"),
     ],
 )

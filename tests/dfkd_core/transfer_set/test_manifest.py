@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,14 @@ def test_a_loader_reads_the_data_set(tmp_path):
     images, logits = next(iter(torch.utils.data.DataLoader(TransferSet(tmp_path), batch_size=4)))
     assert images.shape == (4, 2, 4, 5)
     assert logits.shape == (4, 3)
+
+
+def test_a_set_that_was_read_goes_to_another_process(tmp_path):
+    store(tmp_path)
+    data = TransferSet(tmp_path)
+    _ = data[0]
+    copy = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert torch.equal(copy.teacher_logits[:], data.teacher_logits[:])
 
 
 def test_the_data_set_names_a_missing_shard_and_one_of_another_length(tmp_path):
