@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.storage import load_model
@@ -256,6 +257,13 @@ def test_a_network_that_cannot_be_stored_or_used_is_one_sentence(odd, tmp_path, 
 def test_a_layer_that_a_pass_does_not_call_is_refused_when_the_teacher_is_loaded(odd, layer, message):
     with pytest.raises(TeacherError, match=message):
         bring_module(odd.Bypassed(), SourceConfig(in_channels=1, image_size=16), layer=layer)
+
+
+@pytest.mark.parametrize("how", [weight_norm, spectral_norm])
+def test_a_head_whose_weight_is_computed_is_modelled_at_its_input(odd, how):
+    network = odd.Small()
+    network.conv, network.fc = how(network.conv), how(network.fc)
+    assert bring_module(network, SourceConfig(in_channels=1, image_size=16)).classifier.card.layer == "fc:input"
 
 
 def test_other_precisions_become_float32(odd, tmp_path):
