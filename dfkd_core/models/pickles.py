@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -53,12 +53,16 @@ def read_plain_file(path: Path) -> PlainContent:
     Raises:
         TeacherError: It is missing, corrupt, or cannot be read without running code.
     """
-    foreign = _foreign_names(path) - {name for _, name in _NUMPY}
-    allowed = [*_NUMPY, *((_kind(name), name) for name in foreign)]
+    foreign: set[str] = set()
     try:
-        with warnings.catch_warnings(), safe_globals(allowed):
-            warnings.simplefilter("ignore")
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        # One open file, so that what is examined is what is loaded.
+        with path.open("rb") as stream:
+            foreign = _foreign_names(stream) - {name for _, name in _NUMPY}
+            allowed = [*_NUMPY, *((_kind(name), name) for name in foreign)]
+            stream.seek(0)
+            with warnings.catch_warnings(), safe_globals(allowed):
+                warnings.simplefilter("ignore")
+                value = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
@@ -88,24 +92,25 @@ def unpickle(path: Path) -> Any:
         raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
 
 
-def _foreign_names(path: Path) -> set[str]:
+def _foreign_names(stream: BinaryIO) -> set[str]:
     """Return the classes and functions that a file names and that PyTorch's reader does not allow."""
     try:
-        if zipfile.is_zipfile(path):
-            return set(get_unsafe_globals_in_checkpoint(path))
-        return set(_globals_of_old_file(path))
+        if zipfile.is_zipfile(stream):
+            stream.seek(0)
+            return set(get_unsafe_globals_in_checkpoint(stream))
+        return set(_globals_of_old_file(stream))
     except Exception:  # the reader itself reports what is wrong with the file
         return set()
 
 
-def _globals_of_old_file(path: Path) -> list[str]:
+def _globals_of_old_file(stream: BinaryIO) -> list[str]:
     found = []
-    with path.open("rb") as stream:
-        for _ in range(_PICKLES):
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name == "GLOBAL":
-                    module, _, name = str(argument).partition(" ")
-                    found.append(f"{_OLD_MODULES.get(module, module)}.{name}")
+    stream.seek(0)
+    for _ in range(_PICKLES):
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                found.append(f"{_OLD_MODULES.get(module, module)}.{name}")
     return found
 
 
