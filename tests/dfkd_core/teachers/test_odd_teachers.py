@@ -69,6 +69,7 @@ def test_the_first_kernel_does_not_decide_the_channels(odd, tmp_path, name, chan
         ("Small", {"outputs": "binary_logit"}, r"outputs is binary_logit, and the network returns shape \(16, 10\)"),
         ("OneLogit", {"outputs": "logits"}, r"outputs is logits, and the network returns shape \(16, 1\)"),
         ("OneLogit", {"num_classes": 3}, r"\(1,\) for \(3,\)"),
+        ("Small", {"image_size": 10**9}, r"Images of 1x1000000000x1000000000 have more than 16,777,216 numbers"),
     ],
 )
 def test_a_setting_is_not_overruled(odd, tmp_path, name, settings, message):
@@ -328,6 +329,7 @@ SOURCE: Any = SourceConfig
         (lambda: MODULE(nn.Flatten(), layer=3), "layer must be the address of a layer"),
         (lambda: TEACHER("lenet5", scratch=Path()), "config must be a SourceConfig, got 'lenet5'"),
         (lambda: TEACHER(SOURCE(model="lenet5"), scratch=Path(), image_size_hint=-1), "image_size_hint"),
+        (lambda: TEACHER(SOURCE(model="lenet5"), scratch=None), "scratch must be the path of a folder, got None"),
         (lambda: SOURCE(model=Path("net.pt")), r"model must be text, got (Posix|Windows)Path"),
         (lambda: SOURCE(in_channels="3"), "in_channels must be a whole number, got '3'"),
         (lambda: SOURCE(image_size=8.0), r"image_size must be a whole number, got 8\.0"),
