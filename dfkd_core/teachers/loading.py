@@ -96,6 +96,8 @@ def bring_teacher(
         'warning: no weights are given, and the network draws them at random, so it is untrained. Set --weights'
     """
     _check_arguments(config, layer, image_size_hint)
+    if not isinstance(scratch, (str, Path)):
+        raise ConfigError(f"scratch must be the path of a folder, got {scratch!r:.80}")
     if not config.model:
         raise ConfigError("teacher.source.model is empty. Set it to a name, a file or a folder, see docs/teachers.md")
     path, scratch = Path(config.model), Path(scratch)
@@ -172,7 +174,7 @@ def _check_arguments(config: object, layer: object, hint: object) -> None:
         raise ConfigError(f"config must be a SourceConfig, got {config!r:.80}. Make one with: SourceConfig(model=...)")
     if not isinstance(layer, str):
         raise ConfigError(f"layer must be the address of a layer, for example 'fc:input', got {layer!r:.80}")
-    if not isinstance(hint, int) or hint < 0:
+    if not isinstance(hint, int) or isinstance(hint, bool) or hint < 0:
         raise ConfigError(f"image_size_hint must be a number of pixels, 0 or more, got {hint!r:.80}")
 
 

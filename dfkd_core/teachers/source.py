@@ -53,9 +53,9 @@ class SourceConfig:
     """Number of classes; 0 detects it."""
     mean: tuple[float, ...] | float = ()
     """Mean that its training subtracted from the pixels, in the units of `value_range`, one per channel or one for all;
-    empty takes that of the source, or 0."""
+    if both are empty, those of the source are used, or 0 and 1."""
     std: tuple[float, ...] | float = ()
-    """Standard deviation that its training divided by; empty takes that of the source, or 1."""
+    """Standard deviation that its training divided by; 1 if only `mean` is set."""
     value_range: tuple[float, float] = (0.0, 1.0)
     """Pixel values of black and white before `mean` and `std`: 0 and 1, 0 and 255, or -1 and 1."""
     outputs: Literal[

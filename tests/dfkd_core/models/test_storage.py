@@ -178,8 +178,8 @@ def test_a_card_with_a_wrong_field__names_it(stored, fields, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"network": "lenet5", "network": "os:system"}', "the key 'network' is there twice"),
-        ('{"network": NaN}', "not finite"),
+        ('{"network": "lenet5", "network": "os:system"}', "it has the key 'network' twice"),
+        ('{"network": NaN}', "it holds NaN"),
         ("[" * 100_000, "."),
         ("[]", "no JSON object"),
         ('{"network": "lenet5"}', "image_size.* are missing"),
