@@ -78,7 +78,7 @@ def _without_writes(program: ExportedProgram) -> torch.fx.GraphModule:
         return program.module()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = program.run_decompositions({}).module()
+        network: torch.fx.GraphModule = program.run_decompositions({}).module()
     graph = network.graph
     for node in [node for node in graph.nodes if node.target == _aten._native_batch_norm_legit_no_training.default]:
         *tensors, momentum, epsilon = node.args
