@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import configparser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -68,10 +68,13 @@ def storage_faults() -> Iterator[str]:
     if fault := write_fault(cache):
         yield f"DVC's cache {cache} cannot be written ({fault}). Change its rights, or move it: dvc cache dir PATH"
     name = config.get("core", "remote", fallback="")
-    if not name:
-        return
-    section = f"'remote \"{name}\"'"
-    url = config.get(section, "url", fallback="")
+    if name:
+        yield from _remote_faults(name, config.get(_section(name), "url", fallback=""))
+    elif _DVC.is_dir():
+        yield "DVC has no default remote to copy results to. Set one with: dvc remote add --default local ../.dvc-store"
+
+
+def _remote_faults(name: str, url: str) -> Iterator[str]:
     if not url:
         yield f"DVC's default remote {name!r} has no address in {_CONFIGS[0]}. Set it with: dvc remote add {name} PATH"
     elif urlsplit(url).scheme in ("", "file"):
@@ -84,9 +87,23 @@ def storage_faults() -> Iterator[str]:
 
 
 def _config() -> configparser.RawConfigParser:
+    config = _parsed(_CONFIGS)
+    if config.has_section(_section(config.get("core", "remote", fallback=""))) or not _DVC.is_dir():
+        return config
+    # The remote may be set for the user or the machine. Their folders are found by an import that takes time.
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    return _parsed([Path(system_config_dir(), "config"), Path(global_config_dir(), "config"), *_CONFIGS])
+
+
+def _parsed(paths: Iterable[Path]) -> configparser.RawConfigParser:
     config = configparser.RawConfigParser(strict=False, allow_no_value=True)
-    config.read(_CONFIGS, encoding="utf-8")
+    config.read(paths, encoding="utf-8")
     return config
+
+
+def _section(remote: str) -> str:
+    return f"'remote \"{remote}\"'"
 
 
 def _placed(text: str) -> Path:

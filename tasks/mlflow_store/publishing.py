@@ -258,6 +258,8 @@ def _discard(run: Run) -> None:
     for model in _models(run):
         client.delete_logged_model(model.model_id)
     client.set_terminated(run.info.run_id, "FAILED")
+    # Without the tag it counts as no publication, also if it is taken out of the bin.
+    client.delete_tag(run.info.run_id, RESULTS_TAG)
     client.delete_run(run.info.run_id)
 
 

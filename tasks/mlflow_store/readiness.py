@@ -17,7 +17,7 @@ __all__ = ["artifact_folder", "check_store"]
 
 _ARTIFACTS = Path("mlartifacts")
 
-_ASIDE = f"Restore a copy, or start a new store: mv {STORE} {STORE}.old"
+_ASIDE = f"Restore a copy, or start a new store: mv {STORE} {STORE}.old; dfkd run"
 _SECONDS_TO_WAIT = 0.5
 # A check of all pages reads the whole file.
 _LARGEST_CHECKED_BYTES = 64 * 2**20
@@ -44,14 +44,14 @@ def check_store(experiment: str) -> None:
     place = artifact_folder(experiment)
     if STORE.exists():
         if not STORE.is_file():
-            raise DfkdError(f"{STORE} is a folder, not MLflow's store. Move it away: mv {STORE} {STORE}.old")
+            raise DfkdError(f"{STORE} is a folder, not MLflow's store. Move it away: mv {STORE} {STORE}.old; dfkd run")
         try:
             with closing(_open()) as store:
                 place = _examine(store, experiment) or place
         except sqlite3.Error as error:
             raise DfkdError(_sentence(error)) from None
     if fault := write_fault(place):
-        raise DfkdError(f"MLflow's files cannot be written into {place} ({fault}). Change its rights, or make it again")
+        raise DfkdError(f"MLflow's files cannot be written into {place} ({fault}). Change its rights, then: dfkd run")
 
 
 def _open() -> sqlite3.Connection:
@@ -88,12 +88,12 @@ def _check_schema(store: sqlite3.Connection, tables: set[str]) -> None:
         return
     if version in known:
         raise DfkdError(
-            f"{STORE} is of an older MLflow (schema {version}). Convert a copy of it: cp {STORE} {STORE}.old && mlflow "
-            f"db upgrade sqlite:///{STORE}"
+            f"{STORE} is of an older MLflow (schema {version}). Keep a copy and convert it: cp {STORE} "
+            f"{STORE}.old && mlflow db upgrade sqlite:///{STORE}"
         )
     raise DfkdError(
         f"{STORE} is of another version of MLflow (schema {version}). Install that version, or start a new store: "
-        f"mv {STORE} {STORE}.old"
+        f"mv {STORE} {STORE}.old; dfkd run"
     )
 
 

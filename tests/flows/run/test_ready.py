@@ -20,6 +20,7 @@ from tasks.caching.workspace import TRANSFER_SET, WORK
 @pytest.fixture(autouse=True)
 def _project(project: Path) -> None:
     Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    remote = local\n['remote \"local\"']\n    url = ../store\n")
 
 
 def with_images(count: float) -> Params:

@@ -78,6 +78,10 @@ def test_file_faults__missing_files_and_folders_in_their_place() -> None:
             "[cache]\n    dir = /proc/cache\n[core]\n    remote = far\n['remote \"far\"']\n    url = s3://x\n",
             "DVC's cache /proc/cache",
         ),
+        (
+            "[core]\n    analytics = false\n",
+            "DVC has no default remote to copy results to. Set one with: dvc remote add",
+        ),
         ("core\n", ".dvc/config or .dvc/config.local cannot be read: "),
     ],
 )
@@ -91,3 +95,11 @@ def test_storage_faults__the_local_configuration_comes_last() -> None:
     Path(".dvc/config").write_text("[core]\n    remote = local\n['remote \"local\"']\n    url = /proc/store\n")
     Path(".dvc/config.local").write_text("['remote \"local\"']\n    url = store\n")
     assert list(storage_faults()) == []
+
+
+def test_storage_faults__the_remote_may_be_set_for_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", "user")
+    Path("user").mkdir()
+    Path("user/config").write_text("[core]\n    remote = mine\n['remote \"mine\"']\n    url = /proc/mine\n")
+    [fault] = storage_faults()
+    assert fault.startswith("DVC's remote 'mine' at /proc/mine cannot be written")

@@ -92,6 +92,7 @@ def test_discard_unfinished__leaves_finished_runs_and_those_of_others(store: Pat
     discard_unfinished.fn()
     assert {run.info.run_id for run in search("")} == {finished, other}
     assert mlflow.get_run(killed).info.status == "FAILED"
+    assert RESULTS_TAG not in mlflow.get_run(killed).data.tags
     assert client.search_logged_models([experiment]) == []
     discard_unfinished.fn()
 
