@@ -128,7 +128,7 @@ def _value(text: str, assignment: str) -> Any:
     try:
         return parse_yaml(text)
     except ConfigError as error:
-        raise ConfigError(f"The value in --set {assignment!r} is not YAML, {error}") from None
+        raise ConfigError(f"The value in --set {assignment[:80]!r} is not YAML, {error}") from None
 
 
 def _set(content: Any, path: str, value: Any) -> None:
