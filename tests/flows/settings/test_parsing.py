@@ -57,6 +57,16 @@ def test_parse_params__lists_every_fault_by_its_path() -> None:
         assert part in message
 
 
+@pytest.mark.parametrize("name", ["no", "off", "1.0", "7", "null", "2024-01-01"])
+def test_parse_params__says_that_a_class_name_needs_quotes(name: str) -> None:
+    def parse(text: str) -> Params:
+        return parse_params(yaml.safe_load(f"teacher: {{source: {{class_names: [cat, {text}]}}}}"), source="test")
+
+    with pytest.raises(ConfigError, match=r"teacher\.source\.class_names\.1: .* Put it in quotes: YAML reads no, yes"):
+        parse(name)
+    assert parse(f'"{name}"').teacher.source.class_names == ("cat", name)
+
+
 def test_parse_params__fault_of_several_fields_names_the_section() -> None:
     with pytest.raises(ConfigError, match=r"teacher: network must be one of .* got 'lenet6'"):
         parse_params({"teacher": {"network": "lenet6"}}, source="test")
