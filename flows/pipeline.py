@@ -7,7 +7,8 @@ from importlib import import_module
 
 from prefect import flow
 
-from flows.session.environment import check_writable, enter_project, prepare_environment
+from flows.run.ready import check_ready
+from flows.session.environment import enter_project, prepare_environment
 from flows.session.one_run import only_run
 from flows.settings.params import Params
 from flows.settings.settling import planned, settle
@@ -28,9 +29,9 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
         pull: Fetch results from the DVC remote before anything is computed.
     """
     prepare_environment(enter_project())
-    check_writable()
     with only_run():
         with planned(preset, overrides or []) as plan:
+            check_ready(plan.params)
             settle(plan)
         return _run(plan.params, pull=pull)
 

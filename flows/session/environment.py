@@ -52,7 +52,19 @@ def enter_project() -> Path:
         if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
             os.chdir(folder)
             return folder
-    raise ConfigError(f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder.")
+    raise ConfigError(
+        _incomplete(here) or f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder."
+    )
+
+
+def _incomplete(here: Path) -> str:
+    """Return what the nearest folder of DVC lacks, empty if there is no such folder."""
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir():
+            lacking = [name for name in ("dvc.yaml", "params.yaml") if not (folder / name).is_file()]
+            restore = f"git -C {folder} checkout {' '.join(lacking)}"
+            return f"{folder} has no file {' and '.join(lacking)}. Restore it with: {restore}"
+    return ""
 
 
 def prepare_environment(project: Path, *, debug: bool = False) -> None:
