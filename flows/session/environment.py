@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
 
-__all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "prepare_environment"]
+__all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "find_project", "prepare_environment"]
 
 DEBUG = "DFKD_DEBUG"
 """Environment variable that passes `--debug` to the stages."""
@@ -41,6 +41,16 @@ _PATHS = {
 }
 
 
+def find_project(here: Path) -> Path | None:
+    """Return the nearest folder, `here` or above, that holds dvc.yaml and params.yaml; None if there is none."""
+    holds = (folder for folder in (here, *here.parents) if _is_project(folder))
+    return next(holds, None)
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file()
+
+
 def enter_project() -> Path:
     """Change to the nearest folder, here or above, that holds dvc.yaml and params.yaml, and return it.
 
@@ -48,11 +58,11 @@ def enter_project() -> Path:
         ConfigError: There is no such folder.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
-            os.chdir(folder)
-            return folder
-    raise ConfigError(f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder.")
+    folder = find_project(here)
+    if folder is None:
+        raise ConfigError(f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder.")
+    os.chdir(folder)
+    return folder
 
 
 def prepare_environment(project: Path, *, debug: bool = False) -> None:
@@ -82,7 +92,8 @@ def check_writable(folder: Path = Path(".")) -> None:
     try:
         probe.parent.mkdir(exist_ok=True)
         probe.write_bytes(bytes(4096))
-        probe.unlink()
+        # Another command may probe at the same time.
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise DfkdError(
             f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"

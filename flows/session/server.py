@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dfkd_core.errors import DfkdError
+from tasks.processes.endings import count_oom_kills, ending, signal_of
 
-__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "start_server"]
+__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "needing_server", "start_server"]
 
 API_URL = "PREFECT_API_URL"
 """Environment variable with the address of a server that the user runs."""
@@ -33,6 +36,7 @@ class ServerProcess:
             probe.bind((_HOST, 0))
             port = probe.getsockname()[1]
         self.url = f"http://{_HOST}:{port}/api"
+        self._oom_kills = count_oom_kills()
         os.environ[API_URL] = self.url
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
@@ -54,8 +58,14 @@ class ServerProcess:
         while not answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
-                raise DfkdError(f"Prefect's server did not start at {self.url}: {' '.join(last)}. See {_LOG}")
+                reason = self.ending() or f"{' '.join(last)}. See {_LOG}"
+                raise DfkdError(f"Prefect's server did not start at {self.url}: {reason}")
             time.sleep(0.05)
+
+    def ending(self) -> str:
+        """Return sentences on the signal that ended the server; empty if none did."""
+        number = signal_of(self._process.poll() or 0)
+        return ending("Prefect's server", number, self._oom_kills) if number else ""
 
 
 def start_server() -> ServerProcess | None:
@@ -83,6 +93,26 @@ def await_server(server: ServerProcess | None) -> None:
         raise DfkdError(f"No Prefect server answers at {API_URL}={url}. Start it, or unset {API_URL}")
 
 
+@contextmanager
+def needing_server(server: ServerProcess | None) -> Iterator[None]:
+    """Explain a failure of the block by the server if this has ended.
+
+    Args:
+        server: Result of `start_server`.
+
+    Raises:
+        DfkdError: The block failed, and the server does not answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        url = os.environ[API_URL]
+        if answers(url):
+            raise
+        lost = f"Prefect's server does not answer at {url} any more. Continue with the same command; its log is {_LOG}"
+        raise DfkdError((server and server.ending()) or lost) from error
+
+
 def answers(url: str) -> bool:
     """Return whether a Prefect server answers at `url` within two seconds."""
     try:
@@ -94,13 +124,13 @@ def answers(url: str) -> bool:
 
 def _serve(port: int, owner: int) -> None:
     import psutil
-    import uvicorn
 
     from flows.session.environment import prepare_environment
-    from flows.session.lifeline import end_with
+    from tasks.processes.lifeline import end_with
 
-    prepare_environment(Path.cwd())
     end_with([psutil.Process(owner)])
+    prepare_environment(Path.cwd())
+    import uvicorn
     from prefect.server.api.server import create_app
 
     uvicorn.run(create_app(), host=_HOST, port=port, log_level="error", timeout_graceful_shutdown=2)
