@@ -32,7 +32,7 @@ SMALL = {
     "registry.min_agreement": 0.0,
     "execution.device": "cpu",
 }
-_COMMAND_SECONDS = 600
+_COMMAND_SECONDS = 1800
 _LAST_LINES = 6
 # A command, or another thing to do.
 _NEXT = re.compile(

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from dfkd_core.errors import DfkdError
 from tasks.processes.endings import count_oom_kills, ending, signal_of
+from tasks.processes.lifeline import descendants, end_with, kill
 
 __all__ = ["API_URL", "ServerProcess", "answers", "await_server", "needing_server", "start_server"]
 
@@ -23,7 +25,8 @@ API_URL = "PREFECT_API_URL"
 """Environment variable with the address of a server that the user runs."""
 
 _HOST = "127.0.0.1"
-_SECONDS_TO_START = 120
+_SECONDS_TO_START = 300
+_SECONDS_BETWEEN_LOOKS = 0.5
 _LOG = Path(".dfkd/server.log")
 
 
@@ -56,16 +59,21 @@ class ServerProcess:
         """
         deadline = time.monotonic() + _SECONDS_TO_START
         while not answers(self.url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
-                reason = self.ending() or f"{' '.join(last)}. See {_LOG}"
-                raise DfkdError(f"Prefect's server did not start at {self.url}: {reason}")
+            if reason := self.ending():
+                raise DfkdError(reason)
+            if time.monotonic() > deadline:
+                raise DfkdError(f"Prefect's server did not start within {_SECONDS_TO_START} s. See {_LOG}")
             time.sleep(0.05)
 
     def ending(self) -> str:
-        """Return sentences on the signal that ended the server; empty if none did."""
-        number = signal_of(self._process.poll() or 0)
-        return ending("Prefect's server", number, self._oom_kills) if number else ""
+        """Return sentences on the end of the server; empty while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return ""
+        if number := signal_of(status):
+            return ending("Prefect's server", number, self._oom_kills)
+        last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
+        return f"Prefect's server ended with {' '.join(last)}. Continue with the same command; the log is {_LOG}"
 
 
 def start_server() -> ServerProcess | None:
@@ -95,22 +103,42 @@ def await_server(server: ServerProcess | None) -> None:
 
 @contextmanager
 def needing_server(server: ServerProcess | None) -> Iterator[None]:
-    """Explain a failure of the block by the server if this has ended.
+    """End the command with the reason if the server ends during the block, as Prefect would try for minutes.
 
     Args:
         server: Result of `start_server`.
 
     Raises:
-        DfkdError: The block failed, and the server does not answer.
+        DfkdError: The block failed, and a server that the user runs does not answer.
     """
     try:
-        yield
+        with _watched(server):
+            yield
     except Exception as error:
         url = os.environ[API_URL]
         if answers(url):
             raise
-        lost = f"Prefect's server does not answer at {url} any more. Continue with the same command; its log is {_LOG}"
-        raise DfkdError((server and server.ending()) or lost) from error
+        raise DfkdError(
+            f"Prefect's server at {url} has ended. Start it, then continue with the same command"
+        ) from error
+
+
+@contextmanager
+def _watched(server: ServerProcess | None) -> Iterator[None]:
+    finished = threading.Event()
+
+    def watch() -> None:
+        while server and not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            if reason := server.ending():
+                sys.stderr.write(f"dfkd: {reason}\n")
+                kill(descendants())
+                os._exit(1)
+
+    threading.Thread(target=watch, name="server", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
 
 
 def answers(url: str) -> bool:
@@ -126,7 +154,6 @@ def _serve(port: int, owner: int) -> None:
     import psutil
 
     from flows.session.environment import prepare_environment
-    from tasks.processes.lifeline import end_with
 
     end_with([psutil.Process(owner)])
     prepare_environment(Path.cwd())

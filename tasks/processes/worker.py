@@ -46,9 +46,7 @@ def needing_workers() -> Iterator[None]:
     with _noting_workers() as workers:
         try:
             yield
-        except Exception as error:
-            if not _is_of_workers(error):
-                raise
+        except BrokenExecutor as error:
             number = _first_signal(workers)
             if number is None:
                 raise
@@ -72,15 +70,6 @@ def _noting_workers() -> Iterator[list[BaseProcess]]:
     finally:
         finished.set()
         looker.join()
-
-
-def _is_of_workers(error: BaseException | None) -> bool:
-    """Return whether an error or one of its causes is that of a pool whose process ended."""
-    while error:
-        if isinstance(error, BrokenExecutor) or BrokenExecutor.__name__ in str(error) or "process pool" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _first_signal(workers: list[BaseProcess]) -> signal.Signals | None:
