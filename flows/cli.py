@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -329,8 +330,9 @@ def _with_teacher(
 def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
     """Enter the project; turn an error or a signal into one message and an exit code."""
     from dfkd_core.errors import DfkdError
-    from flows.session.environment import DEBUG, enter_project, prepare_environment
+    from flows.session.environment import DEBUG, disk_is_full, enter_project, prepare_environment
     from flows.session.stopping import stoppable
+    from tasks.processes.endings import remedy
 
     debug = debug or DEBUG in os.environ
     with stoppable(when_stopped) as stop:
@@ -345,8 +347,12 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
                 _fail(f"Stopped. {when_stopped}", _INTERRUPTED)
             if debug:
                 raise
-            if isinstance(error, DfkdError | OSError):
+            if isinstance(error, DfkdError):
                 _fail(str(error), _exit_code(error))
+            if isinstance(error, OSError):
+                _fail(f"{error}. {remedy(error)}", _FAILED)
+            if disk_is_full():
+                _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
             _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
 
 

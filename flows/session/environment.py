@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
 
-__all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "find_project", "prepare_environment"]
+__all__ = [
+    "DEBUG",
+    "TELEMETRY_OFF",
+    "check_writable",
+    "disk_is_full",
+    "enter_project",
+    "find_project",
+    "prepare_environment",
+]
 
 DEBUG = "DFKD_DEBUG"
 """Environment variable that passes `--debug` to the stages."""
@@ -34,6 +43,8 @@ _SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
+_LEAST_FREE_BYTES = 2**20
+_WRITTEN = (".", ".dfkd", ".dvc", "artifacts", "reports", "params.yaml", "mlflow.db", "mlartifacts")
 _PATHS = {
     "PREFECT_HOME": ".dfkd/prefect",
     "PREFECT_LOCAL_STORAGE_PATH": ".dfkd/results",
@@ -82,12 +93,21 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
         os.environ.setdefault(name, str(project / path))
 
 
+def disk_is_full(folder: Path = Path(".")) -> bool:
+    """Return whether so little space is left that libraries fail with errors of their own."""
+    return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
+
+
 def check_writable(folder: Path = Path(".")) -> None:
     """Check that results can be written.
 
     Raises:
-        DfkdError: The folder is read-only or the disk is full.
+        DfkdError: The folder or one that a run writes in it is read-only, or the disk is full.
     """
+    for name in _WRITTEN:
+        path = folder / name
+        if path.exists() and not os.access(path, os.W_OK):
+            raise DfkdError(f"Cannot write to {path.resolve()}. Change its rights, or mount it for writing")
     probe = folder / ".dfkd" / "probe"
     try:
         probe.parent.mkdir(exist_ok=True)
@@ -96,5 +116,5 @@ def check_writable(folder: Path = Path(".")) -> None:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise DfkdError(
-            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"
+            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space, see: df -h {folder.resolve()}"
         ) from None

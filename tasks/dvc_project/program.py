@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from tasks.processes.endings import count_oom_kills, ending, signal_of
+from tasks.processes.endings import count_oom_kills, ending, remedy, signal_of
 from tasks.processes.lifeline import end_with_callers
 
 __all__ = ["main"]
@@ -70,10 +70,11 @@ def _failure(error: BaseException, oom_kills: int) -> str:
     """Return a failure with its causes; nothing for a stage that has printed its own."""
     from dvc.stage.exceptions import StageCmdFailedError
 
-    texts = list(_causes(error))
+    texts = [str(one) or repr(one) for one in _chain(error)]
     cause = error.__cause__
     if not isinstance(cause, StageCmdFailedError):
-        return f"dvc: {': '.join(texts)}"
+        refused = next((one for one in _chain(error) if isinstance(one, OSError)), None)
+        return f"dvc: {': '.join(texts)}{f'. {remedy(refused)}' if refused else ''}"
     status = int(str(cause).rpartition(" ")[2])
     number = signal_of(status)
     if number is signal.SIGINT:
@@ -84,9 +85,9 @@ def _failure(error: BaseException, oom_kills: int) -> str:
     return f"dvc: {': '.join(texts)}" if status in _CANNOT_START else ""
 
 
-def _causes(error: BaseException | None) -> Iterator[str]:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error:
-        yield str(error) or repr(error)
+        yield error
         error = error.__cause__
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_core.common.control_groups import CGROUPS, PROC, group_folders
 
-__all__ = ["count_oom_kills", "ending", "signal_of"]
+__all__ = ["count_oom_kills", "ending", "remedy", "signal_of"]
 
 _GIB = 2**30
 _KIB = 2**10
@@ -26,6 +27,15 @@ _CAUSES = {
 }
 _CONTINUE = "Finished shards and checkpoints are kept. Continue with the same command."
 _CRASH = "A library crashed in compiled code; `dfkd doctor` checks the installed packages."
+_REMEDIES = {
+    errno.ENOSPC: "Free space (df -h . shows it)",
+    errno.EDQUOT: "Free space (quota shows it)",
+    errno.EFBIG: "Allow larger files (ulimit -f shows the limit)",
+    errno.EACCES: "Change its rights",
+    errno.EPERM: "Change its rights",
+    errno.EROFS: "Mount it for writing",
+}
+_CHECK = "Check the file and its disk"
 _SHORT_OF_MEMORY = "There was too little memory: Linux counted an out-of-memory kill in this time."
 _UNKNOWN_KILL = "The likely cause is too little memory, or a scheduler; Linux counted no out-of-memory kill here."
 _LESS_MEMORY = "Less is needed with: dfkd run --set execution.num_workers=1 --set execution.memory_gib=1."
@@ -66,6 +76,11 @@ def _memory(proc: Path, cgroups: Path) -> str:
     limit = min(_limits(proc, cgroups), default=whole)
     group = f", its control group {limit / _GIB:.1f} GiB" if limit < whole else ""
     return f"The machine has {whole / _GIB:.1f} GiB of memory{group}."
+
+
+def remedy(error: OSError) -> str:
+    """Return what the user can do about a file that cannot be read or written."""
+    return f"{_REMEDIES.get(error.errno or 0, _CHECK)}, then continue with the same command"
 
 
 def count_oom_kills(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:

@@ -146,11 +146,10 @@ def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) 
 @pytest.mark.parametrize(
     ("victim", "said"),
     [
-        (("stage", "distill"), "The stage distill was ended by SIGKILL (signal 9)."),
         (("-m", "flows.session.server"), "Prefect's server was ended by SIGKILL (signal 9)."),
         (("bin/dfkd", "run"), ""),
     ],
-    ids=["stage", "server", "command"],
+    ids=["server", "command"],
 )
 def test_kill_while_the_stage_imports__leaves_no_process_and_names_the_reason(
     first_run: Any, victim: tuple[str, str], said: str
