@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -22,6 +24,8 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 
 T = TypeVar("T")
 
+_INTEGERS_END = 2**63
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OneOf:
@@ -35,6 +39,15 @@ class OneOf:
         return {"type": "literal", "expected": list(self.names())}
 
 
+_NUMBERS: dict[Any, type] = {int: Integral, float: Real}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Mapping: "a mapping from names to values",
+}
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Ge: ("at least", "ge", operator.ge),
     Gt: ("greater than", "gt", operator.gt),
@@ -45,7 +58,7 @@ _BOUNDS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config_section(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen keyword-only dataclass that checks the ranges in its annotations.
+    """Make `cls` a frozen keyword-only dataclass that checks the types and the ranges in its annotations.
 
     A rule that involves several fields belongs in a method `faults(self) -> Iterator[str]` of the class.
 
@@ -54,7 +67,8 @@ def config_section(cls: type[T]) -> type[T]:
     """
 
     def check(self: Any) -> None:
-        found = [*_range_faults(self), *getattr(self, "faults", list)()]
+        # Ranges and rules of values of another type would fail with an error of Python.
+        found = [*_type_faults(self)] or [*_range_faults(self), *getattr(self, "faults", list)()]
         if found:
             raise ConfigError("; ".join(found))
 
@@ -65,6 +79,42 @@ def config_section(cls: type[T]) -> type[T]:
     return made
 
 
+def _type_faults(section: Any) -> Iterator[str]:
+    for name, hint in get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        if not _is_of(hint, value):
+            yield f"{name} must be {_words(hint)}, got {value!r}"
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Return whether a value has the annotated type; numbers of NumPy count, and lists for tuples."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(option, value) for option in inner)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(kinds) == len(value) and all(map(_is_of, kinds, value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            return False
+        return all(_is_of(inner[0], key) and _is_of(inner[1], item) for key, item in value.items())
+    if hint in _NUMBERS:
+        return isinstance(value, _NUMBERS[hint]) and not isinstance(value, bool)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    """Return a type in words, for a message."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, inner))
+    if origin is tuple:
+        return f"a list of {'' if inner[-1] is Ellipsis else f'{len(inner)} '}{_PLURALS.get(inner[0], 'values')}"
+    return _WORDS.get(origin or hint, getattr(hint, "__name__", str(hint)))
+
+
 def _range_faults(section: Any) -> Iterator[str]:
     for name, hint in get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, name)
@@ -72,6 +122,9 @@ def _range_faults(section: Any) -> Iterator[str]:
             yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} must be a finite number, got {value!r}"
+        if isinstance(value, int) and abs(value) >= _INTEGERS_END:
+            # Libraries fail in many ways on integers that need more than 64 bits.
+            yield f"{name} must be below 2**63"
         if get_origin(hint) is not Annotated:
             continue
         for bound in get_args(hint)[1:]:

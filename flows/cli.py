@@ -25,6 +25,18 @@ app = typer.Typer(
     epilog="Example: dfkd run --preset fast && dfkd show",
 )
 
+
+def _text(value: str) -> str:
+    """Refuse an empty value, which is usually a variable of the shell that is not set."""
+    if not value.strip():
+        raise typer.BadParameter("it is empty. Give a value, or leave the option out.")
+    return value
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value))
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable. Values are YAML."),
@@ -34,7 +46,8 @@ NotWritten = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of params.yaml for this command; repeatable."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME")
+    str | None,
+    typer.Option(help="Set params.yaml to a preset first: default, fast, best, digits.", metavar="NAME", parser=_text),
 ]
 TeacherSource = Annotated[
     str | None,
@@ -43,20 +56,26 @@ TeacherSource = Annotated[
         metavar="SOURCE",
         help="torchvision:NAME, timm:NAME, package.module:factory, models:/NAME@ALIAS, a folder or a file: .pt2, "
         "TorchScript, ONNX.",
+        parser=_text,
     ),
 ]
 Weights = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The teacher's weights: safetensors, or a state dict in .pt or .pth.")
+    str | None,
+    typer.Option(
+        metavar="FILE", help="The teacher's weights: safetensors, or a state dict in .pt or .pth.", parser=_text
+    ),
 ]
 Student = Annotated[
     str | None,
     typer.Option(
-        metavar="SOURCE", help="Built-in network (lenet5@0.5), torchvision:, timm: or package.module:factory."
+        metavar="SOURCE",
+        help="Built-in network (lenet5@0.5), torchvision:, timm: or package.module:factory.",
+        parser=_text,
     ),
 ]
 TrustPickle = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Unpickle a whole module, which runs any code in the file."),
+    typer.Option("--trust-pickle", help="Unpickle --teacher or --weights, which runs any code in the file."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -150,10 +169,16 @@ def stage(
     "dfkd synthesize --teacher my_teacher --out my_set --set synthesis.method=dirichlet"
 )
 def synthesize(
-    teacher: Annotated[Path, typer.Option(help="Folder with model.safetensors and config.json.", metavar="DIR")],
-    out: Annotated[Path, typer.Option(help="Folder for the transfer set; its content is replaced.", metavar="DIR")],
+    teacher: Annotated[
+        Path, typer.Option(help="Folder with model.safetensors and config.json.", metavar="DIR", parser=_path)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the transfer set: new, empty or an earlier set.", metavar="DIR", parser=_path),
+    ],
     statistics: Annotated[
-        Path | None, typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR", parser=_path),
     ] = None,
     assignments: NotWritten = None,
     debug: Debug = False,
@@ -162,13 +187,14 @@ def synthesize(
     here = Path.cwd()
     with _reporting(debug, "Finished shards are kept. Continue with the same command."):
         from dfkd_core.models.teacher import load_teacher
+        from dfkd_core.transfer_set.target import check_target
         from flows.settings.overrides import apply_overrides
         from flows.settings.parsing import load_params
         from flows.stages.command import run_flow
 
         params = apply_overrides(load_params(), assignments or [])
         teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
-        _check_target(out)
+        check_target(out)
         load_teacher(teacher)
         run_flow("synthesize", "flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
@@ -176,11 +202,15 @@ def synthesize(
 
 @app.command(epilog="Examples: dfkd verify | dfkd verify /tmp/set --teacher artifacts/teacher")
 def verify(
-    folder: Annotated[Path | None, typer.Argument(help="Transfer set; artifacts/transfer_set if not given.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Teacher that it must belong to.", metavar="DIR")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Transfer set; artifacts/transfer_set if not given.", parser=_path)
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Teacher that it must belong to.", metavar="DIR", parser=_path)
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Hash every shard of a transfer set again and compare with its manifest."""
+    """Check everything that a student relies on in a transfer set: hashes, shapes, positions, values and figures."""
     here = Path.cwd()
     with _reporting(debug):
         from dfkd_core.models.teacher import load_teacher
@@ -242,12 +272,16 @@ def inspect(
     "dfkd export --student my_student --out exported --format onnx --bake-preprocessing"
 )
 def export(
-    out: Annotated[Path, typer.Option(help="Folder for the export: new, empty or an earlier export.", metavar="DIR")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the export: new, empty or an earlier export.", metavar="DIR", parser=_path),
+    ],
     student: Annotated[
         Path | None,
         typer.Option(
             help="Folder with model.safetensors and config.json; artifacts/students/default if not given.",
             metavar="DIR",
+            parser=_path,
         ),
     ] = None,
     formats: Annotated[
@@ -267,6 +301,7 @@ def export(
         typer.Option(
             help="Images for the check and the calibration of int8; artifacts/transfer_set for the project's student.",
             metavar="DIR",
+            parser=_path,
         ),
     ] = None,
     min_agreement: Annotated[
@@ -377,14 +412,6 @@ def _fail(message: str, code: int) -> None:
     if message:
         typer.echo(f"dfkd: {message.strip()}", err=True)
     raise typer.Exit(code)
-
-
-def _check_target(out: Path) -> None:
-    from dfkd_core.errors import ConfigError
-    from dfkd_core.transfer_set.manifest import MANIFEST_NAME
-
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST_NAME).is_file() or not any(out.iterdir()))):
-        raise ConfigError(f"--out {out} exists and is not a transfer set. Give a new or an empty folder")
 
 
 def _process_start() -> float:

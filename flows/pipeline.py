@@ -8,6 +8,7 @@ from importlib import import_module
 from prefect import flow
 
 from dfkd_core.errors import DfkdError
+from flows.run.ready import check_ready
 from flows.session.environment import enter_project, prepare_environment
 from flows.session.one_run import only_run
 from flows.settings.params import Params
@@ -37,6 +38,7 @@ def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull
     prepare_environment(enter_project())
     with only_run():
         with planned(preset, overrides or []) as plan:
+            check_ready(plan.params)
             settle(plan)
         return _run(plan.params, pull=pull)
 

@@ -121,6 +121,7 @@ def train(network: Any, epochs: int) -> None:
 def fill(folder: Path, network: Any) -> None:
     """Write the files that the document's commands name."""
     torch.save({"epoch": 3, "model": network.state_dict()}, folder / "ckpt.pth")
+    torch.save({f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}, folder / "renamed.pth")
     torch.save({"model": {}, "state_dict_ema": network.state_dict()}, folder / "ema.pth")
     save_file(network.state_dict(), folder / "net.safetensors")
     torch.save(network, folder / "whole.pt")

@@ -5,13 +5,16 @@ n rows in total, m requested ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "ShardedRows"]
+__all__ = ["CheckRows", "Rows", "ShardedRows"]
+
+CheckRows = Callable[[int, Tensor], None]
+"""Takes the index of a piece and the rows [m, ...] that were read from it; raises if they have a fault."""
 
 
 class Rows(Protocol):
@@ -39,14 +42,15 @@ class Rows(Protocol):
 class ShardedRows:
     """The rows of several tensors one after the other, equal to `torch.cat(parts)` in all but memory use."""
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
+    def __init__(self, parts: Sequence[Tensor], check: CheckRows | None = None) -> None:
         """Join tensors on the CPU, at least one, whose rows agree in shape and type.
 
-        The tensors are kept unchanged; rows are read on access.
+        The tensors are kept unchanged; rows are read on access, and each time checked by `check`.
         """
         first = parts[0]
         assert all(part.shape[1:] == first.shape[1:] and part.dtype == first.dtype for part in parts)
         self._parts = tuple(parts)
+        self._check = check
         self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         self._starts = [0, *self._ends.tolist()]
 
@@ -101,9 +105,12 @@ class ShardedRows:
         counts = torch.bincount(torch.bucketize(ordered, self._ends, right=True), minlength=len(self._parts)).tolist()
         rows = torch.empty(len(positions), *self.shape[1:], dtype=self.dtype)
         first = 0
-        for part, start, count in zip(self._parts, self._starts, counts):
+        for index, (part, start, count) in enumerate(zip(self._parts, self._starts, counts)):
             if count:
                 last = first + count
-                rows[order[first:last]] = part[ordered[first:last] - start]
+                read = part[ordered[first:last] - start]
+                if self._check:
+                    self._check(index, read)
+                rows[order[first:last]] = read
                 first = last
         return rows

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dfkd_core.data.user_images import RawImages, check_labels, picture_pixels
+from dfkd_core.data.pictures import picture_pixels
+from dfkd_core.data.user_images import RawImages, check_labels
 from dfkd_core.downloads import download_timeout
 from dfkd_core.errors import DataError
 

@@ -6,12 +6,11 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +19,14 @@ from torch import Tensor
 
 from dfkd_core.common.digests import file_sha256, json_digest
 from dfkd_core.common.pixels import quantise
+from dfkd_core.data.pictures import decode_picture, list_pictures
 from dfkd_core.errors import DataError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["FILE_SUFFIXES", "RawImages", "check_labels", "fingerprint", "open_file", "open_folder", "picture_pixels"]
+__all__ = ["FILE_SUFFIXES", "RawImages", "check_labels", "fingerprint", "open_file", "open_folder"]
 
 FILE_SUFFIXES = (".npz", ".safetensors")
 """Suffixes of a file with arrays."""
 
-_PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_GREY_MODES = ("1", "L", "LA", "La")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK_IMAGES = 4096
 _ARRAYS = "A file holds the arrays `images` and `labels`, see docs/data.md"
@@ -47,23 +42,29 @@ class RawImages:
     """int64 [n], 0 or more."""
     class_names: tuple[str, ...] = ()
     """Names of the k classes in the order of the labels; empty if they are unknown."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user on what was read."""
 
 
 def open_folder(folder: Path) -> RawImages:
-    """List a folder with one folder of pictures per class; the classes are numbered in the order of their names.
-
-    Pictures may be at any depth. Hidden files and folders are left out. Pictures are decoded when they are read.
+    """List a folder with one folder of pictures per class, see `list_pictures`; they are decoded when they are read.
 
     Raises:
-        DataError: The folder does not exist or has no classes, or a class has no pictures; on reading, a picture cannot
-            be decoded.
+        DataError: As for `list_pictures`; on reading, a picture cannot be decoded.
     """
-    paths, labels, names = _list_pictures(folder)
+    pictures = list_pictures(folder)
 
     def read(positions: list[int]) -> Iterator[Tensor]:
-        return (_decode(paths[position]) for position in positions)
+        return (decode_picture(pictures.paths[position]) for position in positions)
 
-    return RawImages(read=read, labels=torch.tensor(labels), class_names=names)
+    repeated = pictures.num_repeated
+    note = f"left out {repeated} link{'s' if repeated > 1 else ''} to pictures that already count"
+    return RawImages(
+        read=read,
+        labels=torch.tensor(pictures.labels),
+        class_names=pictures.class_names,
+        notes=(note,) if repeated else (),
+    )
 
 
 def open_file(path: Path) -> RawImages:
@@ -72,6 +73,9 @@ def open_file(path: Path) -> RawImages:
     Raises:
         DataError: The file does not exist, is corrupt or holds pickled objects, or its arrays are malformed.
     """
+    # Opening a pipe would wait for ever.
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file. Correct data.dataset: file:PATH")
     arrays, names = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     missing = [name for name in ("images", "labels") if name not in arrays]
     if missing:
@@ -89,7 +93,7 @@ def fingerprint(path: Path) -> str:
     """Return a digest that changes with the file or, for a folder, with a picture's name, size or modification time."""
     if path.is_file():
         return file_sha256(path)
-    stats = ((picture, picture.stat()) for picture in _list_pictures(path)[0])
+    stats = ((picture, picture.stat()) for picture in list_pictures(path).paths)
     return json_digest([[str(picture.relative_to(path)), stat.st_size, stat.st_mtime_ns] for picture, stat in stats])
 
 
@@ -97,70 +101,22 @@ def check_labels(labels: Tensor, source: str) -> Tensor:
     """Return labels as int64 [n], after a check that they are one class per image.
 
     Args:
-        labels: Labels of a data set.
+        labels: Labels of a data set, [n] or [n, 1], integers or floats that are whole numbers.
         source: Their source, for the message.
 
     Raises:
-        DataError: They are not integers, have more than one axis, are empty, or some are negative.
+        DataError: They are not whole numbers, have another shape, are empty, or some are negative.
     """
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+    if labels.dtype == torch.bool or labels.is_complex() or (labels.is_floating_point() and not _are_whole(labels)):
         raise DataError(f"The labels in {source} are {_type_name(labels)}: they must be integers, the class from 0")
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        labels = labels.flatten()
     if labels.dim() != 1 or not len(labels):
         raise DataError(f"The labels in {source} have shape {tuple(labels.shape)}: they must be [n], one per image")
     labels = labels.to(torch.int64)
     if int(labels.min()) < 0:
         raise DataError(f"The labels in {source} go down to {int(labels.min())}: classes are counted from 0")
     return labels
-
-
-def picture_pixels(picture: Image, source: str) -> Tensor:
-    """Return a picture of 8 bits per channel as uint8 [1, c, h, w]: c is 1 for grey, else 3; opacity is dropped.
-
-    Raises:
-        DataError: It has more than 8 bits per channel.
-    """
-    if picture.mode.startswith(("I", "F")):
-        raise DataError(f"{source} has more than 8 bits per channel (mode {picture.mode}). Convert it to 8 bits")
-    if picture.mode in _GREY_MODES:
-        return torch.from_numpy(np.array(picture.convert("L")))[None, None]
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
-
-
-def _list_pictures(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    if not folder.is_dir():
-        raise DataError(f"No folder {folder}. Set data.dataset to folder:PATH, one folder of pictures per class in it")
-    names = tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")))
-    if not names:
-        raise DataError(f"{folder} holds no folders: put the pictures of each class into a separate folder there")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(_pictures_below(folder / name))
-        if not found:
-            endings = ", ".join(_PICTURE_SUFFIXES)
-            raise DataError(f"{folder / name} holds no pictures ({endings}). Add some or delete the folder")
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels, names
-
-
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    for below, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(_PICTURE_SUFFIXES) and not name.startswith("."):
-                yield Path(below, name)
-
-
-def _decode(path: Path) -> Tensor:
-    # Imported here: only pictures need it.
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture_pixels(picture, str(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded: {error}. Replace or delete it") from error
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -204,6 +160,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"class_names in the metadata of {path} must be a JSON list of strings, got {text[:80]!r}")
     return found, tuple(names)
+
+
+def _are_whole(labels: Tensor) -> bool:
+    # Above 2^53, not every whole number is a float.
+    return bool((labels.isfinite() & (labels == labels.round()) & (labels.abs() < 2**53)).all())
 
 
 def _pixels(images: Tensor, path: Path) -> Tensor:

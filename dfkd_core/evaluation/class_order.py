@@ -10,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from dfkd_core.errors import DataError
 
-__all__ = ["FoundOrder", "check_class_order", "find_class_order", "order_by_name"]
+__all__ = [
+    "FoundOrder",
+    "check_class_order",
+    "describe_unknown",
+    "find_class_order",
+    "have_common_names",
+    "order_by_name",
+]
+
+_MOST_NAMES = 5
 
 _MOST_ERRORS_LEFT = 2 / 3
 _LEAST_SIGMAS = 4.0
@@ -37,17 +47,52 @@ class FoundOrder:
 
 
 def order_by_name(data_names: Sequence[str], teacher_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the teacher's class of each label, None unless both lists of names are the same set.
+    """Return the teacher's class of each label, None unless every class of the data set is one of the teacher's.
+
+    If names differ, they are compared without case and punctuation: a folder cannot be named `T-shirt/top`.
 
     Args:
         data_names: Names of the data set's classes in the order of its labels; may be empty.
         teacher_names: Names of the teacher's classes in the order of its logits; may be empty.
     """
+    spelled = ([*map(_spelling, names)] for names in (data_names, teacher_names))
+    return _positions(data_names, teacher_names) or _positions(*spelled)
+
+
+def _positions(data_names: Sequence[str], teacher_names: Sequence[str]) -> tuple[int, ...] | None:
     positions = {name: position for position, name in enumerate(teacher_names)}
-    unique = len(positions) == len(teacher_names) == len(data_names)
-    if not data_names or not unique or positions.keys() != set(data_names):
+    are_unique = len(positions) == len(teacher_names) and len(set(data_names)) == len(data_names)
+    if not data_names or not are_unique or not positions.keys() >= set(data_names):
         return None
     return tuple(positions[name] for name in data_names)
+
+
+def have_common_names(data_names: Sequence[str], teacher_names: Sequence[str]) -> bool:
+    """Return whether a class of the data set has the name of one of the teacher's, apart from case and punctuation.
+
+    Arguments as in `order_by_name`.
+    """
+    return not {_spelling(name) for name in data_names}.isdisjoint(map(_spelling, teacher_names))
+
+
+def describe_unknown(data_names: Sequence[str], teacher_names: Sequence[str]) -> str:
+    """Return the first classes of the data set that the teacher lacks, with its nearest names; empty if it lacks none.
+
+    Arguments as in `order_by_name`.
+    """
+    unknown = [name for name in data_names if name not in teacher_names]
+    shown = [f"{name!r}{_nearest(name, teacher_names)}" for name in unknown[:_MOST_NAMES]]
+    return ", ".join(shown) + (f" and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else "")
+
+
+def _spelling(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold())) or name
+
+
+def _nearest(name: str, teacher_names: Sequence[str]) -> str:
+    by_spelling = {_spelling(known): known for known in teacher_names}
+    close = get_close_matches(_spelling(name), by_spelling, n=2, cutoff=0.5)
+    return f" (nearest: {', '.join(repr(by_spelling[found]) for found in close)})" if close else ""
 
 
 def check_class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> None:

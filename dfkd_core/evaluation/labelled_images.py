@@ -5,7 +5,7 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from dfkd_core.data.fitting import FittedImages, resize, resize_and_crop
 from dfkd_core.data.user_images import RawImages
 from dfkd_core.downloads import SYSTEM_FOLDER
 from dfkd_core.errors import DataError
-from dfkd_core.evaluation.class_order import order_by_name
+from dfkd_core.evaluation.class_order import describe_unknown, have_common_names, order_by_name
 from dfkd_core.models.classifier import ModelCard
 
 __all__ = ["EvaluationData", "load_evaluation_data"]
@@ -39,6 +39,8 @@ class EvaluationData:
     """Names of the teacher's k classes; a class without a name has its number."""
     order: Order
     """How labels were mapped to classes: unchanged, by their names, or by `data.class_order`."""
+    notes: tuple[str, ...] = ()
+    """Remarks for the user on the images."""
 
     def __len__(self) -> int:
         """Return the number of images n."""
@@ -71,7 +73,13 @@ def load_evaluation_data(
         labels=torch.tensor(order)[raw.labels],
         class_names=_names(raw.class_names, order, card),
         order=how,
+        notes=(*raw.notes, *_subset_note(order, how, card)),
     )
+
+
+def _subset_note(order: Sequence[int], how: Order, card: ModelCard) -> Iterator[str]:
+    if how == "by name" and len(order) < card.num_classes:
+        yield f"the images have {len(order)} of the teacher's {card.num_classes} classes, by their names"
 
 
 def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[Sequence[int], Order]:
@@ -80,7 +88,9 @@ def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[S
         return _order_as_set(raw, config.class_order, card), "as set"
     by_name = order_by_name(raw.class_names, card.class_names)
     if by_name:
-        return by_name, "as is" if by_name == tuple(range(len(by_name))) else "by name"
+        return by_name, "as is" if by_name == tuple(range(card.num_classes)) else "by name"
+    if config.dataset.startswith("folder:") and card.class_names:
+        _check_folder_names(raw.class_names, card)
     low, high, k = int(raw.labels.min()), int(raw.labels.max()), card.num_classes
     if raw.class_names and len(raw.class_names) != k:
         raise DataError(
@@ -99,6 +109,21 @@ def _class_order(raw: RawImages, config: DataConfig, card: ModelCard) -> tuple[S
             "Correct data.dataset"
         )
     return range(k), "as is"
+
+
+def _check_folder_names(names: Sequence[str], card: ModelCard) -> None:
+    """Refuse folders that are not named like the teacher's classes; the order of their names means nothing.
+
+    As many folders as classes, all with other names, are taken in order: they can be numbers in place of words.
+    """
+    if len(names) == card.num_classes and not have_common_names(names, card.class_names):
+        return
+    unknown = describe_unknown(names, card.class_names)
+    if unknown:
+        raise DataError(
+            f"The teacher has no class with the name of these folders: {unknown}. Rename or remove them, or set "
+            "data.class_order to the teacher's class of each folder, in the order of the folders' names"
+        )
 
 
 def _order_as_set(raw: RawImages, order: tuple[int, ...], card: ModelCard) -> tuple[int, ...]:

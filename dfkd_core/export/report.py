@@ -1,4 +1,4 @@
-"""The report of an export: the two JSON files next to the exported forms, and their place.
+"""The report of an export: the two JSON files next to the exported forms.
 
 c channels, h height, w width.
 """
@@ -6,7 +6,6 @@ c channels, h height, w width.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from dfkd_core.common.digests import file_sha256
+from dfkd_core.common.json_files import read_json_object
 from dfkd_core.export.fidelity import Fidelity
 from dfkd_core.export.forms import packages
 from dfkd_core.models.classifier import ModelCard
@@ -29,9 +29,9 @@ __all__ = [
     "Precision",
     "describe_preprocessing",
     "find_versions",
-    "place_export",
     "processor_features",
     "read_digests",
+    "unchanged_files",
 ]
 
 ExportFormat = Literal["safetensors", "pt2", "onnx"]
@@ -137,20 +137,17 @@ def processor_features() -> str:
 def read_digests(folder: Path) -> dict[str, str] | None:
     """Return the digests of the files of an export, None if the folder is not an export."""
     try:
-        content = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        content = read_json_object(folder / EXPORT_FILE)
         return dict(content["sha256"]) if content["made_by"] == MADE_BY else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def place_export(folder: Path, out: Path) -> None:
-    """Move a finished export to its place, and delete the files of an earlier export that nobody has changed since."""
-    names = sorted(path.name for path in folder.iterdir())
-    for name, digest in (read_digests(out) or {}).items():
-        old = out / name
-        if name not in names and Path(name).name == name and old.is_file() and file_sha256(old) == digest:
-            old.unlink()
-    out.mkdir(exist_ok=True)
-    # The report is moved last, so that it never lists files that are not there yet.
-    for name in [*(name for name in names if name != EXPORT_FILE), EXPORT_FILE]:
-        (folder / name).replace(out / name)
+def unchanged_files(folder: Path) -> list[str]:
+    """Return the files of an earlier export that nobody has changed since; none if the folder is not an export."""
+    digests = (read_digests(folder) or {}).items()
+    return [name for name, digest in digests if Path(name).name == name and _has_digest(folder / name, digest)]
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest

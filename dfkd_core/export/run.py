@@ -15,8 +15,8 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.output_folders import check_output_folder, is_vacant, replacing_files
 from dfkd_core.common.pixels import load_batch, quantise
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
@@ -55,12 +56,12 @@ from dfkd_core.export.report import (
     Precision,
     describe_preprocessing,
     find_versions,
-    place_export,
     processor_features,
     read_digests,
+    unchanged_files,
 )
 from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.storage import model_digest, save_model
+from dfkd_core.models.storage import CONFIG_FILE, model_digest, save_model
 from dfkd_core.priors.table import build_prior
 
 __all__ = [
@@ -96,11 +97,32 @@ def check_export_target(out: Path) -> None:
     """Check that a folder is a valid target of an export.
 
     Raises:
-        ConfigError: It is not empty and is not an earlier export.
+        ConfigError: It cannot be written, or it is not empty and is not an earlier export.
     """
-    if not out.exists() or (out.is_dir() and (read_digests(out) is not None or not any(out.iterdir()))):
-        return
-    raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
+    check_output_folder(out)
+    if not is_vacant(out) and read_digests(out) is None:
+        raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
+
+
+def _check_free(out: Path, names: Iterable[str]) -> None:
+    """Refuse to replace files that no earlier export made, or that have changed since."""
+    taken = sorted(name for name in set(names) - set(unchanged_files(out)) if os.path.lexists(out / name))
+    if taken:
+        raise ConfigError(
+            f"--out {out} holds {taken[0]}, which the earlier export did not make or which has changed since. Move or "
+            "delete it, or give a new or an empty folder"
+        )
+
+
+def _file_names(formats: Iterable[ExportFormat], *, int8: bool) -> Iterator[str]:
+    """Yield the names that the forms will have."""
+    yield PREPROCESSING_FILE
+    for name in formats:
+        yield f"model.{name}"
+        if name == "safetensors":
+            yield CONFIG_FILE
+        elif int8:
+            yield f"model_int8.{name}"
 
 
 def probe_images(image_shape: tuple[int, int, int]) -> Tensor:
@@ -145,7 +167,8 @@ def export_model(
 
     Args:
         student: It is moved to the CPU and put into eval mode.
-        out: A new or empty folder, or an earlier export. The earlier export's files are deleted; others stay.
+        out: A new or empty folder, or an earlier export. The earlier export's files are replaced or deleted, unless
+            they have changed since; others stay.
         formats: Forms to write.
         images: uint8 images [n, c, h, w] on which every form is compared with the student.
         bake_preprocessing: Whether graphs take images in [0, 1] and normalise them, or take normalised images.
@@ -155,7 +178,7 @@ def export_model(
         labelled: Images on which the accuracy of the student and of int8 forms is measured; no check depends on it.
 
     Raises:
-        ConfigError: `out` holds something else, or there is nothing to export.
+        ConfigError: `out` cannot be written or holds something else, or there is nothing to export.
         ExportError: A form cannot be made, a package is missing, or a form differs from the student. `out` is then
             unchanged.
 
@@ -174,12 +197,11 @@ def export_model(
         ('model.safetensors', 1.0)
     """
     check_export_target(out)
+    _check_free(out, _file_names(formats, int8=calibration is not None))
     if not formats or (calibration is not None and not set(formats) & set(_GRAPH_WRITERS)):
         raise ConfigError("An export needs a format, and int8 needs a graph format. Add: --format pt2")
     student = student.cpu().eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        folder = Path(name)
+    with replacing_files(out, last=EXPORT_FILE, stale=unchanged_files) as folder:
         student_logits = predict_all(student, images)
         forms = []
         for form in _write_forms(student, folder, formats, bake_preprocessing, calibration):
@@ -209,8 +231,8 @@ def export_model(
             versions=find_versions(forms),
             sha256={**digests, PREPROCESSING_FILE: file_sha256(folder / PREPROCESSING_FILE)},
         )
+        _check_free(out, report.sha256)
         write_json(folder / EXPORT_FILE, report)
-        place_export(folder, out)
     return report
 
 

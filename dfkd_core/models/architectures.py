@@ -16,16 +16,24 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from dfkd_core.errors import ConfigError
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
+from dfkd_core.models.lazy_layers import initialised
 
-__all__ = ["TIMM", "TORCHVISION", "architecture_fault", "build_architecture", "factory_module"]
+__all__ = [
+    "TIMM",
+    "TORCHVISION",
+    "ShapeParameter",
+    "architecture_fault",
+    "build_architecture",
+    "factory_module",
+    "shape_parameters",
+]
 
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
@@ -88,14 +96,48 @@ def build_architecture(
             "weights elsewhere and pass the file as --weights"
         ) from error
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items())
+        shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items() if value != 0)
         raise ConfigError(
             f"{name} cannot be built with {shown}: {error}. Correct its arguments (teacher.source.arguments or "
             "distillation.student_arguments)"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
-    return network
+    return initialised(network.float(), (in_channels, image_size, image_size))
+
+
+class ShapeParameter(NamedTuple):
+    """A parameter of a network's function that takes a part of the shape."""
+
+    name: str
+    """Its own name, for example `n_classes`."""
+    is_required: bool
+    """Whether it has no default."""
+
+
+def shape_parameters(name: str) -> dict[str, ShapeParameter]:
+    """Return a network's parameters for the shape, by `in_channels`, `image_size` and `num_classes`.
+
+    Raises:
+        ConfigError: The function does not exist.
+    """
+    if is_built_in(name):
+        return {}
+    if name.startswith((TORCHVISION, TIMM)):
+        names = {"num_classes": "num_classes"}
+        names |= {"image_size": "image_size"} if name.startswith(f"{TORCHVISION}vit_") else {}
+        names |= {"in_channels": "in_chans", "image_size": "img_size"} if name.startswith(TIMM) else {}
+        return {what: ShapeParameter(own, is_required=False) for what, own in names.items()}
+    try:
+        parameters = inspect.signature(factory(name)).parameters
+    except (TypeError, ValueError):  # a function without a signature in Python
+        return {}
+    return {
+        what: ShapeParameter(own, is_required=parameters[own].default is inspect.Parameter.empty)
+        for what, names in _SHAPE_NAMES.items()
+        for own in reversed(names)
+        if own in parameters
+    }
 
 
 def _build_torchvision(name: str, shape: Mapping[str, int], given: dict[str, Any]) -> nn.Module:
@@ -226,14 +268,3 @@ def _set_channels(network: nn.Module, in_channels: int) -> None:
                 fresh = nn.Conv2d(in_channels, module.out_channels, size, bias=has_bias, **kept)
                 network.set_submodule(path, fresh)
             return
-
-
-def first_channels(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the input channels of the first convolution in a state dict, None if there is none."""
-    return next((tensor.shape[1] for tensor in state.values() if tensor.dim() == 4), None)
-
-
-def last_units(state: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the units of the last matrix or 1x1 kernel in a state dict, None if there is none."""
-    matrices = (tensor for tensor in reversed(list(state.values())) if tensor.dim() in (2, 4))
-    return next((len(tensor) for tensor in matrices if tensor[0].numel() == tensor.shape[1]), None)

@@ -5,6 +5,7 @@ n images, k classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,13 +15,29 @@ from torch.nn import functional
 
 from dfkd_core.errors import TeacherError
 
-__all__ = ["OutputKind", "find_output_key", "find_output_kind", "select_output", "to_logits"]
+__all__ = [
+    "OutputKind",
+    "check_output_kind",
+    "find_output_key",
+    "find_output_kind",
+    "output_doubt",
+    "select_output",
+    "to_logits",
+]
 
-OutputKind = Literal["logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
-"""Logits up to a constant per image, probabilities, or one number for two classes before or after the sigmoid."""
+OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoids", "binary_logit", "binary_probability"]
+"""Logits up to a constant per image, probabilities, a sigmoid per class, or one number for two classes before or after
+the sigmoid."""
 
 # Well below the rounding of a softmax in half precision over 1,000 classes.
 _SUM_TOLERANCE = 2e-3
+_LENGTH_TOLERANCE = 1e-4
+_BINARY = ("binary_logit", "binary_probability")
+_SHARES = ("probabilities", "sigmoids", "binary_probability")
+# Operations that only change the form of a tensor.
+_RESHAPING = re.compile(
+    r"(Reshape|Unsafe)?(View|Alias|Squeeze|Unsqueeze|Clone|ToCopy|Select|Slice|Permute|Transpose|T)"
+)
 
 
 def select_output(output: Any, key: str) -> Tensor:
@@ -64,19 +81,22 @@ def find_output_key(output: Any) -> str:
 
 
 def find_output_kind(outputs: Tensor) -> OutputKind:
-    """Return the kind of a network's output, detected from its values.
+    """Return the kind of a network's output, detected from its values and, for sigmoids, from its autograd graph.
 
     Args:
-        outputs: Outputs [n, k] to n different images.
+        outputs: Outputs [n, k] to n different images, with their graph if it is available.
 
     Raises:
-        TeacherError: The outputs are not of rank 2 or are not numbers.
+        TeacherError: The outputs are not of rank 2, are not numbers or are the vectors of an embedding.
     """
+    if outputs.is_complex():
+        raise TeacherError("The network returns complex numbers. A teacher must return logits or probabilities")
     if not outputs.is_floating_point():
         raise TeacherError(
             f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "
             "return logits or probabilities"
         )
+    is_from_sigmoid, outputs = _is_from_sigmoid(outputs), outputs.detach()
     if outputs.dim() == 1 or (outputs.dim() == 2 and outputs.shape[1] == 1):
         is_share = bool(((outputs >= 0) & (outputs <= 1)).all())
         return "binary_probability" if is_share else "binary_logit"
@@ -91,21 +111,86 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
     log_sums = outputs.double().exp().sum(1)
     if (outputs <= 0).all() and ((log_sums - 1).abs() < _SUM_TOLERANCE).all():
         return "log_probabilities"
+    if is_from_sigmoid:
+        return "sigmoids"
+    lengths = outputs.double().norm(dim=1)
+    if len(outputs) > 1 and ((lengths - 1).abs() < _LENGTH_TOLERANCE).all():
+        raise TeacherError(
+            f"The network returns vectors of length 1 with {outputs.shape[1]} numbers: an embedding for a metric, not "
+            "scores of classes. Wrap it in a module that returns one score per class, such as the similarity to each "
+            "class's mean, or set teacher.source.outputs to logits if the numbers are scores"
+        )
     return "logits"
+
+
+def output_doubt(outputs: Tensor, kind: OutputKind) -> str:
+    """Return a sentence about a kind that its user should know or check, empty if there is nothing to add.
+
+    Args:
+        outputs: Outputs [n, k] of the network.
+        kind: Their kind.
+    """
+    if kind == "sigmoids":
+        return (
+            "one sigmoid per class: only the likeliest class counts, so the student cannot learn that an image "
+            "belongs to several classes"
+        )
+    if kind == "logits" and _are_shares(outputs):
+        return (
+            "its outputs are from 0 to 1 without a sum of 1, and are taken as logits. If they are one sigmoid per "
+            "class, set teacher.source.outputs to sigmoids"
+        )
+    return ""
+
+
+def check_output_kind(outputs: Tensor, kind: OutputKind) -> None:
+    """Check that a kind that the user set can be that of the outputs.
+
+    Raises:
+        TeacherError: The shape or the range of the outputs contradicts it.
+    """
+    allowed = "Correct teacher.source.outputs, or set it to auto"
+    if (kind in _BINARY) != (outputs[0].numel() == 1) or outputs.dim() > 2:
+        raise TeacherError(
+            f"teacher.source.outputs is {kind}, and the network returns shape {tuple(outputs.shape)} for "
+            f"{len(outputs)} images. {allowed}"
+        )
+    if kind in _SHARES and not _are_shares(outputs):
+        raise TeacherError(
+            f"teacher.source.outputs is {kind}, and the network returns numbers from {float(outputs.min()):.4g} to "
+            f"{float(outputs.max()):.4g}. {allowed}"
+        )
+
+
+def _are_shares(outputs: Tensor) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1 + _SUM_TOLERANCE)).all())
+
+
+def _is_from_sigmoid(outputs: Tensor) -> bool:
+    """Return whether a sigmoid was the last operation that changed the numbers."""
+    node = outputs.grad_fn
+    while node is not None and _RESHAPING.fullmatch(node.name().partition("Backward")[0].lstrip("_")):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith(("Sigmoid", "Hardsigmoid"))
 
 
 def to_logits(outputs: Tensor, kind: OutputKind) -> Tensor:
     """Return the logits [n, k] whose softmax is the network's prediction.
 
     Log-probabilities are logits already. Probabilities are replaced by their logarithm; a probability that underflows
-    counts as the smallest normal number.
+    counts as the smallest normal number. A sigmoid is replaced by its argument, which is at most about 16. Other
+    precisions become float32, unless autocast chose them.
 
     Args:
         outputs: [n, k]; [n] or [n, 1] for the binary kinds, whose number is that of the second class.
         kind: Kind of the outputs.
     """
+    if outputs.dtype != torch.float32 and not torch.is_autocast_enabled(outputs.device.type):
+        outputs = outputs.float()
     if kind == "probabilities":
         return outputs.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    if kind == "sigmoids":
+        return outputs.float().logit(eps=torch.finfo(torch.float32).eps)
     if kind == "binary_logit":
         return functional.pad(outputs.reshape(-1, 1), (1, 0))
     if kind == "binary_probability":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.layouts import ChannelsFirst, channels_are_last
 
 __all__ = [
     "PROGRAM_FILES",
@@ -96,6 +97,8 @@ def load_program(path: Path, kind: ProgramKind) -> Program:
         raise TeacherError(f"{path} cannot be read as {kind}: {_first_line(error)}. Export it again") from error
     tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
     precision = tensors[0].dtype if tensors else torch.float32
+    if shape and channels_are_last(shape):
+        program, shape = ChannelsFirst(program), (shape[0], shape[3], shape[1], shape[2])
     if shape and shape[0] is not None:
         program = _FixedBatch(program, shape[0])
     if precision != torch.float32:

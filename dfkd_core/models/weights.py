@@ -1,12 +1,11 @@
 """Reading of weights from others: safetensors, or a state dict of `torch.save` in any of the usual wrappings.
 
-Only tensors and plain containers are unpickled (`weights_only=True`).
+No code of the file's author runs, unless the user trusts the file.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,29 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 
-__all__ = ["FoundWeights", "fit_weights", "read_plain_file", "read_safetensors", "read_state", "state_faults"]
+__all__ = ["FoundWeights", "read_safetensors", "read_state", "state_faults", "weight_files"]
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
-# Counters of BatchNorm and of averaged models that no output depends on.
-_COUNTERS = ("num_batches_tracked", "n_averaged")
+_ORDER = (*_WRAPPINGS, *_AVERAGES)
+# The state of an optimizer contains tensors too.
+_NO_WEIGHTS = re.compile(r"(?i)optim|sched|scaler|callbacks|loops|rng")
+_DEPTH = 4
+_INDEX = ".index.json"
+_FOLDER_FILES = (
+    f"model.safetensors{_INDEX}",
+    "model.safetensors",
+    f"pytorch_model.bin{_INDEX}",
+    "pytorch_model.bin",
+)
+_OTHER_FORMATS = (".h5", ".hdf5", ".keras", ".tflite", ".pb", ".npz", ".npy", ".gguf", ".msgpack", ".onnx", ".pt2")
 _SHOWN_FAULTS = 8
 _MISSING = "No weights file {path}. Correct teacher.source.weights"
+_SAVE = "Save one with: torch.save(model.state_dict(), PATH)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,76 +45,108 @@ class FoundWeights:
     """The tensors of a file, and the alternatives in it."""
 
     state: dict[str, Tensor]
-    """Tensors by name, floating-point ones in float32, on the CPU."""
+    """Tensors by name, floating-point ones in float32, on the CPU; a list of tensors has the names `0`, `1`, ..."""
     key: str
-    """Key of the file that held them, empty if they were not wrapped."""
+    """Key of the file that held them, with dots if it is nested; empty if they were not wrapped."""
     others: tuple[str, ...]
     """Other keys that hold tensors, for example an averaged copy."""
+    unread: tuple[str, ...] = ()
+    """Classes of objects in the file that were not read."""
 
 
-def read_state(path: Path, *, key: str = "") -> FoundWeights:
+def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> FoundWeights:
     """Read a state dict.
 
     Args:
-        path: `.safetensors`, or a file of `torch.save`.
+        path: `.safetensors`, a file of `torch.save`, the index of a model in several files (`.index.json`), or a folder
+            with one of these under its usual name.
         key: Key that holds the state dict in the file; if empty, the usual keys are tried, an averaged copy last.
+        trust_pickle: Whether code in the file may run if its weights cannot be read otherwise.
 
     Raises:
-        TeacherError: The file is missing, corrupt or not a state dict, holds a pickled module, or lacks the key.
+        TeacherError: The file is missing, corrupt or not a state dict, or lacks the key; its weights are quantised; or
+            they are inside objects of other classes and `trust_pickle` is false.
     """
-    content: Any = read_safetensors(path, missing=_MISSING) if path.suffix == ".safetensors" else read_plain_file(path)
-    if not isinstance(content, Mapping):
+    path = _main_file(path)
+    unread: tuple[str, ...] = ()
+    try:
+        content, unread = _content(path)
+        states = dict(_states(content))
+    except TeacherError:
+        if not trust_pickle:
+            raise
+        content, states = None, {}
+    if trust_pickle and not states:
+        content, unread = unpickle(path), ()
+        states = dict(_states(content))
+    if not states and unread:
+        raise TeacherError(more_than_tensors(path, list(unread)))
+    if not states:
+        raise TeacherError(f"{path} holds {_description(content)}. {_SAVE}")
+    found = key or _likeliest(states)
+    if found not in states:
         raise TeacherError(
-            f"{path} holds a {type(content).__name__} , not a state dict. Save one with: "
-            "torch.save(model.state_dict(), PATH)"
+            f"{path} has no state dict under {key!r}. It has: {', '.join(filter(None, states)) or 'none'}. "
+            "Correct teacher.source.weights_key"
         )
-    states: dict[Any, Mapping[Any, Any]] = {name: value for name, value in content.items() if _is_state(value)}
-    if key:
-        if key not in states:
-            raise TeacherError(
-                f"{path} has no state dict under {key!r}. It has: {', '.join(map(str, states)) or 'none'}. "
-                "Correct teacher.source.weights_key"
-            )
-        return FoundWeights(_tensors(states[key]), key, tuple(sorted(map(str, states.keys() - {key}))))
-    if _is_state(content):
-        return FoundWeights(_tensors(content), "", ())
-    for name in (*_WRAPPINGS, *_AVERAGES, *states):
-        if name in states:
-            return FoundWeights(_tensors(states[name]), str(name), tuple(sorted(map(str, states.keys() - {name}))))
+    others = tuple(sorted(states.keys() - {found, ""}))
+    return FoundWeights(_tensors(states[found], path), found, others, unread)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files that the weights consist of: the file itself and, after an index, the parts that it names.
+
+    Raises:
+        TeacherError: It is missing, or an index is damaged or names a file in another folder.
+    """
+    path = _main_file(path)
+    return [path, *(_parts(path) if path.name.endswith(_INDEX) else ())]
+
+
+def _main_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
     raise TeacherError(
-        f"{path} holds no state dict; its keys: {', '.join(map(str, list(content)[:10])) or 'none'}. Save one with: "
-        "torch.save(model.state_dict(), PATH)"
+        f"The folder {path} has none of {', '.join(_FOLDER_FILES)}. Set teacher.source.weights to a file"
     )
 
 
-def read_plain_file(path: Path) -> Any:
-    """Read a file of `torch.save` that holds tensors and plain containers onto the CPU.
-
-    Raises:
-        TeacherError: It is missing, corrupt, or needs unpickling.
-    """
+def _parts(index: Path) -> list[Path]:
+    """Return the files that an index names, each in its own folder."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        names = sorted({str(name) for name in read_json_object(index)["weight_map"].values()})
     except FileNotFoundError:
-        raise TeacherError(_MISSING.format(path=path)) from None
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise TeacherError(
-                f"{path} holds more than tensors ({_unsupported(error)}), and reading it would run code of its author. "
-                "Request a state dict (torch.save(model.state_dict(), PATH)), or, if you trust the file as you "
-                "would trust a program from the same source, pass it as the teacher itself with --trust-pickle"
-            ) from None
-        raise TeacherError(f"{path} is not a complete file of torch.save: {error}") from None
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise TeacherError(f"{path} is not a complete file of torch.save: {error}. Copy it again") from None
+        raise TeacherError(_MISSING.format(path=index)) from None
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise TeacherError(f"{index} is no index of weights in several files: {error}. Copy it again") from None
+    outside = [name for name in names if name in ("", ".", "..") or re.search(r"[/\\]", name)]
+    if outside:
+        raise TeacherError(f"{index} names the file {outside[0]!r}; its files must be in the same folder")
+    return [index.parent / name for name in names]
 
 
-def _unsupported(error: Exception) -> str:
-    text = str(error)
-    for start in ("Unsupported global: GLOBAL ", "Unsupported class "):
-        if start in text:
-            return text.split(start, 1)[1].split()[0]
-    return "objects of other classes"
+def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return what a file holds, and the classes of objects that were not read."""
+    # Opening a pipe would wait for ever.
+    if path.exists() and not path.is_file():
+        raise TeacherError(f"{path} is not a regular file. Correct teacher.source.weights")
+    if path.name.endswith(_INDEX):
+        state: dict[str, Any] = {}
+        for part in _parts(path):
+            state |= _content(part)[0]
+        return state, ()
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, missing=_MISSING), ()
+    if path.suffix in _OTHER_FORMATS and path.is_file():
+        raise TeacherError(
+            f"{path} is not a file of PyTorch weights. Load the weights in PyTorch and save them with: "
+            "torch.save(model.state_dict(), PATH)"
+        )
+    plain = read_plain_file(path)
+    return plain.value, plain.replaced
 
 
 def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
@@ -123,44 +167,72 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
         raise TeacherError(f"{path} is not a complete safetensors file: {error}. Copy it again") from error
 
 
-def _is_state(value: Any) -> bool:
-    if not isinstance(value, Mapping) or not value:
-        return False
-    tensors = [item for item in value.values() if isinstance(item, Tensor)]
+def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield the state dicts in a content by their dotted key; the content itself has an empty one."""
+    key, parts = ".".join(place), attributes_of(content)
+    if isinstance(content, nn.Module):
+        yield key, content.state_dict()
+    elif "_modules" in parts:
+        yield key, dict(_module_state(parts))
+    elif isinstance(content, (list, tuple)):
+        if content and all(isinstance(item, Tensor) for item in content):
+            yield key, dict(enumerate(content))
+    elif isinstance(content, Mapping):
+        if _is_state(content):
+            yield key, content
+        for name, value in (*content.items(), *parts.items()):
+            if isinstance(name, (str, int)) and not _NO_WEIGHTS.search(str(name)) and len(place) < _DEPTH:
+                yield from _states(value, (*place, str(name)))
+
+
+def _module_state(parts: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the state dict of a module whose attributes were read without its class."""
+    hidden = parts.get("_non_persistent_buffers_set", ())
+    for name, value in (*dict(parts.get("_parameters", {})).items(), *dict(parts.get("_buffers", {})).items()):
+        if isinstance(value, Tensor) and name not in hidden:
+            yield name, value
+    for name, module in dict(parts["_modules"]).items():
+        if "_modules" in (inner := attributes_of(module)):
+            yield from ((f"{name}.{rest}", tensor) for rest, tensor in _module_state(inner))
+
+
+def _is_state(value: Mapping[Any, Any]) -> bool:
+    tensors = _count(value)
     # Some savers keep numbers next to the tensors.
-    return len(tensors) >= max(1, len(value) // 2)
+    return bool(value) and tensors >= max(1, len(value) // 2)
 
 
-def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _count(state: Mapping[Any, Any]) -> int:
+    return sum(isinstance(item, Tensor) for item in state.values())
+
+
+def _likeliest(states: Mapping[str, Mapping[Any, Any]]) -> str:
+    """Return the key of the weights: of those with many tensors the usual name, the least nested, the first."""
+    most = max(map(_count, states.values()))
+    # Single tensors next to a state dict, such as the state of a generator, are not the weights.
+    keys = [key for key in states if _count(states[key]) >= (most / 2 if key else most)]
+    names = [key.rpartition(".")[2] for key in keys]
+    ranks = [_ORDER.index(name) if name in _ORDER else len(_ORDER) * (name != "") for name in names]
+    return min(zip(ranks, (key.count(".") for key in keys), range(len(keys)), keys))[-1]
+
+
+def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     found = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
-    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+    quantised = [name for name, value in found.items() if value.is_quantized]
+    if quantised:
+        raise TeacherError(
+            f"{path} holds quantised tensors ({', '.join(quantised[:3])}). Use the weights before quantisation"
+        )
+    if empty := [name for name, value in found.items() if value.is_meta]:
+        raise TeacherError(f"{path} holds tensors without data ({', '.join(empty[:3])}). Save the loaded network again")
+    dense = {name: value if value.layout == torch.strided else value.to_dense() for name, value in found.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in dense.items()}
 
 
-def fit_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the network's names, without the prefixes that wrappers add.
-
-    Such prefixes are `module.` of DataParallel, `model.` of training frameworks and `_orig_mod.` of torch.compile. The
-    one whose removal makes the most names fit is removed. Tensors without it are left out.
-    """
-    expected = network.state_dict()
-    best = max(_without_prefixes(dict(state)), key=lambda names: len(expected.keys() & names.keys()))
-    fitting = {name: tensor for name, tensor in best.items() if name.rpartition(".")[2] not in _COUNTERS}
-    kept = {name: t for name, t in expected.items() if name.rpartition(".")[2] in _COUNTERS}
-    return fitting | kept
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the state unchanged, and without each prefix found in its first names, or in pairs of them."""
-    yield state
-    for _ in range(3):
-        firsts = {name.partition(".")[0] for name in state if "." in name}
-        inner = [
-            {n.removeprefix(f"{first}."): t for n, t in state.items() if n.startswith(f"{first}.")} for first in firsts
-        ]
-        if not inner:
-            return
-        yield from inner
-        state = max(inner, key=len)
+def _description(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"no state dict; its keys: {', '.join(map(str, list(content)[:10])) or 'none'}"
+    return f"a {type(content).__name__}, not a state dict"
 
 
 def state_faults(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -189,15 +189,21 @@ def _less_certain(config: SynthesisConfig) -> str:
 
 def _balancing(method: str, method_config: Mapping[str, Any]) -> str:
     """Return advice on the setting that balances the classes of a method's images; empty if there is none."""
-    settings = method_config["methods"][method]
+    # A manifest that another program wrote may have other settings, or none.
+    settings = _part(_part(method_config, "methods"), method)
     path = f"synthesis.methods.{method}"
-    if not settings.get("balanced", True):
+    if settings.get("balanced") is False:
         return f"; set {path}.balanced: true to even out the targets"
-    share = settings.get("refinement", {}).get("refined_share", 1.0)
-    if share < 1:
+    share = _part(settings, "refinement").get("refined_share")
+    if isinstance(share, float) and 0 <= share < 1:
         return f"; {1 - share:.0%} of them stay as drawn, not as targeted: raise {path}.refinement.refined_share"
     steps = next((name for name in ("refinement", "descent") if name in settings), None)
     return f"; raise {path}.{steps}.iterations" if steps else ""
+
+
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = content.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _sharper(config: SynthesisConfig) -> str:

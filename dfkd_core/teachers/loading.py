@@ -5,8 +5,9 @@ c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,29 @@ from torch import Tensor, nn
 
 from dfkd_core.common.digests import file_sha256, json_digest
 from dfkd_core.errors import ConfigError, TeacherError
-from dfkd_core.models.architectures import (
-    TIMM,
-    TORCHVISION,
-    architecture_fault,
-    build_architecture,
-    factory_file,
-    first_channels,
-    last_units,
-    look_here,
-)
-from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe, in_memory_format
+from dfkd_core.models.architectures import architecture_fault, factory_file
+from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_core.models.layers import OUTPUT
-from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
+from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 from dfkd_core.models.programs import export_program, in_one_file, load_program, program_files, program_kind
 from dfkd_core.models.storage import CONFIG_FILE, load_model
-from dfkd_core.models.weights import fit_weights, read_plain_file, read_state, state_faults
-from dfkd_core.teachers.preflight import check_teacher, probe_images, try_forward
-from dfkd_core.teachers.published import PublishedWeights, find_published, usual_normalisation
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.weights import weight_files
+from dfkd_core.teachers.building import build_teacher, has_random_weights
+from dfkd_core.teachers.description import describe_network, given_normalisation
+from dfkd_core.teachers.preflight import check_teacher, probe_images
+from dfkd_core.teachers.shapes import fitting_shape, sizes_to_try
 from dfkd_core.teachers.source import SourceConfig
 
-__all__ = ["BroughtTeacher", "bring_module", "bring_teacher", "source_digest", "source_files"]
+__all__ = ["WARNING", "BroughtTeacher", "bring_module", "bring_teacher", "source_digest", "source_files"]
 
-_SIZES_PX = (32, 28, 64, 96, 128, 224, 256, 299, 384, 8, 16, 48, 160, 192, 512)
+WARNING = "warning: "
+"""Start of a note about something that is probably wrong."""
+
 _REGISTRY = ("models:/", "runs:/")
 _IN_MEMORY = "in memory"
+_SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".torchscript", ".onnx", ".safetensors", ".ckpt", ".bin")
+_NAME_BOTH = "Name the architecture as --teacher and the file as --weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class BroughtTeacher:
     classifier: Classifier
     """In eval mode on the CPU."""
     notes: tuple[str, ...]
-    """Detected and assumed properties, one line each."""
+    """Detected and assumed properties, one line each; those that begin with `warning: ` are probably mistakes."""
 
 
 def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image_size_hint: int = 0) -> BroughtTeacher:
@@ -72,8 +71,9 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         image_size_hint: Size in pixels to try first if none is given, for example that of the data set.
 
     Raises:
-        ConfigError: The architecture is unknown or cannot be built.
-        TeacherError: A file is missing, corrupt, pickled or of another network, or the network cannot be a teacher.
+        ConfigError: An argument is wrong, or the architecture is unknown or cannot be built.
+        TeacherError: A file is missing, corrupt, pickled or of another network, the network cannot be a teacher, or it
+            contradicts a given property.
 
     Example:
         >>> from pathlib import Path
@@ -84,27 +84,35 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         >>> loaded.classifier.card.image_shape, loaded.classifier.card.layer
         ((1, 32, 32), 'fc1')
         >>> loaded.notes[0]
-        'weights: none given, so the network keeps its initial ones'
+        'warning: no weights are given, and the network draws them at random, so it is untrained. Set --weights'
     """
-    path = Path(config.model)
+    _check_arguments(config, layer, image_size_hint)
+    if not config.model:
+        raise ConfigError("teacher.source.model is empty. Set it to a name, a file or a folder, see docs/teachers.md")
+    path, scratch = Path(config.model), Path(scratch)
     notes: list[str] = []
     if (path / CONFIG_FILE).is_file():
-        return _checked(load_model(path), layer, notes)
+        _check_unused(config, path)
+        classifier = load_model(path)
+        _check_card(classifier.card, config, path)
+        return _checked(classifier, layer, notes)
     if (kind := program_kind(path) if path.is_file() else None) is not None:
-        found = _bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes)
-    elif path.suffix == ".safetensors":
+        _check_unused(config, path)
+        return _checked(_bring_program(in_one_file(path, scratch), kind, config, image_size_hint, notes), layer, notes)
+    if path.is_file() and path.name.endswith((".safetensors", ".index.json")):
         raise ConfigError(
             f"{path} holds weights and no network. Name the architecture as --teacher and the file as --weights"
         )
-    elif path.is_file():
-        found = _bring_pickle(path, config, scratch, image_size_hint, notes)
-    elif fault := architecture_fault(config.model):
-        raise ConfigError(f"teacher.source.model: {fault}, or an existing file or folder")
-    else:
-        found = _bring_architecture(config, image_size_hint, notes)
-    brought = _checked(found, layer, notes)
-    if found.program is None:
-        _check_rebuilt(found)
+    if path.is_file():
+        _check_unused(config, path)
+        return _checked(_bring_pickle(path, config, scratch, image_size_hint, notes), layer, notes)
+    if fault := architecture_fault(config.model):
+        raise ConfigError(_no_such_source(path, fault))
+    classifier = build_teacher(config, image_size_hint, notes)
+    brought = _checked(classifier, layer, notes)
+    if has_random_weights(classifier) and not config.weights:
+        warning = "no weights are given, and the network draws them at random, so it is untrained. Set --weights"
+        brought = dataclasses.replace(brought, notes=(WARNING + warning, *brought.notes[1:]))
     return brought
 
 
@@ -114,13 +122,15 @@ def bring_module(
     """Make a teacher of a network in memory: detect its properties and check it, as `bring_teacher` does.
 
     Args:
-        network: The network; it is set to eval mode and frozen, and not changed otherwise.
+        network: The network; it is set to eval mode and frozen, and not changed otherwise. If its weights are not
+            float32, a copy in float32 is used.
         config: Its known properties; the fields of its location are ignored.
         layer: Address of the modelled layer; empty detects it.
         image_size_hint: Size in pixels to try first if none is given.
 
     Raises:
-        TeacherError: The network cannot be a teacher.
+        ConfigError: An argument is wrong.
+        TeacherError: The network cannot be a teacher, or it contradicts a given property.
 
     Example:
         >>> from torch import nn
@@ -132,11 +142,69 @@ def bring_module(
         >>> Teacher(loaded.classifier).num_features
         8
     """
-    config = config or SourceConfig()
+    config = SourceConfig() if config is None else config
+    _check_arguments(config, layer, image_size_hint)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"bring_module takes a torch.nn.Module, got {network!r:.80}. Load files and names with bring_teacher"
+        )
     notes: list[str] = []
-    channels = config.in_channels or first_channels(network.state_dict()) or 0
-    channels, size = _fitting_shape(network.eval(), channels, config.image_size, image_size_hint, notes)
-    return _checked(_described(network, _IN_MEMORY, channels, size, config, notes), layer, notes)
+    network = _in_float32(network.eval(), notes)
+    channels, size = _assumed(
+        fitting_shape(network, config, sizes_to_try(config.image_size, image_size_hint)), config, notes
+    )
+    return _checked(describe_network(network, _IN_MEMORY, (channels, size), config, notes), layer, notes)
+
+
+def _check_arguments(config: object, layer: object, hint: object) -> None:
+    if not isinstance(config, SourceConfig):
+        raise ConfigError(f"config must be a SourceConfig, got {config!r:.80}. Make one with: SourceConfig(model=...)")
+    if not isinstance(layer, str):
+        raise ConfigError(f"layer must be the address of a layer, for example 'fc:input', got {layer!r:.80}")
+    if not isinstance(hint, int) or hint < 0:
+        raise ConfigError(f"image_size_hint must be a number of pixels, 0 or more, got {hint!r:.80}")
+
+
+def _check_unused(config: SourceConfig, path: Path) -> None:
+    """Refuse settings that build a network or read weights if the teacher is a file or a folder with both."""
+    names = ("weights", "weights_key", "rename", "arguments")
+    if unused := [f"teacher.source.{name}" for name in names if getattr(config, name)]:
+        raise ConfigError(f"{path} holds a network with its weights, so leave out {' and '.join(unused)}")
+
+
+def _check_card(card: ModelCard, config: SourceConfig, path: Path) -> None:
+    """Refuse settings that contradict a stored model."""
+    mean, std = given_normalisation(config, card.in_channels)
+    given = {
+        "in_channels": config.in_channels,
+        "image_size": config.image_size,
+        "num_classes": config.num_classes,
+        "outputs": "" if config.outputs == "auto" else config.outputs,
+        "output_key": str(config.output_key),
+        "class_names": tuple(config.class_names),
+        "mean": () if config.mean == () else mean,
+        "std": () if config.std == () else std,
+    }
+    for name, value in given.items():
+        found = getattr(card, name)
+        if value and value != found:
+            raise TeacherError(
+                f"teacher.source.{name} is {value!r}, and {path / CONFIG_FILE} has {found!r}. A stored model has its "
+                "settings in this file: leave it out"
+            )
+
+
+def _no_such_source(path: Path, fault: str) -> str:
+    """Return the message for a source that is neither a file, nor a stored model, nor the name of a network."""
+    if path.is_dir():
+        names = sorted(item.name for item in path.iterdir())[:10]
+        return (
+            f"The folder {path} has no {CONFIG_FILE} of dfkd; it has: {', '.join(names) or 'nothing'}. Name the "
+            "architecture as --teacher and the file or the folder of its weights as --weights"
+        )
+    if not path.exists() and (path.suffix in _SUFFIXES or "/" in str(path)):
+        return f"There is no file or folder {path}. Correct teacher.source.model"
+    return f"teacher.source.model: {fault}, or an existing file or folder"
 
 
 def _checked(classifier: Classifier, layer: str, notes: list[str]) -> BroughtTeacher:
@@ -146,6 +214,8 @@ def _checked(classifier: Classifier, layer: str, notes: list[str]) -> BroughtTea
         classifier.card = dataclasses.replace(classifier.card, layer=layer)
     card = classifier.card
     notes += check_teacher(classifier, probe_images(card.image_shape))
+    # It runs the modelled layer and refuses one that a pass does not call.
+    Teacher(classifier)
     notes.append(f"modelled layer: {card.layer}" + (" (the logits)" if card.layer == OUTPUT else ""))
     if card.layer == OUTPUT and not layer:
         notes.append("its layers are not accessible or none determines the output, so the logits are modelled instead")
@@ -157,6 +227,7 @@ def source_digest(config: SourceConfig) -> str:
 
     Raises:
         ConfigError: The factory's module cannot be imported.
+        TeacherError: A file cannot be read.
     """
     return json_digest({name: file_sha256(path) for name, path in source_files(config).items()})
 
@@ -166,12 +237,13 @@ def source_files(config: SourceConfig) -> dict[str, Path]:
 
     Raises:
         ConfigError: The factory's module cannot be imported.
+        TeacherError: A file cannot be read.
     """
     found: dict[str, Path] = {}
-    for name, text in (("model", config.model), ("weights", config.weights)):
+    for name, text, files in (("model", config.model, program_files), ("weights", config.weights, weight_files)):
         path = Path(text)
         if text and path.is_file():
-            found.update({f"{name}/{item.name}": item for item in program_files(path)})
+            found.update({f"{name}/{item.name}": item for item in files(path)})
         elif text and path.is_dir():
             found.update({f"{name}/{item.name}": item for item in sorted(path.iterdir()) if item.is_file()})
     if not config.model.startswith(_REGISTRY) and not Path(config.model).exists():
@@ -182,206 +254,64 @@ def source_files(config: SourceConfig) -> dict[str, Path]:
 
 def _bring_program(path: Path, kind: Any, config: SourceConfig, hint: int, notes: list[str]) -> Classifier:
     program = load_program(path, kind)
-    said = program.image_shape
-    channels = config.in_channels or (said[0] if said and said[0] else 0)
-    size = config.image_size or (said[1] if said and said[1] else 0)
-    if said and said[1] != said[2]:
-        raise TeacherError(f"{path} takes images of {said[1]}x{said[2]} pixels; dfkd makes square ones")
-    channels, size = _fitting_shape(program.network, channels, size, hint, notes)
-    return _described(program.network, kind, channels, size, config, notes, program=path)
+    channels, height, width = program.image_shape or (None, None, None)
+    if height != width:
+        raise TeacherError(f"{path} takes images of {height}x{width} pixels; dfkd makes square ones")
+    for name, found in (("in_channels", channels), ("image_size", height)):
+        given = getattr(config, name)
+        if given and found and given != found:
+            raise TeacherError(f"teacher.source.{name} is {given}, and {path} takes {found}. Leave it out")
+    known = dataclasses.replace(
+        config, in_channels=config.in_channels or channels or 0, image_size=config.image_size or height or 0
+    )
+    shape = fitting_shape(program.network, known, sizes_to_try(known.image_size, hint))
+    return describe_network(program.network, kind, _assumed(shape, known, notes), config, notes, program=path)
 
 
 def _bring_pickle(path: Path, config: SourceConfig, scratch: Path, hint: int, notes: list[str]) -> Classifier:
     if not config.trust_pickle:
-        content = read_plain_file(path)
-        what = "a state dict" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise TeacherError(
-            f"{path} holds {what} and no network. Name the architecture as --teacher and the file as --weights"
-        )
-    look_here()
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=False)
-    except ModuleNotFoundError as error:
-        raise TeacherError(
-            f"{path} needs the module {error.name!r}, which defines its class. Install its package, put it into the "
-            "project's folder, or add its folder to PYTHONPATH"
-        ) from None
-    except Exception as error:  # unpickling runs code that can raise any exception
-        raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
+        raise TeacherError(_untrusted(path))
+    loaded = unpickle(path)
     if isinstance(loaded, Mapping):
         loaded = next((value for value in loaded.values() if isinstance(value, nn.Module)), loaded)
     if not isinstance(loaded, nn.Module):
-        raise TeacherError(f"{path} holds a {type(loaded).__name__} and no network")
+        raise TeacherError(f"{path} holds a {type(loaded).__name__} and no network. {_NAME_BOTH}")
     network = loaded.float().eval()
-    channels = config.in_channels or first_channels(network.state_dict()) or 0
-    channels, size = _fitting_shape(network, channels, config.image_size, hint, notes)
+    shape = fitting_shape(network, config, sizes_to_try(config.image_size, hint))
+    channels, size = _assumed(shape, config, notes)
     target = scratch / "exported.pt2"
     export_program(network, (channels, size, size), target)
     notes.append("the pickled module was unpickled once and exported as .pt2; later stages read that file")
-    return _described(load_program(target, "pt2").network, "pt2", channels, size, config, notes, program=target)
+    exported = load_program(target, "pt2").network
+    return describe_network(exported, "pt2", (channels, size), config, notes, program=target)
 
 
-def _bring_architecture(config: SourceConfig, hint: int, notes: list[str]) -> Classifier:
-    name = config.model
-    published = find_published(config)
-    state: dict[str, Tensor] = {}
-    if config.weights and published is None:
-        read = read_state(Path(config.weights), key=config.weights_key)
-        state = read.state
-        others = f" (also there: {', '.join(read.others)}; choose with weights_key)" if read.others else ""
-        notes.append(f"weights: {len(state)} tensors{f' under {read.key!r}' if read.key else ''}{others}")
-    elif published is None:
-        notes.append("weights: none given, so the network keeps its initial ones")
-    outside = name.startswith((TORCHVISION, TIMM))
-    channels = config.in_channels or first_channels(state) or (3 if outside else 0) or 1
-    classes = config.num_classes or last_units(state) or (published.num_classes if published else 0)
-    classes = classes or (1000 if outside else len(config.class_names) or 10)
-    arguments = {**config.arguments, **(published.arguments | published.kept if published else {})}
-    size_said = config.image_size or (published.image_size if published else 0)
-    failures: list[TeacherError | ConfigError] = []
-    for size in _sizes(size_said, hint):
-        try:
-            network = build_architecture(
-                name, in_channels=channels, image_size=size, num_classes=classes, arguments=arguments
-            )
-            if state:
-                _load_state(network, state, config)
-            shape = (first_channels(network.state_dict()) or channels, size, size)
-            try_forward(network.eval(), probe_images(shape, 2))
-        except (TeacherError, ConfigError) as error:
-            failures.append(error)
-            continue
-        if not size_said:
-            notes.append(f"input size: {size} pixels assumed, the first that works. Set teacher.source.image_size")
-        return _described(network.float(), name, shape[0], size, config, notes, published=published)
-    raise failures[0]
+def _untrusted(path: Path) -> str:
+    """Return the message for a file of torch.save that is named as a teacher and not trusted."""
+    content = read_plain_file(path)
+    parts = content.value.values() if isinstance(content.value, Mapping) else [content.value]
+    if any(attributes_of(part) for part in (content.value, *parts)):
+        return more_than_tensors(path, list(content.replaced))
+    what = "a state dict" if isinstance(content.value, Mapping) else f"a {type(content.value).__name__}"
+    return f"{path} holds {what} and no network. {_NAME_BOTH}"
 
 
-def _check_rebuilt(classifier: Classifier) -> None:
-    """Check that name, arguments and weights determine the network, since later stages rebuild it from them."""
-    card = classifier.card
-    rebuilt = build_classifier(card, seed=0).eval()
-    images = probe_images(card.image_shape, 2)
-    try:
-        rebuilt.network.load_state_dict(classifier.network.state_dict())
-        with torch.no_grad():
-            torch.testing.assert_close(rebuilt(images), classifier(images), rtol=1e-3, atol=1e-3)
-    except (RuntimeError, AssertionError) as error:
-        raise TeacherError(
-            f"{card.network} builds another network when it is called again: {str(error).splitlines()[0]}. Its "
-            "factory must depend on nothing but its arguments and the weights"
-        ) from error
-
-
-def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceConfig) -> None:
-    fitted = fit_weights(network, state)
-    if faults := state_faults(network, fitted):
-        raise TeacherError(
-            f"The weights in {config.weights} do not fit {config.model}: {'; '.join(faults)}. Correct the "
-            "architecture, teacher.source.num_classes, arguments or weights_key"
-        )
-    network.load_state_dict(fitted)
-
-
-def _fitting_shape(network: nn.Module, channels: int, size: int, hint: int, notes: list[str]) -> tuple[int, int]:
-    """Return the first channels and size that the network accepts."""
-    all_channels = [channels] if channels else [3, 1]
-    failures = []
-    for edge in _sizes(size, hint):
-        for depth in all_channels:
-            try:
-                try_forward(network, probe_images((depth, edge, edge), 2))
-            except TeacherError as error:
-                failures.append(error)
-                continue
-            if not size or not channels:
-                notes.append(
-                    f"input: {depth}x{edge}x{edge} assumed, the first that works. Set teacher.source.in_channels and "
-                    "image_size"
-                )
-            return depth, edge
-    raise failures[0]
-
-
-def _sizes(said: int, hint: int) -> list[int]:
-    """Return the sizes in pixels to try: the given one, or else the hint followed by the usual ones."""
-    return [said] if said else list(dict.fromkeys([hint, *_SIZES_PX] if hint else _SIZES_PX))
-
-
-def _described(
-    network: nn.Module,
-    name: str,
-    channels: int,
-    size: int,
-    config: SourceConfig,
-    notes: list[str],
-    *,
-    program: Path | None = None,
-    published: PublishedWeights | None = None,
-) -> Classifier:
-    """Return the network as a classifier with its given properties, and detect the others."""
-    mean, std = _normalisation(config, channels, name, published, notes)
-    images = probe_images((channels, size, size))
-    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-    answer = try_forward(network, (images - shift) / scale)
-    key = str(config.output_key) or find_output_key(answer)
-    output = select_output(answer, key)
-    found_kind = find_output_kind(output)
-    kind: OutputKind = found_kind if config.outputs == "auto" else config.outputs
-    notes.append(f"answers with {kind.replace('_', ' ')}" + (f" at {key!r}" if key else ""))
-    classes = to_logits(output, kind).shape[1]
-    if config.num_classes and config.num_classes != classes:
-        raise TeacherError(
-            f"The network has {classes} outputs and teacher.source.num_classes is {config.num_classes}. Correct it"
-        )
-    names = config.class_names or (published.class_names if published else ())
-    card = ModelCard(
-        network=name,
-        in_channels=channels,
-        image_size=size,
-        num_classes=classes,
-        mean=mean,
-        std=std,
-        layer=OUTPUT,
-        class_names=names,
-        arguments={**config.arguments, **(published.kept if published else {})},
-        outputs=kind,
-        output_key=key,
-        program_sha256=file_sha256(program) if program else "",
-    )
-    classifier = Classifier(network.eval(), card, program=program)
-    describe(classifier)
-    return in_memory_format(classifier)
-
-
-def _normalisation(
-    config: SourceConfig, channels: int, name: str, published: PublishedWeights | None, notes: list[str]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation in units of [0, 1]."""
-    low, high = config.value_range
-    if published and not config.mean and not config.std:
-        return _per_channel(published.mean, channels), _per_channel(published.std, channels)
-    if not config.mean and not config.std and config.value_range == (0.0, 1.0):
-        usual = usual_normalisation(name)
-        what = f"that of {name.partition(':')[0]} is used" if usual else "pixels are passed as they are, in [0, 1]"
+def _assumed(shape: tuple[int, int], config: SourceConfig, notes: list[str]) -> tuple[int, int]:
+    """Return the shape, and note it if it is a guess."""
+    channels, size = shape
+    if not config.image_size or not config.in_channels:
         notes.append(
-            f"normalisation: none given, so {what}. If the teacher was trained with another one, set "
-            "teacher.source.mean and std"
+            f"input: {channels}x{size}x{size} assumed, the first that works. Set teacher.source.in_channels and "
+            "image_size"
         )
-        if usual:
-            return _per_channel(usual[0], channels), _per_channel(usual[1], channels)
-    mean = _per_channel(config.mean or (0.0,), channels)
-    std = _per_channel(config.std or (1.0,), channels)
-    return tuple((m - low) / (high - low) for m in mean), tuple(s / (high - low) for s in std)
+    return shape
 
 
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    if len(values) == channels:
-        return tuple(float(value) for value in values)
-    if len(values) == 1:
-        return (float(values[0]),) * channels
-    if channels == 1:
-        return (sum(values) / len(values),)
-    raise ConfigError(
-        f"teacher.source.mean and std must have one value or one per channel, got {len(values)} for {channels} channels"
-    )
+def _in_float32(network: nn.Module, notes: list[str]) -> nn.Module:
+    """Return the network, or a copy in float32 if it has weights in another precision."""
+    found = {tensor.dtype for tensor in network.state_dict().values() if isinstance(tensor, Tensor)}
+    others = [dtype for dtype in found if dtype.is_floating_point and dtype != torch.float32]
+    if not others:
+        return network
+    notes.append(f"its weights are in {others[0]}; a copy in float32 is used".replace("torch.", ""))
+    return copy.deepcopy(network).float()

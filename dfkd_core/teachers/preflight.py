@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import DfkdError, TeacherError
 from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.outputs import find_output_key, select_output
 
-__all__ = ["check_teacher", "probe_images", "try_forward"]
+__all__ = ["check_rows", "check_teacher", "check_tensors", "probe_images", "try_forward"]
 
 _NUM_PROBES = 16
 # Relative to the outputs' scale: above the rounding of another order of sums, below the effect of dropout.
@@ -30,26 +31,78 @@ def probe_images(image_shape: tuple[int, int, int], num_images: int = _NUM_PROBE
     return (0.5 + 0.25 * drawn).clamp(0, 1)
 
 
-def try_forward(network: torch.nn.Module, images: Tensor) -> object:
+def try_forward(network: torch.nn.Module, images: Tensor, *, with_graph: bool = False) -> object:
     """Call a network the way a teacher is called, and return its answer, which may be of any type.
+
+    Args:
+        network: In eval mode.
+        images: Images [n, c, h, w].
+        with_graph: Whether the answer has an autograd graph that begins at the images.
 
     Raises:
         TeacherError: The network does not accept a single tensor of float images.
     """
     try:
-        with torch.no_grad():
-            return network(images)
+        with torch.set_grad_enabled(with_graph):
+            return network(images.clone().requires_grad_(with_graph))
     except TypeError as error:
         raise TeacherError(
             f"The network cannot be called with images alone: {error}. A teacher's forward takes one tensor of images; "
             "wrap a network that needs more inputs in a module that fixes them"
         ) from error
-    except (RuntimeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
+    except DfkdError:
+        raise
+    except Exception as error:  # code of the network can raise any exception
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise TeacherError(
             f"The network rejects float images of shape {tuple(images.shape[1:])}: {first}. Set "
             "teacher.source.in_channels and image_size if the shape is wrong"
         ) from error
+
+
+def check_tensors(network: torch.nn.Module) -> None:
+    """Check that a network's state consists of tensors, since nothing else is stored.
+
+    Raises:
+        TeacherError: It holds other values.
+    """
+    state = network.state_dict().items()
+    others = [f"{name}: {type(value).__name__}" for name, value in state if not isinstance(value, Tensor)]
+    if others:
+        raise TeacherError(
+            f"The network's state_dict() holds values that are not tensors ({', '.join(others[:3])}): quantised "
+            "weights or an extra state, perhaps. Use the network before quantisation, or without them"
+        )
+
+
+def check_rows(answer: object, images: Tensor, key: str) -> None:
+    """Check that a network's answer has one row for each image.
+
+    Args:
+        answer: The answer.
+        images: The images [n, c, h, w].
+        key: Key or index of the logits in the answer; empty detects it.
+
+    Raises:
+        TeacherError: It has more or fewer rows, or lost the dimension of the images.
+    """
+    output = select_output(answer, key or find_output_key(answer))
+    if not output.numel():
+        raise TeacherError(f"The network returns shape {tuple(output.shape)}, which holds no numbers")
+    is_one_number = len(images) == output.numel() == 1
+    if is_one_number or (output.dim() and len(output) == len(images)):
+        return
+    shape, count = tuple(output.shape), len(images)
+    size = "x".join(map(str, images.shape[1:]))
+    if count == 1:
+        raise TeacherError(
+            f"The network returns shape {shape} for one image of {size}, without the dimension of the images: a "
+            "squeeze() of all dimensions, perhaps. Use flatten(1) there"
+        )
+    raise TeacherError(
+        f"The network returns shape {shape} for {count} images of {size}; a classifier returns one row for each. Set "
+        "teacher.source.image_size and in_channels, or output_key if it returns several tensors"
+    )
 
 
 def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
@@ -60,19 +113,15 @@ def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
         images: Different images [n, c, h, w] in [0, 1], see `probe_images`.
 
     Raises:
-        TeacherError: An output is not finite, changes from call to call, is the same for all images, or has no
-            gradient with respect to the image.
+        TeacherError: The number of rows is not that of the images, an output is not finite, changes from call to call,
+            is the same for all images, or has no gradient with respect to the image; or a pass changes a tensor.
     """
+    check_tensors(classifier.network)
+    before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     with torch.no_grad():
-        logits = classifier(images).float()
+        logits, alone, _ = (_checked_logits(classifier, images[:count]) for count in (len(images), 1, 2))
+        _check_unchanged(classifier, before)
         again = _from_another_random_state(classifier, images)
-        alone = classifier(images[:1]).float()
-    if tuple(logits.shape) != (len(images), classifier.card.num_classes):
-        raise TeacherError(
-            f"The teacher answers {len(images)} images with shape {tuple(logits.shape)}; with "
-            f"{classifier.card.num_classes} classes, it must be {(len(images), classifier.card.num_classes)}. Correct "
-            "teacher.source.num_classes"
-        )
     if not torch.isfinite(logits).all():
         bad = int((~torch.isfinite(logits)).any(1).sum())
         raise TeacherError(
@@ -99,6 +148,32 @@ def check_teacher(classifier: Classifier, images: Tensor) -> list[str]:
             "perhaps), so results depend on synthesis.batch_size"
         )
     return notes
+
+
+def _checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
+    logits: Tensor = classifier(images).float()
+    wanted = (len(images), classifier.card.num_classes)
+    if tuple(logits.shape) != wanted:
+        raise TeacherError(
+            f"The teacher answers {len(images)} {'image' if len(images) == 1 else 'images'} with shape "
+            f"{tuple(logits.shape)}; with {wanted[1]} classes, it must be {wanted}. Correct a view or squeeze in its "
+            "forward that does not keep the images apart, or teacher.source.num_classes"
+        )
+    return logits
+
+
+def _check_unchanged(classifier: Classifier, before: dict[str, Tensor]) -> None:
+    after = classifier.network.state_dict()
+    changed = [name for name, tensor in after.items() if name not in before or not _is_same(before[name], tensor)]
+    if changed:
+        raise TeacherError(
+            f"A pass in eval mode changes the teacher's own tensors ({', '.join(changed[:5])}), so its answers depend "
+            "on earlier images. Update them only if self.training is true"
+        )
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and bool(((first == second) | (first != first)).all())
 
 
 def _from_another_random_state(classifier: Classifier, images: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ def find_published(config: SourceConfig) -> PublishedWeights | None:
                 "teacher.source.weights"
             ) from None
         transform = entry.transforms()
+        if not hasattr(transform, "crop_size"):
+            raise ConfigError(f"{config.model} does not classify images. Name a network that does")
         return PublishedWeights(
             arguments={"weights": entry.name},
             # These two were trained with another normalisation, to which their forward converts.
@@ -86,7 +88,7 @@ def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]] | 
         from dfkd_core.common.vision import models
 
         transform = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT.transforms()
-        return transform.mean, transform.std
+        return (transform.mean, transform.std) if hasattr(transform, "mean") else None
     if name.startswith(TIMM):
         cfg = import_timm().get_pretrained_cfg(name.removeprefix(TIMM))
         return (cfg.mean, cfg.std) if cfg is not None else None

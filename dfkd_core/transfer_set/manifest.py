@@ -11,20 +11,22 @@ the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.digests import canonical_json, write_json
+from dfkd_core.common.inner_files import file_fault
+from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import TransferSetError
-from dfkd_core.transfer_set.shards import REDO, SHARD_NAME, ShardRecord, read_shard, shard_name, storing
+from dfkd_core.transfer_set.checks import MOST_FAULTS, refuse, summarise, summary_faults, whole_faults
+from dfkd_core.transfer_set.fields import FORMAT_VERSION, field_faults, version_fault
+from dfkd_core.transfer_set.shards import REDO, ShardRecord, read_shard, storing
 
 __all__ = [
-    "FORMAT_VERSION",
     "MANIFEST_NAME",
     "Manifest",
     "read_manifest",
@@ -32,7 +34,6 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -83,7 +84,7 @@ def write_manifest(
     reused shards count like new ones.
 
     Raises:
-        TransferSetError: A shard cannot be read, or the manifest cannot be written.
+        TransferSetError: A shard or an argument has a fault, or the manifest cannot be written.
 
     Example:
         >>> from pathlib import Path
@@ -105,15 +106,10 @@ def write_manifest(
     """
     if not shards:
         raise TransferSetError(f"No shards for {folder}: a transfer set needs at least one. {REDO}")
-    confidences, histograms, reached = [], [], []
-    for record in shards:
-        stored = read_shard(folder / record.file)
-        num_classes = stored.teacher_logits.shape[1]
-        confidences.append(stored.teacher_logits.double().softmax(1).amax(1))
-        classes = stored.teacher_logits.argmax(1)
-        histograms.append(torch.bincount(classes, minlength=num_classes))
-        reached.append(classes == stored.soft_targets.argmax(1))
-    confidence = torch.cat(confidences)
+    first = read_shard(folder / shards[0].file)
+    image_shape, num_classes = _three(first.images.shape[1:]), first.teacher_logits.shape[1]
+    refuse(folder, [*whole_faults(folder, shards, image_shape, num_classes, are_hashed=False)])
+    summary = summarise(read_shard(folder / record.file) for record in shards)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         method=method,
@@ -123,50 +119,49 @@ def write_manifest(
         statistics_digest=statistics_digest,
         code_version=code_version,
         seed=seed,
-        num_images=len(confidence),
-        image_shape=_three(stored.images.shape[1:]),
+        image_shape=image_shape,
         num_classes=num_classes,
-        class_histogram=tuple(torch.stack(histograms).sum(0).tolist()),
-        mean_confidence=confidence.mean().item(),
-        target_agreement=torch.cat(reached).double().mean().item(),
         shards=tuple(shards),
+        **dataclasses.asdict(summary),
     )
     path = folder / MANIFEST_NAME
+    try:
+        faults = [*field_faults(json.loads(canonical_json(manifest)))]
+    except (TypeError, ValueError) as error:
+        faults = [f"it has a value without a JSON form ({error})"]
+    if faults:
+        raise TransferSetError(f"{path} is not written: {'; '.join(faults)}. Correct the arguments of write_manifest")
     with storing(path):
         write_json(path, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `manifest.json` of a transfer set.
+    """Read `manifest.json` of a transfer set; its shards are not opened.
 
     Raises:
-        TransferSetError: The manifest is missing, damaged, of another format, or names a file outside its folder.
+        TransferSetError: The manifest is missing, damaged, of another format, contradicts itself, or names a file
+            outside its folder.
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if path.exists() and (fault := file_fault(path, folder)):
+            raise TransferSetError(f"{path} {fault}. {REDO}")
+        content = read_json_object(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise TransferSetError(f"No transfer set in {folder}: {MANIFEST_NAME} is missing. {REDO}") from None
     except (OSError, ValueError) as error:
         raise TransferSetError(f"{path} cannot be read: {error}. {REDO}") from error
-    try:
-        return _parse_manifest(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TransferSetError(f"{path} is not a manifest of a transfer set: {error}. {REDO}") from error
+    version = version_fault(content)
+    faults = [version] if version else [*field_faults(content)]
+    if faults:
+        raise TransferSetError(f"{path} is not a manifest of a transfer set: {'; '.join(faults[:MOST_FAULTS])}. {REDO}")
+    return _parse_manifest(content)
 
 
-def _parse_manifest(content: Any) -> Manifest:
-    if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {content['format_version']!r}, this program reads {FORMAT_VERSION}")
-    shards = tuple(ShardRecord(**record) for record in content["shards"])
-    for record in shards:
-        if not SHARD_NAME.fullmatch(record.file):
-            raise ValueError(f"its shard name {record.file!r} must be like {shard_name(0)!r}, in its own folder")
-    if sum(record.num_images for record in shards) != content["num_images"]:
-        raise ValueError(f"its num_images is {content['num_images']}, but its shards hold another number")
+def _parse_manifest(content: dict[str, Any]) -> Manifest:
     changed = {
-        "shards": shards,
+        "shards": tuple(ShardRecord(**record) for record in content["shards"]),
         "image_shape": _three(content["image_shape"]),
         "class_histogram": tuple(content["class_histogram"]),
     }
@@ -179,14 +174,17 @@ def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
 
 
 def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Manifest:
-    """Check the SHA-256 of every shard of a transfer set and return its manifest.
+    """Check everything that a student relies on in a transfer set, and return its manifest.
+
+    These are the fields of the manifest and, of every shard, its SHA-256, shapes, types, positions and values. Logits
+    must be finite, soft targets must be probabilities, and the figures in the manifest must be those of the shards.
 
     Args:
         folder: The transfer set's folder.
         teacher_digest: Digest of the teacher that the set must belong to; None accepts any.
 
     Raises:
-        TransferSetError: A shard is missing, truncated or changed, or the set is of another teacher; names each fault.
+        TransferSetError: The manifest or a shard has a fault, or the set is of another teacher; names the first faults.
 
     Example:
         >>> from pathlib import Path
@@ -208,26 +206,13 @@ def verify_transfer_set(folder: Path, teacher_digest: str | None = None) -> Mani
         ((1, 8, 8), 3)
     """
     manifest = read_manifest(folder)
-    faults = [fault for record in manifest.shards if (fault := _shard_fault(folder, record))]
+    layout = (folder, manifest.shards, manifest.image_shape, manifest.num_classes)
+    faults = [*whole_faults(*layout, are_hashed=True)]
+    if not faults:
+        summary = summarise(read_shard(folder / record.file) for record in manifest.shards)
+        faults = [f"{MANIFEST_NAME} {fault}" for fault in summary_faults(summary, manifest)]
     if teacher_digest is not None and manifest.teacher_digest != teacher_digest:
-        faults.append(f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}")
-    if faults:
-        raise TransferSetError(f"Transfer set {folder}: {'; '.join(faults)}. {REDO}")
+        other = f"{MANIFEST_NAME} is of another teacher: {manifest.teacher_digest}, expected {teacher_digest}"
+        faults.insert(0, other)
+    refuse(folder, faults)
     return manifest
-
-
-def _shard_fault(folder: Path, record: ShardRecord) -> str | None:
-    path = folder / record.file
-    if not path.is_file():
-        return f"{record.file} is missing"
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        return f"{record.file} cannot be read ({error})"
-    if found == record.sha256:
-        return None
-    try:
-        read_shard(path)
-    except TransferSetError:
-        return f"{record.file} is truncated or not a shard"
-    return f"{record.file} has changed (sha256 {found}, the manifest has {record.sha256})"

@@ -5,17 +5,19 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-from functools import cached_property
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
 from dfkd_core.common.pixels import dequantise
-from dfkd_core.common.rows import ShardedRows
-from dfkd_core.errors import TransferSetError
+from dfkd_core.common.rows import CheckRows, ShardedRows
+from dfkd_core.transfer_set.checks import index_fault, layout_faults, logits_fault, refuse, targets_fault
 from dfkd_core.transfer_set.manifest import read_manifest
-from dfkd_core.transfer_set.shards import REDO, Shard, read_shard
+from dfkd_core.transfer_set.shards import Shard, read_shard
 
 __all__ = ["TransferSet"]
 
@@ -23,11 +25,12 @@ __all__ = ["TransferSet"]
 class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Reads a transfer set; shards are memory-mapped on first use, so the set may be larger than the memory.
 
-    Item i is the image float32 [c, h, w] in [0, 1] and the teacher's logits float32 [k]. Opening a set does not check
-    the hashes of its shards; `verify_transfer_set` does.
+    Item i is the image float32 [c, h, w] in [0, 1] and the teacher's logits float32 [k]. Opening a set checks its
+    manifest and the headers of its shards. Logits and soft targets are checked when they are read, the hashes only by
+    `verify_transfer_set`.
 
     Raises:
-        TransferSetError: The manifest cannot be read or a shard is missing.
+        TransferSetError: The manifest or a shard has a fault.
 
     Example:
         >>> from pathlib import Path
@@ -53,20 +56,24 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        missing = [record.file for record in self.manifest.shards if not (folder / record.file).is_file()]
-        if missing:
-            raise TransferSetError(f"Transfer set {folder}: {', '.join(missing)} is missing. {REDO}")
+        manifest = self.manifest
+        refuse(folder, [*layout_faults(folder, manifest.shards, manifest.image_shape, manifest.num_classes)])
 
     @cached_property
     def _shards(self) -> list[Shard]:
         shards = [read_shard(self.folder / record.file) for record in self.manifest.shards]
-        for record, shard in zip(self.manifest.shards, shards):
-            if len(shard.images) != record.num_images:
-                raise TransferSetError(
-                    f"{self.folder / record.file} holds {len(shard.images)} images, "
-                    f"the manifest has {record.num_images}. {REDO}"
-                )
+        firsts = itertools.accumulate((len(shard.images) for shard in shards), initial=0)
+        faults = (index_fault(shard.image_index, first) for shard, first in zip(shards, firsts))
+        refuse(self.folder, [f"{file} {fault}" for file, fault in zip(self._files, faults) if fault])
         return shards
+
+    @property
+    def _files(self) -> list[str]:
+        return [record.file for record in self.manifest.shards]
+
+    def _checked_by(self, find_fault: Callable[[torch.Tensor], str | None]) -> CheckRows:
+        # Not a closure, since a loader of another process takes a pickled copy of the set.
+        return partial(_check_rows, self.folder, self._files, find_fault)
 
     @cached_property
     def images(self) -> ShardedRows:
@@ -76,15 +83,27 @@ class TransferSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     @cached_property
     def teacher_logits(self) -> ShardedRows:
         """The teacher's logits on all images, float32 [n, k]."""
-        return ShardedRows([shard.teacher_logits for shard in self._shards])
+        return ShardedRows([shard.teacher_logits for shard in self._shards], self._checked_by(logits_fault))
 
     @cached_property
     def soft_targets(self) -> ShardedRows:
         """The soft targets of all images, float32 [n, k]; rows sum to 1."""
-        return ShardedRows([shard.soft_targets for shard in self._shards])
+        return ShardedRows([shard.soft_targets for shard in self._shards], self._checked_by(targets_fault))
 
     def __len__(self) -> int:
         return self.manifest.num_images
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return dequantise(self.images[index]), self.teacher_logits[index]
+
+
+def _check_rows(
+    folder: Path,
+    files: Sequence[str],
+    find_fault: Callable[[torch.Tensor], str | None],
+    shard_index: int,
+    rows: torch.Tensor,
+) -> None:
+    fault = find_fault(rows)
+    if fault:
+        refuse(folder, [f"{files[shard_index]} {fault}"])

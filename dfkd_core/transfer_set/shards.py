@@ -6,30 +6,57 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dfkd_core.common.digests import file_sha256, write_atomically
+from dfkd_core.common.inner_files import file_fault
 from dfkd_core.errors import TransferSetError
 
-__all__ = ["REDO", "SHARD_NAME", "Shard", "ShardRecord", "read_shard", "shard_name", "storing", "write_shard"]
+__all__ = [
+    "REDO",
+    "SHARD_NAME",
+    "Form",
+    "Shard",
+    "ShardRecord",
+    "read_form",
+    "read_shard",
+    "shard_name",
+    "storing",
+    "write_shard",
+]
 
 SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 """Pattern of the shard names allowed in a manifest: files in its own folder."""
 
-REDO = "Make it again: dfkd stage synthesize"
-"""The next command if a stored set is incomplete."""
+REDO = "Make it again: dfkd stage synthesize (in artifacts/transfer_set) or dfkd synthesize (in another folder)"
+"""The next command if a stored set is damaged."""
+
+Form = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Type and shape of each tensor by its name."""
+
+_FORM = {
+    "images": ("uint8", "[n, c, h, w]"),
+    "teacher_logits": ("float32", "[n, k]"),
+    "soft_targets": ("float32", "[n, k]"),
+    "image_index": ("int64", "[n]"),
+}
+_TYPES = {"U8": "uint8", "F32": "float32", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The images of one shard file and the teacher's outputs on them; n images, k classes."""
+    """The images of one shard file and the teacher's outputs on them; n images, k classes.
+
+    Raises:
+        TransferSetError: A tensor has another type or shape.
+    """
 
     images: torch.Tensor
     """uint8 [n, c, h, w]."""
@@ -41,11 +68,11 @@ class Shard:
     """int64 [n], position of each image in the whole set."""
 
     def __post_init__(self) -> None:
-        n = len(self.images)
-        assert self.images.dtype == torch.uint8, f"images are {self.images.dtype}, not uint8"
-        assert self.images.ndim == 4, f"images have shape {tuple(self.images.shape)}, not [n, c, h, w]"
-        assert self.teacher_logits.shape == self.soft_targets.shape, "logits and soft targets differ in shape"
-        assert len(self.teacher_logits) == len(self.image_index) == n, "tensors of one shard differ in length"
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        form = {name: (str(item.dtype).removeprefix("torch."), tuple(item.shape)) for name, item in tensors.items()}
+        fault = _form_fault(form)
+        if fault:
+            raise TransferSetError(f"The shard {fault}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,24 +122,69 @@ def write_shard(path: Path, shard: Shard) -> ShardRecord:
         >>> record.file, record.num_images
         ('shard-00000.safetensors', 3)
     """
-    tensors = {field.name: getattr(shard, field.name).contiguous().cpu() for field in fields(shard)}
     with storing(path), write_atomically(path) as temporary:
-        save_file(tensors, temporary)
+        save_file(_stored_form(shard), temporary)
     return ShardRecord(file=path.name, sha256=file_sha256(path), num_images=len(shard.images))
+
+
+def _stored_form(shard: Shard) -> dict[str, torch.Tensor]:
+    """Return the tensors as safetensors takes them: contiguous, on the CPU, none in the memory of another."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for field in fields(shard):
+        tensor = getattr(shard, field.name).detach().contiguous().cpu()
+        memory = tensor.untyped_storage().data_ptr()
+        found[field.name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return found
 
 
 def read_shard(path: Path) -> Shard:
     """Read a shard; its tensors are memory-mapped and read on access.
 
     Raises:
-        TransferSetError: The file is missing or truncated, or lacks a tensor.
+        TransferSetError: The file is missing, truncated, no regular file or a link to another folder, or its tensors
+            are not those of a shard.
     """
-    if not path.is_file():
-        raise TransferSetError(f"Shard {path} is missing. {REDO}")
+    form = read_form(path)
+    if isinstance(form, str):
+        raise TransferSetError(f"Shard {path} {form}. {REDO}")
+    return Shard(**load_file(path))
+
+
+def read_form(path: Path) -> Form | str:
+    """Return the types and shapes in the header of a shard, or the reason that the file is no shard.
+
+    The reason begins with a verb, for example "is missing".
+    """
+    fault = file_fault(path, path.parent)
+    if fault:
+        return fault
     try:
-        tensors = load_file(path)
-        return Shard(**{field.name: tensors[field.name] for field in fields(Shard)})
-    except (SafetensorError, OSError, AssertionError) as error:
-        raise TransferSetError(f"Shard {path} is truncated or not a shard: {error}. {REDO}") from error
-    except KeyError as error:
-        raise TransferSetError(f"Shard {path} lacks the tensor {error}. {REDO}") from error
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            form = {
+                name: (_TYPES.get(found.get_dtype(), found.get_dtype()), tuple(found.get_shape()))
+                for name, found in slices.items()
+            }
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except SafetensorError as error:
+        return f"is truncated or not a shard ({error})"
+    return _form_fault(form) or form
+
+
+def _form_fault(form: Form) -> str | None:
+    missing, unknown = sorted(_FORM.keys() - form.keys()), sorted(form.keys() - _FORM.keys())
+    if missing or unknown:
+        words = f"lacks {' and '.join(missing)}" if missing else f"has the unknown tensor {unknown[0]!r}"
+        return f"{words}: another version of dfkd or another program wrote it"
+    for name, (kind, axes) in _FORM.items():
+        found, shape = form[name]
+        if found != kind or len(shape) != len(axes.split()) or 0 in shape:
+            return f"has {name} of {found} {list(shape)} in place of {kind} {axes}"
+    lengths = [shape[0] for _, shape in form.values()]
+    if len(set(lengths)) > 1:
+        return f"has tensors of {min(lengths)} and of {max(lengths)} rows in place of one row per image"
+    logits, targets = form["teacher_logits"][1][1], form["soft_targets"][1][1]
+    return None if logits == targets else f"has {logits} classes in teacher_logits and {targets} in soft_targets"

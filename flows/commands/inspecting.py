@@ -12,7 +12,7 @@ from dfkd_core.inspection import Fit, Inspection, inspect_teacher
 from dfkd_core.models.layers import layer_candidates
 from dfkd_core.models.storage import CONFIG_FILE, load_model
 from dfkd_core.models.teacher import Teacher
-from dfkd_core.teachers.loading import BroughtTeacher, bring_teacher
+from dfkd_core.teachers.loading import WARNING, BroughtTeacher, bring_teacher
 from dfkd_core.teachers.preflight import probe_images
 from flows.settings.params import Params
 from tasks.caching.workspace import TEACHER
@@ -40,8 +40,10 @@ def describe_teacher(params: Params) -> str:
     with _loaded(params) as brought:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
         lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
-        notes = [f"  {note}" for note in brought.notes]
-    return "\n".join([*lines, *(["", "Detected and assumed:", *notes] if notes else [])])
+        warnings = [note for note in brought.notes if note.startswith(WARNING)]
+        notes = [f"  {note}" for note in brought.notes if note not in warnings]
+    shown = [*lines, *(["", "Detected and assumed:", *notes] if notes else [])]
+    return "\n".join([*shown, *(["", *(note[0].upper() + note[1:] for note in warnings)] if warnings else [])])
 
 
 @contextmanager

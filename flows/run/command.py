@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from flows.run.ahead import Outlook, look_ahead
+from flows.run.ready import check_ready
 from flows.run.table import is_published, note_run, render
 from flows.session.display import say
 from flows.session.server import await_server, needing_server, start_server
@@ -47,8 +48,10 @@ def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
     if not plan.changes:
         before = before or look_ahead().result()
         if before.changed or not is_published():
+            check_ready(plan.params)
             settle(plan)
         return before
+    check_ready(plan.params)
     settle(plan)
     for change in plan.shown():
         say(f"  {change}")

@@ -44,7 +44,6 @@ _SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
 _LEAST_FREE_BYTES = 2**20
-_WRITTEN = (".", ".dfkd", ".dvc", "artifacts", "reports", "params.yaml", "mlflow.db", "mlartifacts")
 _PATHS = {
     "PREFECT_HOME": ".dfkd/prefect",
     "PREFECT_LOCAL_STORAGE_PATH": ".dfkd/results",
@@ -71,9 +70,21 @@ def enter_project() -> Path:
     here = Path.cwd()
     folder = find_project(here)
     if folder is None:
-        raise ConfigError(f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder.")
+        raise ConfigError(
+            _incomplete(here) or f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder."
+        )
     os.chdir(folder)
     return folder
+
+
+def _incomplete(here: Path) -> str:
+    """Return what the nearest folder of DVC lacks, empty if there is no such folder."""
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir():
+            lacking = [name for name in ("dvc.yaml", "params.yaml") if not (folder / name).is_file()]
+            restore = f"git -C {folder} checkout {' '.join(lacking)}"
+            return f"{folder} has no file {' and '.join(lacking)}. Restore it with: {restore}"
+    return ""
 
 
 def prepare_environment(project: Path, *, debug: bool = False) -> None:
@@ -102,12 +113,8 @@ def check_writable(folder: Path = Path(".")) -> None:
     """Check that results can be written.
 
     Raises:
-        DfkdError: The folder or one that a run writes in it is read-only, or the disk is full.
+        DfkdError: The folder is read-only or the disk is full.
     """
-    for name in _WRITTEN:
-        path = folder / name
-        if path.exists() and not os.access(path, os.W_OK):
-            raise DfkdError(f"Cannot write to {path.resolve()}. Change its rights, or mount it for writing")
     probe = folder / ".dfkd" / "probe"
     try:
         probe.parent.mkdir(exist_ok=True)

@@ -51,4 +51,6 @@ def evaluate(params: Params) -> str:
         return f"no real images: {agreement} on synthetic ones (proxy)"
     by_name = "labels_ordered_by_name" in json.loads(METRICS.read_text(encoding="utf-8"))
     ordered = ", labels put in the teacher's order by their names" if by_name else ""
-    return f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"
+    summary = f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"
+    note = (made / "notes.txt").read_text(encoding="utf-8")
+    return f"{summary}; {note}" if note else summary

@@ -13,12 +13,14 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
+from dfkd_core.common.output_folders import check_output_folder
 from dfkd_core.distillation.students import check_student
 from dfkd_core.models.storage import read_card
 from dfkd_core.progress import Progress
 from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
 from dfkd_core.transfer_set.manifest import read_manifest
+from dfkd_core.transfer_set.target import check_target
 from flows.session.display import say
 from flows.settings.params import ExecutionConfig, Params
 from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
@@ -45,6 +47,11 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 def synthesize(params: Params) -> str:
     """Make the transfer set and write it into `artifacts/transfer_set`."""
     check_student(read_card(TEACHER), params.distillation)
+    # A link can lead to files that are not the project's.
+    if TRANSFER_SET.is_symlink():
+        check_target(TRANSFER_SET)
+    else:
+        check_output_folder(TRANSFER_SET)
     picture = REPORTS / "samples.png"
     run = _synthesize.with_options(task_runner=shard_runner(params.execution))
     return run(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
@@ -57,7 +64,7 @@ def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder:
         params: Settings of the set.
         teacher_folder: A stored teacher.
         statistics_folder: Its statistics; None estimates them first.
-        out: Folder of the transfer set.
+        out: Folder of the transfer set; new, empty or an earlier set.
     """
     run = _synthesize_anywhere.with_options(task_runner=shard_runner(params.execution))
     return run(params, teacher_folder, statistics_folder, out)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_atomically
+from dfkd_core.errors import ConfigError
 from tasks.caching.code import code_digest
 
 __all__ = [
@@ -95,7 +96,13 @@ def work_folder(stage: str, inputs: Mapping[str, Any]) -> Path:
 
 
 def clear_folder(folder: Path) -> Path:
-    """Create `folder`, or delete its content, and return it."""
+    """Create `folder`, or delete its content, and return it.
+
+    Raises:
+        ConfigError: It is a link, whose target can be somebody else's folder, or a file.
+    """
+    if folder.is_symlink() or folder.is_file():
+        raise ConfigError(f"{folder} must be a folder and is a link or a file. Move it, and run the same command again")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

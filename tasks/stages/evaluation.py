@@ -40,8 +40,8 @@ def make_evaluation(
 ) -> Artifact:
     """Evaluate on the test images, or on held-out synthetic ones if there are none.
 
-    Write `metrics.json`, tables and the confusion matrix into `folder`. `data_digest` is the digest of the user's own
-    files, which distinguishes results of different files with the same name.
+    Write `metrics.json`, tables, the confusion matrix and remarks on the images into `folder`. `data_digest` is the
+    digest of the user's own files, which distinguishes results of different files with the same name.
     """
     with timed("evaluate"):
         loaded = load_teacher(Path(teacher.path), compute=compute)
@@ -57,6 +57,7 @@ def make_evaluation(
             on_progress=report,
         )
         out = clear_folder(Path(folder))
+        (out / "notes.txt").write_text("; ".join(images.notes if images else ()), encoding="utf-8")
         _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
     metrics = {**found.to_metrics(), "num_images": found.num_images}
     if images and images.order == "by name":

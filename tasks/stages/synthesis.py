@@ -21,9 +21,10 @@ from dfkd_core.synthesis.shards import shard_indices, synthesize_shard
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
+from dfkd_core.transfer_set.target import replacing_set
 from tasks.caching.code import code_digest
 from tasks.caching.policy import cached
-from tasks.caching.workspace import Artifact, clear_folder, place_file, reference
+from tasks.caching.workspace import Artifact, place_file, reference
 from tasks.records.progress import noting, report
 from tasks.records.tables import write_image_grid
 from tasks.records.timing import timed
@@ -88,30 +89,33 @@ def assemble_transfer_set(
     folder: str,
     picture: str | None,
 ) -> Artifact:
-    """Copy finished shards into `folder`; write their manifest and, with `picture`, a picture of the first images."""
+    """Write finished shards and their manifest into `folder` and, with `picture`, a picture of the first images.
+
+    An earlier set in `folder` stays until the new one is complete.
+    """
     out = Path(folder)
-    clear_folder(out)
-    records = []
-    for shard in shards:
-        source = Path(shard.path)
-        place_file(source, out / source.name)
-        count = int(shard.numbers["num_images"])
-        records.append(ShardRecord(file=source.name, sha256=shard.sha256, num_images=count))
     loaded, features = load_teacher(Path(teacher.path)), load_statistics(Path(statistics.path))
-    manifest = write_manifest(
-        out,
-        method=config.method,
-        method_config=json.loads(canonical_json(config)),
-        temperature=config.method_config.target_temperature,
-        teacher_digest=loaded.digest,
-        statistics_digest=features.digest,
-        code_version=code_digest("synthesize"),
-        seed=seed,
-        shards=records,
-    )
-    check_set(manifest.class_histogram, config=config)
+    with replacing_set(out) as staged:
+        manifest = write_manifest(
+            staged,
+            method=config.method,
+            method_config=json.loads(canonical_json(config)),
+            temperature=config.method_config.target_temperature,
+            teacher_digest=loaded.digest,
+            statistics_digest=features.digest,
+            code_version=code_digest("synthesize"),
+            seed=seed,
+            shards=[_copy(shard, staged) for shard in shards],
+        )
+        check_set(manifest.class_histogram, config=config)
     if picture:
         first = TransferSet(out).images[:_GRID_IMAGES].numpy()
         write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)
     names = ("num_images", "mean_confidence", "target_agreement")
     return reference(out, {name: getattr(manifest, name) for name in names})
+
+
+def _copy(shard: Artifact, folder: Path) -> ShardRecord:
+    source = Path(shard.path)
+    place_file(source, folder / source.name)
+    return ShardRecord(file=source.name, sha256=shard.sha256, num_images=int(shard.numbers["num_images"]))

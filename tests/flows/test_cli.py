@@ -1,8 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+from dfkd_core.transfer_set.manifest import write_manifest
+from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from flows.cli import app
 
 
@@ -41,6 +45,12 @@ def test_help__ends_in_an_example(command: str) -> None:
         (["verify", "nowhere"], 1, "No transfer set in"),
         (["synthesize", "--teacher", "nowhere", "--out", "presets"], 2, "Give a new or an empty folder"),
         (["synthesize", "--teacher", "nowhere", "--out", "new"], 1, "No model in"),
+        (
+            ["synthesize", "--teacher", "nowhere", "--out", "params.yaml"],
+            2,
+            "params.yaml is not a folder. Give another",
+        ),
+        (["export", "--out", "params.yaml/new"], 2, "params.yaml is not a folder. Give another folder"),
         (["export", "--out", "new", "--format", "tflite"], 2, "No format 'tflite'. Formats: safetensors, pt2, onnx"),
         (["export", "--out", "new", "--min-agreement", "2"], 2, "--min-agreement must be from 0 to 1, got 2"),
         (
@@ -80,3 +90,75 @@ def test_debug__shows_the_traceback(project: Path) -> None:
     result = call("show", "--debug")
     assert result.exception is not None
     assert "There are no results yet" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--student", ""],
+        ["run", "--teacher", " "],
+        ["run", "--teacher", "lenet5", "--weights", ""],
+        ["run", "--preset", ""],
+        ["tune", "--preset", ""],
+        ["synthesize", "--teacher", "", "--out", "new"],
+        ["synthesize", "--teacher", "nowhere", "--out", ""],
+        ["synthesize", "--teacher", "nowhere", "--out", "new", "--statistics", ""],
+        ["verify", ""],
+        ["verify", "--teacher", ""],
+        ["inspect", "--teacher", ""],
+        ["layers", "--weights", ""],
+        ["export", "--out", ""],
+        ["export", "--out", "new", "--student", ""],
+        ["export", "--out", "new", "--transfer-set", ""],
+    ],
+)
+def test_an_empty_value__is_refused_by_the_name_of_its_option(project: Path, arguments: list[str]) -> None:
+    before = Path("params.yaml").read_text()
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "it is empty. Give a value, or leave the option out" in result.output
+    assert Path("params.yaml").read_text() == before
+
+
+def test_synthesize__leaves_a_folder_that_is_not_a_transfer_set(project: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/manifest.json").write_text('{"name": "an album"}')
+    Path("photos/1.jpg").write_text("mine")
+    result = call("synthesize", "--teacher", "nowhere", "--out", "photos")
+    assert result.exit_code == 2
+    assert "photos is not empty, and " in result.output
+    assert "Give a new or an empty folder" in result.output
+    assert sorted(path.name for path in Path("photos").iterdir()) == ["1.jpg", "manifest.json"]
+
+
+def test_verify__a_whole_set_of_somebody_elses_settings(project: Path) -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    logits = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
+    shard = Shard(images=images, teacher_logits=logits, soft_targets=logits, image_index=torch.arange(4))
+    write_manifest(
+        Path("set"), method="mine", method_config={"a": 1}, temperature=1.0, teacher_digest="", statistics_digest=None,
+        code_version="", seed=0, shards=[write_shard(Path("set") / shard_name(0), shard)],
+    )  # fmt: skip
+    result = call("verify", "set")
+    assert result.exit_code == 0, result.output
+    assert "set is whole: 4 images in 1 shard by mine" in result.output
+    assert "Note: classes 0, 1 have 100.0 %, 0.0 % of the images" in result.output
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "shard-00000.safetensors"])
+def test_verify__refuses_a_set_in_one_sentence(project: Path, name: str) -> None:
+    Path("set").mkdir()
+    record = {"file": name, "num_images": 4, "sha256": "0" * 64}
+    manifest = {
+        "format_version": 2, "method": "noise", "method_config": {}, "temperature": 1.0, "teacher_digest": "",
+        "statistics_digest": None, "code_version": "", "seed": 0, "num_images": 4, "image_shape": [1, 8, 8],
+        "num_classes": 2, "class_histogram": [4, 0], "mean_confidence": 1.0, "target_agreement": 1.0,
+        "shards": [record],
+    }  # fmt: skip
+    Path("set/manifest.json").write_text(json.dumps(manifest))
+    result = call("verify", "set")
+    assert result.exit_code == 1
+    assert "shard" in result.output
+    assert "Make it again: dfkd" in result.output
+    assert "is whole" not in result.output
+    assert len(result.output.strip().splitlines()) == 1

@@ -20,9 +20,12 @@ from dfkd_core.models.storage import load_model
 from tasks.caching.workspace import STUDENT
 
 SECONDS_TO_SEE_A_SHARD = 200
-# Every image refined for seconds per shard: what a killed run started ends within half a second.
+# Few images, but every one refined for seconds per shard: what a killed run started ends within half a second.
 ITERATIONS = "synthesis.methods.soft_target.refinement.iterations"
-SECONDS_PER_SHARD = ["--set", f"{ITERATIONS}=120", "--set", "synthesis.methods.soft_target.refinement.refined_share=1"]
+SECONDS_PER_SHARD = [
+    "--set", f"{ITERATIONS}=120", "--set", "synthesis.methods.soft_target.refinement.refined_share=1",
+    "--set", "synthesis.num_images=200", "--set", "synthesis.images_per_shard=50",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dfkd_core.common.compute import CPU
 from dfkd_core.data.datasets import DataConfig
@@ -97,6 +98,20 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
     assert is_intact(transfer_set)
 
 
+def test_assemble_transfer_set__replaces_an_earlier_set_and_nothing_else(
+    teacher: Artifact, statistics: Artifact, shards: list[Artifact], transfer_set: Artifact
+) -> None:
+    Path("set/notes.txt").write_text("mine")
+    assemble_transfer_set.fn(shards[:1], teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+    names = sorted(path.name for path in Path("set").iterdir())
+    assert names == ["manifest.json", "notes.txt", "shard-00000.safetensors"]
+    assert verify_transfer_set(Path("set")).num_images == 10
+    Path(shards[1].path).unlink()
+    with pytest.raises(TransferSetError, match="Cannot write set"):
+        assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+    assert verify_transfer_set(Path("set")).num_images == 10
+
+
 def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact, transfer_set: Artifact) -> None:
     settings: dict[str, Any] = {"seed": 0, "folder": "student", "checkpoint": "checkpoint.safetensors", "compute": CPU}
     config = DistillationConfig(epochs=1)
@@ -144,6 +159,15 @@ def test_make_evaluation__labels_are_put_in_the_teachers_order_by_name_and_numbe
     assert "labels_ordered_by_name" not in plain
     assert Path("reversed-out/per_class.csv").read_text().splitlines()[1].startswith("9,")
     assert Path("nameless-out/per_class.csv").read_text().splitlines()[1].startswith("0,")
+
+
+def test_make_evaluation__keeps_remarks_on_the_images(teacher: Artifact) -> None:
+    for name in ("7", "1"):
+        Path("pictures", name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(Path("pictures", name, "1.png"))
+    data = DataConfig(dataset="folder:pictures")
+    make_evaluation.fn(teacher, teacher, data, EvaluationConfig(), folder="out", compute=CPU)
+    assert Path("out/notes.txt").read_text() == "the images have 2 of the teacher's 10 classes, by their names"
 
 
 @pytest.mark.parametrize("num_classes", [3, 60, 100, 101, 1000])

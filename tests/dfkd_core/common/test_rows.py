@@ -58,3 +58,12 @@ def test_a_position_out_of_range_is_an_error(rows, index):
 def test_positions_of_another_kind_are_an_error(rows, index):
     with pytest.raises(IndexError, match="must be int64"):
         rows[index]
+
+
+def test_a_check_sees_the_rows_of_each_piece_that_is_read(whole):
+    seen = []
+    rows = ShardedRows(whole.split([4, 7]), lambda index, read: seen.append((index, read)))
+    rows[torch.tensor([5, 0, 4])]
+    assert [index for index, _ in seen] == [0, 1]
+    assert torch.equal(seen[0][1], whole[:1])
+    assert torch.equal(seen[1][1], whole[4:6])

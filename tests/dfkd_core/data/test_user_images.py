@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dfkd_core.data.user_images import fingerprint, open_file, open_folder, picture_pixels
+from dfkd_core.data.pictures import picture_pixels
+from dfkd_core.data.user_images import fingerprint, open_file, open_folder
 from dfkd_core.errors import DataError
 
 IMAGES = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
@@ -73,6 +74,13 @@ class TestFolder:
         with pytest.raises(DataError, match=r"bad\.png cannot be decoded: .*Replace or delete it"):
             read_all(raw)
 
+    def test_links_that_were_left_out_are_noted(self, tmp_path):
+        save_picture(tmp_path / "a" / "1.png")
+        assert open_folder(tmp_path).notes == ()
+        (tmp_path / "a" / "2.png").symlink_to("1.png")
+        raw = open_folder(tmp_path)
+        assert (len(raw.labels), raw.notes) == (1, ("left out 1 link to pictures that already count",))
+
     def test_fingerprint_changes_with_a_picture(self, tmp_path):
         save_picture(tmp_path / "a" / "1.png")
         before = fingerprint(tmp_path)
@@ -126,10 +134,13 @@ class TestFile:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"labels": [0.0, 1.0, 2.0]}, "labels in .* are float64: they must be integers"),
+            ({"labels": [0.0, 1.0, 2.5]}, "labels in .* are float64: they must be integers"),
+            ({"labels": [0.0, 1.0, np.nan]}, "labels in .* are float64: they must be integers"),
+            ({"labels": [0.0, 1.0, 1e300]}, "labels in .* are float64: they must be integers"),
             ({"labels": [True, False, True]}, "labels in .* are bool"),
             ({"labels": [0, -1, 2]}, "go down to -1: classes are counted from 0"),
-            ({"labels": [[0], [1], [2]]}, r"labels in .* have shape \(3, 1\)"),
+            ({"labels": [[0, 1], [1, 0], [0, 1]]}, r"labels in .* have shape \(3, 2\)"),
+            ({"labels": [[[0]], [[1]], [[2]]]}, r"labels in .* have shape \(3, 1, 1\)"),
             ({"labels": [0, 1]}, "3 images and 2 labels"),
             ({"labels": ["a", "b", "c"]}, "labels in .* has type <U1"),
             ({"images": IMAGES.astype(np.int64)}, "are int64: they must be uint8, or floats"),
@@ -144,6 +155,14 @@ class TestFile:
     def test_wrong_arrays_are_named(self, tmp_path, changes, message):
         with pytest.raises(DataError, match=message):
             open_file(write(tmp_path / "x.npz", **changes))
+
+    @pytest.mark.parametrize(
+        "labels",
+        [[[0], [1], [2]], [0.0, 1.0, 2.0], np.array([[0], [1], [2]], np.float32), np.arange(3, dtype=np.uint64)],
+    )
+    def test_labels_in_a_column_or_as_whole_floats(self, tmp_path, labels):
+        raw = open_file(write(tmp_path / "x.npz", labels=labels))
+        assert (raw.labels.dtype, raw.labels.tolist()) == (torch.int64, [0, 1, 2])
 
     def test_nothing_is_unpickled(self, tmp_path):
         class Bomb:
@@ -160,6 +179,10 @@ class TestFile:
         path = tmp_path / f"x{suffix}"
         with pytest.raises(DataError, match="No file "):
             open_file(path)
+        os.mkfifo(path)
+        with pytest.raises(DataError, match="is not a regular file"):
+            open_file(path)
+        path.unlink()
         path.write_bytes(b"no file of arrays")
         with pytest.raises(DataError, match=r"cannot be read|not a complete safetensors file"):
             open_file(path)

@@ -118,6 +118,47 @@ def test_some_of_the_teachers_classes_are_enough_if_it_is_said_which(digits, tmp
     assert data.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "eight", "nine")
 
 
+def test_folders_named_like_some_of_the_teachers_classes_are_found_by_name(digits, tmp_path):
+    named = dataclasses.replace(CARD, class_names=NAMES[::-1])
+    images, labels = digits
+    few = (labels == 3) | (labels == 8)
+    dataset = write_folder(tmp_path, (images[few], labels[few]))
+    data = load_evaluation_data(DataConfig(dataset=dataset), named)
+    assert sorted(set(data.labels.tolist())) == [1, 6]
+    assert (data.order, data.class_names) == ("by name", NAMES[::-1])
+    assert data.notes == ("the images have 2 of the teacher's 10 classes, by their names",)
+
+
+WORDS = ("airplane", "cat", "dog", "pickup truck", "zebra")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("airplane", "kat"), r"folders: 'kat' \(nearest: 'cat'\)\. Rename"),
+        (("airplanes", "dogs"), r"'airplanes' \(nearest: 'airplane'\), 'dogs' \(nearest: 'dog'\)"),
+        (("Airplane", "Cat", "Dog", "Pickup_Trucks", "Zebra"), r"'Pickup_Trucks' \(nearest: 'pickup truck'\)"),
+        (("airplane", "cat", "dog", "pickup truck", "qqq"), r"folders: 'qqq'\. Rename"),
+    ],
+)
+def test_folders_that_are_no_classes_of_the_teacher_are_refused_with_the_nearest_names(tmp_path, folders, message):
+    card = dataclasses.replace(CARD, num_classes=5, class_names=WORDS)
+    pixels = np.zeros((len(folders), 8, 8), dtype=np.uint8)
+    dataset = write_folder(tmp_path, (pixels, np.arange(len(folders))), folders)
+    with pytest.raises(DataError, match=f"{message}.* data.class_order"):
+        load_evaluation_data(DataConfig(dataset=dataset), card)
+    order = tuple(range(len(folders)))
+    assert load_evaluation_data(DataConfig(dataset=dataset, class_order=order), card).order == "as set"
+
+
+def test_folders_with_numbers_in_place_of_names_are_taken_in_order(tmp_path):
+    card = dataclasses.replace(CARD, num_classes=5, class_names=WORDS)
+    numbers = ("n001", "n002", "n003", "n004", "n005")
+    dataset = write_folder(tmp_path, (np.zeros((5, 8, 8), dtype=np.uint8), np.arange(5)), numbers)
+    data = load_evaluation_data(DataConfig(dataset=dataset), card)
+    assert (data.order, data.labels.tolist()) == ("as is", [0, 1, 2, 3, 4])
+
+
 @pytest.mark.parametrize(
     ("order", "message"),
     [

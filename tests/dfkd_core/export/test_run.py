@@ -315,6 +315,33 @@ def test_out__an_earlier_export_is_replaced_but_not_what_was_added_or_changed(tm
     assert outside.read_text() == (out / "notes.txt").read_text() == "mine"
 
 
+def test_out__files_of_others_with_the_name_of_a_form_are_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    export_model(make_student(), out, formats=("safetensors",), images=random_images(2))
+    (out / "model.pt2").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds model\.pt2, which the earlier export did not make"):
+        export_model(make_student(), out, formats=("pt2",), images=random_images(2))
+    (out / "config.json").write_text("changed")
+    with pytest.raises(ConfigError, match=r"holds config\.json, which .* has changed since"):
+        export_model(make_student(), out, formats=("safetensors",), images=random_images(2))
+    assert ((out / "model.pt2").read_text(), (out / "config.json").read_text()) == ("mine", "changed")
+
+
+def test_out__places_that_cannot_be_written_are_named_first(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("gone")
+    for place, fault in (("file", "is not a folder"), ("file/new", "cannot be made"), ("link", "does not exist")):
+        with pytest.raises(ConfigError, match=fault):
+            export_model(make_student(), tmp_path / place, formats=("safetensors",), images=random_images(2))
+
+
+def test_out__a_link_to_a_folder_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    export_model(make_student(), tmp_path / "link", formats=("safetensors",), images=random_images(2))
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_by": "someone", "sha256": {}}'])
 def test_out__a_file_of_the_same_name_is_no_export(tmp_path, content):
     (tmp_path / "export.json").write_text(content)

@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.layers import OUTPUT
@@ -104,9 +106,8 @@ def test_layers_that_see_a_batch_in_parts_are_not_modelled(network, tmp_path, ba
     brought = bring(tmp_path / "net.pt2", tmp_path)
     assert brought.classifier.card.layer == OUTPUT
     layer = next(name for name, _ in brought.classifier.network.named_modules() if name.endswith("fc"))
-    named = bring_teacher(SourceConfig(model=str(tmp_path / "net.pt2")), scratch=tmp_path, layer=f"{layer}:input")
     with pytest.raises(TeacherError, match=r"takes a fixed number of images.*free batch"):
-        Teacher(named.classifier)
+        bring_teacher(SourceConfig(model=str(tmp_path / "net.pt2")), scratch=tmp_path, layer=f"{layer}:input")
 
 
 def test_the_weights_of_an_onnx_file_may_lie_beside_it(network, tmp_path):
@@ -265,3 +266,34 @@ def test_kinds_are_told_by_suffix_or_content(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "state.pt")
     kinds = [program_kind(tmp_path / name) for name in ("script.pth", "net.pt", "state.pt")]
     assert kinds == ["torchscript", "pt2", None]
+
+
+def test_a_program_with_the_channels_last_takes_images_like_any_other(tmp_path):
+    torch.manual_seed(0)
+    convolution, head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+    tensors = {"k": convolution.weight, "b": convolution.bias, "w": head.weight, "v": head.bias}
+    nodes = [
+        onnx.helper.make_node("Transpose", ["image"], ["t"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("Conv", ["t", "k", "b"], ["c"], kernel_shape=[3, 3]),
+        onnx.helper.make_node("Relu", ["c"], ["r"]),
+        onnx.helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        onnx.helper.make_node("Flatten", ["p"], ["f"]),
+        onnx.helper.make_node("Gemm", ["f", "w", "v"], ["z"], transB=1),
+    ]
+    size = onnx.TensorProto.FLOAT
+    for batch in ("n", 1):
+        graph = onnx.helper.make_graph(
+            nodes,
+            "keras",
+            [onnx.helper.make_tensor_value_info("image", size, [batch, 16, 16, 3])],
+            [onnx.helper.make_tensor_value_info("z", size, [batch, 10])],
+            [onnx.numpy_helper.from_array(tensor.detach().numpy(), name) for name, tensor in tensors.items()],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+        onnx.save(model, tmp_path / "keras.onnx")
+        brought = bring(tmp_path / "keras.onnx", tmp_path)
+        assert brought.classifier.card.image_shape == (3, 16, 16)
+        save_model(tmp_path / "stored", brought.classifier)
+        images = torch.rand(3, 3, 16, 16)
+        wanted = head(convolution(images).relu().mean((2, 3)))
+        torch.testing.assert_close(load_model(tmp_path / "stored")(images), wanted, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,8 @@
+import argparse
+import json
+import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -7,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.weights import fit_weights, read_state, state_faults
+from dfkd_core.models.renaming import fit_weights
+from dfkd_core.models.weights import read_state, state_faults, weight_files
 
 
 def network():
@@ -20,7 +25,7 @@ def loads(path, **kwargs):
     fresh = network()
     for parameter in fresh.parameters():
         nn.init.zeros_(parameter)
-    state = fit_weights(fresh, read_state(path, **kwargs).state)
+    state = fit_weights(fresh, read_state(path, **kwargs).state).state
     assert state_faults(fresh, state) == []
     fresh.load_state_dict(state)
     return all(torch.equal(a, b) for a, b in zip(fresh.parameters(), network().parameters()))
@@ -45,6 +50,17 @@ def prefixed(prefix, state=STATE):
         {"state_dict_ema": prefixed("module."), "epoch": 1},
         {**prefixed("module."), "n_averaged": torch.tensor(5)},
         {name: t for name, t in STATE.items() if "num_batches" not in name},
+        {"state_dict": STATE, "hyper_parameters": argparse.Namespace(lr=0.1), "rng_state": torch.zeros(4)},
+        {"checkpoint": {"trainer": {"model": STATE}}, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+        {"epoch": torch.tensor(3), "model": STATE},
+        {"model": prefixed("module."), "model_ema": {"module": STATE}},
+        {"params_ema": STATE, "metrics": {"accuracy": torch.tensor(0.5)}},
+        {"model": network()},
+        network(),
+        [tensor for name, tensor in STATE.items() if "num_batches" not in name],
+        [tensor.numpy() for tensor in STATE.values()],
+        OrderedDict((name, tensor.numpy()) for name, tensor in STATE.items()),
+        {"state_dict": {name: tensor.to_sparse() for name, tensor in STATE.items() if tensor.dim()}},
     ],
 )
 def test_every_usual_wrapping_is_understood(tmp_path, content):
@@ -79,7 +95,7 @@ def test_an_averaged_copy_is_reported_and_can_be_chosen(tmp_path):
 
 def test_a_state_of_another_network_lists_what_differs():
     other = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3))
-    faults = "; ".join(state_faults(network(), fit_weights(network(), other.state_dict())))
+    faults = "; ".join(state_faults(network(), fit_weights(network(), other.state_dict()).state))
     assert "unexpected: 4.bias, 4.weight" in faults
     assert "0.weight (4, 1, 3, 3) for (2, 1, 3, 3)" in faults
     missing = {name: tensor for name, tensor in STATE.items() if name != "3.bias"}
@@ -131,3 +147,107 @@ def test_what_is_no_state_dict_says_how_to_save_one(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pt")
     with pytest.raises(TeacherError, match="no state dict; its keys: epoch"):
         read_state(tmp_path / "w.pt")
+
+
+def test_the_rest_of_a_file_is_named(tmp_path):
+    torch.save({"state_dict": STATE, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    assert read_state(tmp_path / "w.pt").unread == ("argparse.Namespace",)
+
+
+class Average:
+    """Keeps an averaged copy, as a training script does."""
+
+    def __init__(self):
+        self.decay, self.module = 0.99, network()
+
+
+class Rebuilt(nn.Sequential):
+    """Pickles as a call, so that its weights are in no file."""
+
+    def __init__(self):
+        super().__init__(*network())
+
+    def __reduce__(self):
+        return (Rebuilt, ())
+
+
+def test_weights_inside_an_object_are_read_without_its_code(tmp_path):
+    torch.save({"average": Average(), "epoch": 3}, tmp_path / "w.pt")
+    found = read_state(tmp_path / "w.pt")
+    assert found.key == "average.module"
+    assert torch.equal(found.state["3.bias"], STATE["3.bias"])
+
+
+def test_weights_that_only_code_makes_need_trust(tmp_path):
+    torch.save({"net": Rebuilt()}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"holds more than tensors \(.*Rebuilt\).*--trust-pickle"):
+        read_state(tmp_path / "w.pt")
+    assert torch.equal(read_state(tmp_path / "w.pt", trust_pickle=True).state["3.bias"], STATE["3.bias"])
+
+
+def test_several_state_dicts_may_have_numbers(tmp_path):
+    torch.save({0: STATE, 1: STATE}, tmp_path / "w.pt")
+    assert read_state(tmp_path / "w.pt").key == "0"
+    assert read_state(tmp_path / "w.pt", key="1").others == ("0",)
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+    names = list(STATE)
+    parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
+    for file, held in parts.items():
+        save_file({name: STATE[name] for name in held}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
+    assert loads(index)
+    assert loads(tmp_path)
+    assert [path.name for path in weight_files(index)] == [index.name, *parts]
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(TeacherError, match=r"No weights file .*b\.safetensors"):
+        read_state(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"weight_map": {"a": "../secret.safetensors"}}', "must be in the same folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "must be in the same folder"),
+        ('{"weight_map": {"a": ".."}}', "must be in the same folder"),
+        ('{"weight_map": ["a"]}', "is no index"),
+        ("[]", "is no index"),
+        ("{", "is no index"),
+    ],
+)
+def test_an_index_that_is_damaged_or_leaves_its_folder_is_refused(tmp_path, content, message):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(TeacherError, match=message):
+        read_state(tmp_path)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"w\.pt is not a regular file"):
+        read_state(tmp_path / "w.pt")
+
+
+def test_a_folder_has_its_weights_under_their_usual_name(tmp_path):
+    with pytest.raises(TeacherError, match=r"has none of .*model\.safetensors"):
+        read_state(tmp_path)
+    torch.save(STATE, tmp_path / "pytorch_model.bin")
+    assert loads(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_tensors_that_cannot_be_loaded_are_named(tmp_path):
+    quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+    torch.save({"fc.weight": quantised}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"holds quantised tensors \(fc\.weight\)"):
+        read_state(tmp_path / "w.pt")
+    torch.save({"fc.weight": torch.empty(3, device="meta")}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match=r"holds tensors without data \(fc\.weight\)"):
+        read_state(tmp_path / "w.pt")
+
+
+def test_a_file_of_another_framework_says_so(tmp_path):
+    (tmp_path / "model.h5").write_bytes(b"HDF")
+    with pytest.raises(TeacherError, match="is not a file of PyTorch weights"):
+        read_state(tmp_path / "model.h5")

@@ -112,6 +112,14 @@ def test_balance_note__names_classes_shares_and_the_even_share():
     assert note.startswith("class 3 has 14.3 % of the images against 25.0 %")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"methods": {}}, {"methods": []}, {"methods": {"noise": 3}}, {"methods": {"noise": {"refinement": "no"}}}],
+)
+def test_balance_note__of_a_set_with_other_settings_has_no_key_error(config):
+    assert balance_note((4, 4, 4, 2), method="noise", method_config=config).startswith("class 3 has 14.3 %")
+
+
 def test_balance_note__shows_the_worst_of_many():
     note = balance_note((*[0] * 9, 91), method="noise", method_config=NOISE)
     assert note.startswith("classes 0, 1, 2, 3, 9 and 5 more have 0.0 %, 0.0 %, 0.0 %, 0.0 %, 100.0 % of the images")

@@ -1,7 +1,8 @@
 import errno
 import json
+import os
+import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,6 @@ def shard(first, n):
 
 
 def store(folder, **changes):
-    records = [
-        write_shard(folder / shard_name(0), shard(0, 6)),
-        write_shard(folder / shard_name(1), shard(6, 4)),
-    ]
     described = {
         "method": "soft_target",
         "method_config": {"refinement": {"iterations": 3}},
@@ -37,8 +34,9 @@ def store(folder, **changes):
         "statistics_digest": "s1",
         "code_version": "c1",
         "seed": 7,
-        "shards": records,
     }
+    if "shards" not in changes:
+        described["shards"] = [write_shard(folder / shard_name(i), shard(6 * i, n)) for i, n in enumerate((6, 4))]
     return write_manifest(folder, **{**described, **changes})
 
 
@@ -87,11 +85,7 @@ def test_an_untouched_set_verifies(tmp_path):
 
 
 def test_every_fault_is_named_at_once(tmp_path):
-    records = [write_shard(tmp_path / shard_name(i), shard(10 * i, 4)) for i in range(4)]
-    store(tmp_path, shards=records[:1])
-    records[:2] = [write_shard(tmp_path / shard_name(i), shard(10 * i, 4)) for i in range(2)]
-    store_all: dict[str, Any] = {"method": "noise", "method_config": {}, "temperature": 1.0, "teacher_digest": "t1"}
-    write_manifest(tmp_path, **store_all, statistics_digest=None, code_version="c", seed=0, shards=records)
+    store(tmp_path, shards=[write_shard(tmp_path / shard_name(i), shard(4 * i, 4)) for i in range(4)])
     write_shard(tmp_path / shard_name(1), shard(99, 4))
     (tmp_path / shard_name(2)).unlink()
     whole = (tmp_path / shard_name(3)).read_bytes()
@@ -123,8 +117,39 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(tmp_path, name):
     [
         (lambda content: content.update(format_version=99), "format version 99, this program reads 2"),
         (lambda content: content.pop("seed"), "seed"),
-        (lambda content: content.update(num_images=11), "num_images is 11"),
+        (lambda content: content.update(format_version=99), "a newer dfkd wrote it, so update dfkd"),
+        (
+            lambda content: content.update(format_version=1),
+            "format version 1, .* an older dfkd wrote it.* Make it again",
+        ),
+        (lambda content: content.update(format_version="2"), "format version '2', this program reads 2"),
+        (lambda content: content.pop("format_version"), "lacks format_version"),
+        (lambda content: content.update(num_images=11), "num_images is 11, but its shards hold 10"),
+        (lambda content: content.update(num_images=10.0), "num_images must be an integer of at least 1, got 10.0"),
+        (lambda content: content.update(num_images=True), "num_images must be an integer of at least 1, got True"),
         (lambda content: content.update(surprise=1), "surprise"),
+        (lambda content: content.update(shards=[]), "shards must be a list of at least one shard"),
+        (lambda content: content.update(shards=[3]), "shard 0 must have file, sha256, num_images, got 3"),
+        (lambda content: content.update(shards={}), "shards must be a list"),
+        (lambda content: content["shards"][0].update(num_images="6"), "num_images '6' must be an integer"),
+        (lambda content: content["shards"][0].update(num_images=-6), "num_images -6 must be an integer of at least 1"),
+        (lambda content: content["shards"][0].update(sha256="x"), "sha256 'x' must be 64 hex digits"),
+        (lambda content: content["shards"][0].update(file=7), "file 7 must be like"),
+        (lambda content: content["shards"][0].update(size=7), "shard 0 must have file, sha256, num_images"),
+        (lambda content: content["shards"].__setitem__(0, content["shards"][1]), "lists shard-00001.* more than once"),
+        (lambda content: content.update(image_shape=[2, 4]), "image_shape must be three integers"),
+        (lambda content: content.update(image_shape="245"), "image_shape must be three integers"),
+        (lambda content: content.update(num_classes=4), "class_histogram has 3 entries for 4 classes"),
+        (lambda content: content["class_histogram"].append(0), "class_histogram has 4 entries for 3 classes"),
+        (lambda content: content.update(class_histogram=[9, 0, 0]), "class_histogram counts 9 images of 10"),
+        (lambda content: content.update(class_histogram=[11, -1, 0]), "class_histogram must be a list of integers"),
+        (lambda content: content.update(mean_confidence=1.5), "mean_confidence must be a number from 0 to 1"),
+        (lambda content: content.update(target_agreement=None), "target_agreement must be a number from 0 to 1"),
+        (lambda content: content.update(temperature=0), "temperature must be a number greater than 0"),
+        (lambda content: content.update(method_config=[]), "method_config must be an object"),
+        (lambda content: content.update(method="a\x1b[2J"), "method must be a name"),
+        (lambda content: content.update(teacher_digest=None), "teacher_digest must be a text"),
+        (lambda content: content.update(seed=0.5), "seed must be an integer"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path, change, text):
@@ -142,11 +167,43 @@ def test_a_manifest_that_is_not_json_or_not_there_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"format_version": 2, "shards": 3}'])
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"format_version": 2, "shards": 3}', "{}"])
 def test_json_that_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST_NAME).write_text(content)
-    with pytest.raises(TransferSetError, match="not a manifest"):
+    with pytest.raises(
+        TransferSetError, match=r"manifest\.json (is not a manifest|cannot be read).* Make it again: dfkd"
+    ):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_with_a_key_twice_or_a_number_that_is_none_is_refused(tmp_path):
+    store(tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    whole = path.read_text()
+    for before, after, text in (
+        ('"seed": 7', '"seed": 7, "seed": 8', "the key 'seed' twice"),
+        ('"temperature": 20.0', '"temperature": NaN', "NaN, which is not JSON"),
+        ('"temperature": 20.0', '"temperature": 1e999', "1e999 is too large"),
+    ):
+        path.write_text(whole.replace(before, after))
+        with pytest.raises(TransferSetError, match=text):
+            read_manifest(tmp_path)
+
+
+def test_a_manifest_that_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / MANIFEST_NAME)
+    with pytest.raises(TransferSetError, match=r"manifest\.json is a pipe in place of a file"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": float("nan")}, {"temperature": 0.0}, {"method": ""}, {"method_config": {"a": float("inf")}}],
+)
+def test_no_manifest_is_written_that_could_not_be_read(tmp_path, changes):
+    with pytest.raises(TransferSetError, match="is not written"):
+        store(tmp_path, **changes)
+    assert not (tmp_path / MANIFEST_NAME).exists()
 
 
 def test_no_shards_make_no_manifest(tmp_path):
@@ -192,6 +249,14 @@ def test_a_loader_reads_the_data_set(tmp_path):
     assert logits.shape == (4, 3)
 
 
+def test_a_set_that_was_read_goes_to_another_process(tmp_path):
+    store(tmp_path)
+    data = TransferSet(tmp_path)
+    _ = data[0]
+    copy = pickle.loads(pickle.dumps(data))  # noqa: S301
+    assert torch.equal(copy.teacher_logits[:], data.teacher_logits[:])
+
+
 def test_the_data_set_names_a_missing_shard_and_one_of_another_length(tmp_path):
     store(tmp_path)
     write_shard(tmp_path / shard_name(1), shard(6, 3))
@@ -221,7 +286,7 @@ def test_reading_a_set_takes_pages_of_its_files_and_no_memory_of_its_own(tmp_pat
 
     n = 40_000
     images = torch.zeros(n, 1, 32, 32, dtype=torch.uint8)
-    logits, targets = torch.zeros(2, n, 2)
+    logits, targets = torch.full((2, n, 2), 0.5)
     big = Shard(images=images, teacher_logits=logits, soft_targets=targets, image_index=torch.arange(n))
     store(tmp_path, shards=[write_shard(tmp_path / shard_name(2), big)])
     del images, big

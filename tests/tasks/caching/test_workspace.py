@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from dfkd_core.errors import ConfigError
 from tasks.caching.workspace import is_intact, place_folder, reference, work_folder
 
 
@@ -55,6 +56,16 @@ def test_place_folder__leaves_nothing_else() -> None:
     source, target = make_folder("one", a="1"), make_folder("target", old="0")
     place_folder(source, target)
     assert [path.name for path in target.iterdir()] == ["a"]
+
+
+def test_place_folder__leaves_what_a_link_leads_to_and_a_file() -> None:
+    source, others = make_folder("one", a="1"), make_folder("others", b="mine")
+    Path("link").symlink_to(others)
+    Path("file").write_text("mine")
+    for name in ("link", "file"):
+        with pytest.raises(ConfigError, match=f"{name} must be a folder and is a link or a file"):
+            place_folder(source, Path(name))
+    assert ((others / "b").read_text(), Path("file").read_text()) == ("mine", "mine")
 
 
 def test_work_folder__is_addressed_by_inputs_and_keeps_the_newest() -> None:

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from dfkd_core.errors import ConfigError
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.storage import save_model
+from flows.settings.params import Params
+from flows.stages.synthesis import synthesize
+from tasks.caching.workspace import TEACHER, TRANSFER_SET
+
+CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.3,), std=(0.3,), layer="fc1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("link", "is not empty and not a transfer set"), ("file", "is not a folder")]
+)
+def test_synthesize__leaves_what_is_in_place_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(TEACHER, build_classifier(CARD, seed=0))
+    mine = Path("photos/1.jpg") if kind == "link" else TRANSFER_SET
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    if kind == "link":
+        TRANSFER_SET.symlink_to(mine.parent.resolve())
+    with pytest.raises(ConfigError, match=f"artifacts/transfer_set {fault}"):
+        synthesize(Params())
+    assert mine.read_text() == "mine"
