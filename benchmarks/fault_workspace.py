@@ -37,7 +37,8 @@ _LAST_LINES = 6
 # A command, or another thing to do.
 _NEXT = re.compile(
     r"\b(dfkd|dvc|git|pip|make|mlflow|prefect|kill) -{0,2}[a-z]|"
-    r"\b(try|continue|free|set|give|choose|use|see|correct|remove|change|allowed|must be|is one of|wait)\b",
+    r"\b(try|continue|free|set|give|choose|use|see|correct|remove|change|wait)\b|"
+    r"\b(allowed|must be|should be|is one of|did you mean)\b",
     re.IGNORECASE,
 )
 
@@ -90,9 +91,10 @@ class Workspace:
             "stderr": subprocess.STDOUT,
             "start_new_session": True,
         }
-        return subprocess.Popen(
-            program, cwd=self.path, env=self.environment, text=True, errors="replace", **{**defaults, **options}  # type: ignore[call-overload,no-any-return]
-        )  # fmt: skip
+        process: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
+            program, cwd=self.path, env=self.environment, text=True, errors="replace", **{**defaults, **options}
+        )
+        return process
 
     def run(self, *command: str, seconds: float = _COMMAND_SECONDS) -> tuple[int, str]:
         """Run a command and return its exit code and its output; -1 if it does not end in time."""
