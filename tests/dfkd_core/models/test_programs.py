@@ -333,6 +333,14 @@ def change_a_size_to_a_bomb(members, program):
     program["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": "9**9**9**9**9**9"}}}
 
 
+def change_a_guard(members, program):
+    program["guards_code"] = ["L['images'].size()[0] >= 2", CODE]
+
+
+def change_a_guard_to_a_call(members, program):
+    program["guards_code"] = ["open('executed', 'w')"]
+
+
 def add_compiled_code(members, program):
     members["net/data/aotinductor/model/model.so"] = b"\x7fELF"
 
@@ -368,7 +376,10 @@ def test_a_part_that_becomes_code_is_refused(network, tmp_path, monkeypatch, cha
 
 
 def test_an_exported_program_that_is_packed_again_is_read(network, tmp_path):
-    path = of_exported(network, tmp_path, lambda members, program: None)
+    def guard(members, program):
+        program["guards_code"] = ["L['images'].size()[0] >= 2", "Mod(max(len(L['args'][0]), 3) + 1, 2) == 0"]
+
+    path = of_exported(network, tmp_path, guard)
     torch.testing.assert_close(load_program(path, "pt2").network(IMAGES), network(IMAGES))
 
 
@@ -408,7 +419,7 @@ def onnx_of(tmp_path, name="net.onnx", *, location=None, functions=(), **changes
         helper.make_node("Flatten", ["x"], ["flat"], name="flatten"),
         helper.make_node(changes.get("kind", "MatMul"), ["flat", "weight"], ["y"], name=changes.get("node", "matmul")),
     ]
-    shapes = {"x": ["n", 1, 16, 16], "y": ["n", 10]}
+    shapes: dict[str, list[Any]] = {"x": ["n", 1, 16, 16], "y": ["n", 10]}
     inputs, outputs = ([helper.make_tensor_value_info(key, TensorProto.FLOAT, shapes[key])] for key in ("x", "y"))
     model = helper.make_model(
         helper.make_graph(nodes, "graph", inputs, outputs, [weight]),
