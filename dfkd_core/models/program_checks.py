@@ -38,6 +38,14 @@ _LONGEST_FORMULA = 2000
 _POWER = re.compile(r"\*\*|Pow")
 _MOST_POWERS = 4
 
+_CALL = re.compile(r"(\w*)\s*\(")
+_CALL_OF_A_VALUE = re.compile(r"[\])'\"]\s*\(")
+_SIZE_FUNCTIONS = {
+    *("and", "ceil", "dim", "else", "floor", "if", "in", "int", "len", "max", "min", "not", "numel", "or", "size"),
+    *("sqrt", "storage_offset", "stride", "sym_max", "sym_min", "sym_not", "trunc"),
+    *("CeilDiv", "Eq", "FloorDiv", "Max", "Min", "Mod", "Ne", "PythonMod"),
+}
+
 _NAME = re.compile(r"[A-Za-z_]\w*|")
 # Python code is made of addresses, between double quotes.
 _ADDRESS = re.compile(r"[^\"'\\\x00-\x1f\x7f]*")
@@ -112,6 +120,12 @@ def _is_plain_structure(text: str) -> bool:
     return "__enum__" not in text and "\\u" not in text
 
 
+def _is_guard(text: str) -> bool:
+    """Return whether a condition on sizes calls nothing but functions of sizes; `module()` of a program runs it."""
+    calls = {name for name in _CALL.findall(text) if name}
+    return "__" not in text and calls <= _SIZE_FUNCTIONS and not _CALL_OF_A_VALUE.search(text)
+
+
 def _is_operator(text: str) -> bool:
     """Return whether a text names an operator of PyTorch or arithmetic on sizes, and no other function of Python."""
     if _SYMBOLIC.fullmatch(text):
@@ -135,6 +149,7 @@ _CHECKS: dict[str, tuple[_Check, str]] = {
     **dict.fromkeys(("target", "as_operator"), (_is_operator, "an operator of PyTorch")),
     **dict.fromkeys(("name", "as_name", "user_input_name", "forward_arg_names"), (_is_name, "a name")),
     **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name"), (_is_address, "an address")),
+    "guards_code": (_is_guard, "a condition on sizes"),
     **dict.fromkeys(("in_spec", "out_spec"), (_is_plain_structure, "a structure of plain containers")),
 }
 

@@ -365,6 +365,14 @@ def change_a_size_to_a_bomb(members, program):
     program["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": "9**9**9**9**9**9"}}}
 
 
+def change_a_guard(members, program):
+    program["guards_code"] = ["L['images'].size()[0] >= 2", CODE]
+
+
+def change_a_guard_to_a_call(members, program):
+    program["guards_code"] = ["open('executed', 'w')"]
+
+
 def add_compiled_code(members, program):
     members["net/data/aotinductor/model/model.so"] = b"\x7fELF"
 
@@ -400,7 +408,10 @@ def test_a_part_that_becomes_code_is_refused(network, tmp_path, monkeypatch, cha
 
 
 def test_an_exported_program_that_is_packed_again_is_read(network, tmp_path):
-    path = of_exported(network, tmp_path, lambda members, program: None)
+    def guard(members, program):
+        program["guards_code"] = ["L['images'].size()[0] >= 2", "Mod(max(len(L['args'][0]), 3) + 1, 2) == 0"]
+
+    path = of_exported(network, tmp_path, guard)
     torch.testing.assert_close(load_program(path, "pt2").network(IMAGES), network(IMAGES))
 
 
