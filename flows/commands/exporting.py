@@ -57,6 +57,9 @@ def export_student(
     """
     folder = student_folder or STUDENT
     chosen = _parse_formats(formats)
+    # Before the student is loaded, as a wrong option is the cheaper fault to find.
+    if not 0 <= min_agreement <= 1:
+        raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
