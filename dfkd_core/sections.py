@@ -24,6 +24,8 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 
 T = TypeVar("T")
 
+_INTEGERS_END = 2**63
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OneOf:
@@ -120,6 +122,9 @@ def _range_faults(section: Any) -> Iterator[str]:
             yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} must be a finite number, got {value!r}"
+        if isinstance(value, int) and abs(value) >= _INTEGERS_END:
+            # Libraries fail in many ways on integers that need more than 64 bits.
+            yield f"{name} must be below 2**63"
         if get_origin(hint) is not Annotated:
             continue
         for bound in get_args(hint)[1:]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -92,7 +91,12 @@ _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, with the code of the project's folder if this holds some."""
+    from flows.session.own_code import run_own_code
+    from tasks.processes.lifeline import end_with_callers
+
+    run_own_code()
+    end_with_callers()
     app()
 
 
@@ -108,6 +112,7 @@ def run(
     trust_factory: TrustFactory = None,
     preset: Preset = None,
     assignments: Set = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until another run in this folder has ended.")] = False,
     debug: Debug = False,
 ) -> None:
     """Run everything that has changed, from the teacher to the registered student, and show the table.
@@ -117,7 +122,7 @@ def run(
     start = _process_start()
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle or trust_factory
-    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"):
+    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
         from flows.run.ahead import look_ahead
 
         outlook = None if preset or assignments or named else look_ahead()
@@ -162,7 +167,7 @@ def stage(
     debug: Debug = False,
 ) -> None:
     """Run one stage with the current params.yaml, even if nothing has changed. DVC calls this."""
-    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."):
+    with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."), _only_run():
         from flows.settings.parsing import load_params
         from flows.stages.command import run_stage
 
@@ -383,33 +388,41 @@ def _with_teacher(
 
 
 @contextmanager
-def _reporting(debug: bool, when_interrupted: str = "") -> Iterator[None]:
-    """Enter the project; turn an error into one message and an exit code."""
+def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
+    """Enter the project; turn an error or a signal into one message and an exit code."""
     from dfkd_core.errors import DfkdError
-    from flows.session.environment import DEBUG, enter_project, prepare_environment
+    from flows.session.environment import DEBUG, disk_is_full, enter_project, prepare_environment
+    from flows.session.stopping import stoppable
+    from tasks.processes.endings import remedy
 
     debug = debug or DEBUG in os.environ
-    interrupts: list[int] = []
+    with stoppable(when_stopped) as stop:
+        try:
+            prepare_environment(enter_project(), debug=debug)
+            yield
+        except (KeyboardInterrupt, Exception) as error:
+            # After Ctrl-C a stage can fail before this process receives its own interrupt, or instead of it.
+            if stop.number:
+                raise typer.Exit(stop.code) from None
+            if isinstance(error, KeyboardInterrupt):
+                _fail(f"Stopped. {when_stopped}", _INTERRUPTED)
+            if debug:
+                raise
+            if isinstance(error, DfkdError):
+                _fail(str(error), _exit_code(error))
+            if isinstance(error, OSError):
+                _fail(f"{error}. {remedy(error)}", _FAILED)
+            if disk_is_full():
+                _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
+            _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        prepare_environment(enter_project(), debug=debug)
+@contextmanager
+def _only_run(*, wait: bool = False) -> Iterator[None]:
+    from flows.session.one_run import only_run
+
+    with only_run(wait=wait):
         yield
-    except (KeyboardInterrupt, Exception) as error:
-        # After Ctrl-C a stage can fail before this process receives its own interrupt, or instead of it.
-        if interrupts or isinstance(error, KeyboardInterrupt):
-            _fail(f"Stopped. {when_interrupted}", _INTERRUPTED)
-        if debug:
-            raise
-        if isinstance(error, DfkdError | OSError):
-            _fail(str(error), _exit_code(error))
-        _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _exit_code(error: Exception) -> int:

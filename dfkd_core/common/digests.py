@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,16 +56,22 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` and rename it to `path` if the block succeeds.
 
+    The file has the rights of a new file, after the umask.
+
     Raises:
         OSError: The folder cannot be written; `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # The system applies the umask to these rights; tempfile would make a file that only its owner can read.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    rights = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        # A library may have put a file with other rights in its place.
+        if stat.S_IMODE(temporary.stat().st_mode) != rights:
+            temporary.chmod(rights)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from dfkd_core.common.seeding import derive_generator
@@ -21,7 +22,7 @@ from dfkd_core.data.torchvision_sets import open_torchvision
 from dfkd_core.data.user_images import FILE_SUFFIXES, RawImages, fingerprint, open_file, open_folder
 from dfkd_core.downloads import SYSTEM_FOLDER
 from dfkd_core.errors import ConfigError
-from dfkd_core.sections import PositiveInt, config_section
+from dfkd_core.sections import config_section
 
 __all__ = [
     "NO_DATA",
@@ -67,7 +68,7 @@ class DataConfig:
     `none`. See docs/data.md."""
     root: str = "data"
     """Data folder. Files are searched here first, and downloads are stored here."""
-    image_size: PositiveInt = 32
+    image_size: Annotated[int, Ge(1), Le(2048)] = 32
     """Height and width of a built-in teacher's input in pixels. 28-pixel images are zero-padded to 32, others are
     resized."""
     channels: Literal[0, 1, 3] = 0

@@ -6,9 +6,10 @@ n images, k classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import Ge, Le
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class EvaluationConfig:
 
     batch_size: PositiveInt = 500
     """Images per forward pass; does not change the figures beyond rounding."""
-    num_bins: PositiveInt = 15
+    num_bins: Annotated[int, Ge(1), Le(10_000)] = 15
     """Bins of equal width of the expected calibration error."""
     num_latency_runs: PositiveInt = 50
     """Timed forward passes per batch size; the median is reported."""

@@ -1,7 +1,8 @@
 """`dfkd doctor`: whether this machine and this project are ready for a run.
 
 It checks only what DVC, MLflow and Prefect do not report at their first command. Nothing is fetched or started, and
-nothing but the folder `.dfkd` is written. A check that fails unexpectedly is a fault, and the other checks still run.
+nothing but the folder `.dfkd` is written: what is tried in MLflow's store is undone. A check that fails unexpectedly is
+a fault, and the other checks still run.
 
 Imports: flows.session, flows.settings, tasks, dfkd_core. Begin with `findings`
 (the outcome of a check); one file per area.
@@ -72,6 +73,7 @@ def _check_project(folder: Path, run: _Run) -> Iterable[Finding]:
         yield from run("data", partial(project.check_data, params))
         yield from run("network", partial(project.check_networks, params))
         yield from run("disk", partial(project.check_disk, params))
+        yield from run("project", partial(project.check_place, params))
 
 
 def _run(area: str, check: _Check, *, debug: bool) -> list[Finding]:

@@ -24,6 +24,7 @@ __all__ = [
     "check_execution",
     "check_folder",
     "check_networks",
+    "check_place",
     "disk_finding",
     "read_params",
 ]
@@ -59,7 +60,9 @@ def check_execution(params: Params) -> Iterator[Finding]:
 
 def check_disk(params: Params) -> Iterator[Finding]:
     """Yield whether the transfer set fits on the disk."""
-    yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, _image_bytes(params))
+    from flows.settings.readiness import image_bytes
+
+    yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, image_bytes(params))
 
 
 def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding:
@@ -81,21 +84,25 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
     return note("disk", text, smaller) if free < _COPIES * once else ok("disk", text)
 
 
-def _image_bytes(params: Params) -> int | None:
-    from dfkd_core.data.datasets import dataset_spec, is_built_in
-    from dfkd_core.models.storage import CONFIG_FILE, read_card
-    from tasks.caching.workspace import TEACHER
+def check_place(params: Params) -> Iterator[Finding]:
+    """Yield what would stop a run at its start, and whether its results can be traced to a commit."""
+    from flows.settings.readiness import project_faults
+    from tasks.dvc_project.status import git_commit
 
-    training, source = params.training_data, params.teacher.source
-    if training:
-        known = dataset_spec(training.dataset).in_channels if is_built_in(training.dataset) else 3
-        return int((training.channels or known) * training.image_size**2)
-    if source.in_channels and source.image_size:
-        return int(source.in_channels * source.image_size**2)
-    if (TEACHER / CONFIG_FILE).is_file():
-        card = read_card(TEACHER)
-        return card.in_channels * card.image_size**2
-    return None
+    found = [finding for area, text in project_faults(params) if (finding := _place_fault(area, text))]
+    yield from found
+    for area, text in (("dvc", "files, cache and remote can be read and written"), ("mlflow", "the store takes a run")):
+        if area not in {finding.area for finding in found}:
+            yield ok(area, text)
+    if git_commit() == "unknown":
+        text = "there is no commit, so results cannot be traced to their code"
+        yield note("git", text, "git add -A && git commit -m start")
+
+
+def _place_fault(area: str, text: str) -> Finding | None:
+    # The disk has a finding of its own.
+    what, _, remedy = text.rpartition(". ")
+    return None if area == "disk" else fault(area, what, remedy)
 
 
 def check_data(params: Params) -> Iterator[Finding]:

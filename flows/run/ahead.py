@@ -5,7 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from dfkd_core.errors import DfkdError
 from flows.session.server import ServerProcess, start_server
+from tasks.dvc_project.files import file_faults
 from tasks.dvc_project.status import changed_stages
 
 __all__ = ["Outlook", "look_ahead"]
@@ -30,5 +32,9 @@ def look_ahead() -> Future[Outlook]:
 
 
 def _look() -> Outlook:
-    changed = changed_stages()
+    try:
+        changed = changed_stages()
+    except DfkdError as error:
+        # A fault of a file that DVC reads is reported with the way out.
+        raise DfkdError("\n".join(file_faults()) or str(error)) from error
     return Outlook(changed=changed, server=start_server() if changed else None)

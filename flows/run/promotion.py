@@ -24,7 +24,7 @@ class Promotion:
 
 
 def decide_promotion(
-    challenger: Mapping[str, float], champion: Mapping[str, float] | None, rules: RegistryConfig
+    challenger: Mapping[str, float], champion: Mapping[str, float] | None, rules: RegistryConfig, *, note: str = ""
 ) -> Promotion:
     """Compare a challenger with the champion: by accuracy, or without real images by agreement on synthetic ones.
 
@@ -33,6 +33,7 @@ def decide_promotion(
             `student.agreement`.
         champion: The champion's figures on the same data set, None if there is no champion.
         rules: Conditions for a champion.
+        note: The champion's version and why its figures may be not known, for the reason.
     """
     measure, agreement_name, words = ACCURACY, AGREEMENT, "accuracy"
     if PROXY in challenger:
@@ -49,7 +50,7 @@ def decide_promotion(
         also = "" if measure == PROXY else f", agreement {agreement:.4f}"
         return Promotion(True, f"first champion, {words} {value:.4f}{also}")
     if not _is_known(champion, measure):
-        return Promotion(True, f"{words} {value:.4f}, and the champion's is not known")
+        return Promotion(True, f"{words} {value:.4f}, and the champion's is not known" + (f" ({note})" if note else ""))
     gain = value - champion[measure]
     comparison = f"{words} {value:.4f} against the champion's {champion[measure]:.4f}"
     if gain < rules.min_improvement:

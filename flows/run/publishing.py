@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.transfer_set.manifest import read_manifest
-from flows.run.promotion import decide_promotion
-from flows.run.table import PUBLISHED, read_latency
-from flows.settings.params import Params
+from flows.run.promotion import Promotion, decide_promotion
+from flows.run.table import PUBLISHED, read_latency, read_metrics
+from flows.settings.params import Params, RegistryConfig
 from flows.settings.parsing import flatten
 from flows.settings.trust import allow
 from flows.stages.command import STAGES
-from tasks.caching.workspace import METRICS, STUDENT, TRANSFER_SET
+from tasks.caching.workspace import STUDENT, TRANSFER_SET
 from tasks.dvc_project.status import LOCK, git_commit, results_digest
 from tasks.mlflow_store.publishing import (
+    Champion,
     Publication,
     champion_metrics,
+    discard_unfinished,
     find_publication,
+    find_run,
     log_run,
+    one_publication,
     open_store,
     register_student,
     set_alias,
@@ -30,28 +35,50 @@ from tasks.records.timing import stage_seconds
 
 __all__ = ["model_name", "publish"]
 
+# Of a path; names of models have at most 256 characters.
+_LONGEST_DATA = 100
+
 
 def publish(params: Params) -> Publication:
-    """Publish the current results, or find their publication. Call it within a flow."""
+    """Publish the current results once: find their publication, continue it if it was interrupted, or make it.
+
+    Call it within a flow.
+    """
     allow(params, ())
     results = results_digest()
-    experiment = open_store(params.registry.experiment)
-    made = find_publication(experiment, results) or _publish_new(params, experiment, results)
-    write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made)})
+    with one_publication():
+        experiment = open_store(params.registry.experiment)
+        discard_unfinished()
+        made = find_publication(results) or _publish(params, experiment, results)
+        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made)})
     return made
 
 
-def _publish_new(params: Params, experiment: str, results: str) -> Publication:
+def _publish(params: Params, experiment: str, results: str) -> Publication:
     tags = _lineage(results)
-    metrics = flatten(json.loads(METRICS.read_text(encoding="utf-8")))
-    run_id, model_uri = log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
+    metrics = _figures(read_metrics())
+    run_id, model_uri = find_run(results) or log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
-    champion = champion_metrics(name)
-    version = register_student(run_id, model_uri, name, {**tags, "dfkd.run_id": run_id})
-    promotion = decide_promotion(metrics, champion, params.registry)
+    version = register_student(run_id, model_uri, name, tags)
+    promotion = _decide(version, metrics, champion_metrics(name), params.registry)
     made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
     set_alias(made)
     return made
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers in metrics.json by dotted name."""
+    return {name: float(value) for name, value in flatten(metrics).items() if isinstance(value, int | float)}
+
+
+def _decide(version: str, metrics: Mapping[str, float], champion: Champion | None, rules: RegistryConfig) -> Promotion:
+    if champion is None:
+        return decide_promotion(metrics, None, rules)
+    if champion.version == version:
+        # An interrupted publication had moved the alias already.
+        return Promotion(True, champion.reason or "the alias was set by hand")
+    note = f"version {champion.version}" + (f", {champion.why_unknown}" if champion.why_unknown else "")
+    return decide_promotion(metrics, champion.metrics, rules, note=note)
 
 
 def model_name(params: Params, teacher_digest: str) -> str:
@@ -61,6 +88,8 @@ def model_name(params: Params, teacher_digest: str) -> str:
     """
     dataset = params.data.dataset
     data = f"proxy-{teacher_digest[:8]}" if dataset == NO_DATA else re.sub("[^A-Za-z0-9.]+", "-", dataset).strip("-")
+    if len(data) > _LONGEST_DATA:
+        data = f"{json_digest(data)[:8]}-{data[-_LONGEST_DATA:].strip('-')}"
     return f"{params.registry.model_name}-{data}"
 
 

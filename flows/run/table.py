@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
 from flows.settings.params import Params
 from flows.stages.command import STAGES
+from tasks.caching.stored import read_note, read_result
 from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
 from tasks.dvc_project.status import LOCK, results_digest
 from tasks.records.history import read_start
@@ -22,35 +23,87 @@ from tasks.records.timing import stage_seconds
 __all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "read_metrics", "render"]
 
 PUBLISHED = STATE / "published.json"
-_RUN = STATE / "run.json"
+_RUN_NOTE = STATE / "run.json"
+_SIZES: tuple[str, ...] = ("num_parameters", "size_bytes")
+_SCORES: tuple[str, ...] = ("accuracy", "ece")
 _HEADING_WIDTH = 21
 _COLUMN_WIDTH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Published:
+    """What the table reports of a publication."""
+
+    results_sha256: str
+    model: str
+    version: str
+    promoted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Times of the last run."""
+
+    seconds: float
+    orchestration_seconds: float
+    results_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Latency:
+    """Milliseconds per batch."""
+
+    student_sha256: str
+    teacher: dict[str, float]
+    student: dict[str, float]
 
 
 def read_metrics() -> dict[str, Any]:
     """Return the content of metrics.json.
 
     Raises:
-        DfkdError: It does not exist yet.
+        DfkdError: It does not exist yet, or is damaged.
     """
-    if not METRICS.is_file():
-        raise DfkdError(f"There are no results yet: {METRICS} is missing. Make them with: dfkd run")
-    return _read_json(METRICS)
+    found = read_result(METRICS, dict[str, Any])
+    lacking = list(_lacking(found))
+    if lacking:
+        raise DfkdError(f"{METRICS} is damaged: it has no {', '.join(lacking)}. Make it again with: dfkd run")
+    return found
+
+
+def _lacking(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the figures that the table needs and that the file does not have."""
+    joint = ("agreement", "kl")
+    needed = {name: _SIZES if "proxy" in metrics else _SIZES + _SCORES for name in ("teacher", "student")}
+    if "proxy" in metrics:
+        needed["proxy"] = (*joint, "num_classes", "largest_class")
+    else:
+        needed["student"] += joint
+    for section, names in needed.items():
+        found = metrics.get(section)
+        figures = found if isinstance(found, Mapping) else {}
+        yield from (f"number {section}.{name}" for name in names if not _is_number(figures.get(name)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_latency() -> dict[str, dict[str, float]]:
     """Return milliseconds per model and batch size if they were measured with the current student."""
-    found = _read_json(LATENCY)
-    if not found or not STUDENT.is_dir() or found["student_sha256"] != reference(STUDENT).sha256:
+    found = read_note(LATENCY, _Latency)
+    if found is None or not STUDENT.is_dir() or found.student_sha256 != reference(STUDENT).sha256:
         return {}
-    return {name: found[name] for name in ("teacher", "student")}
+    return {"teacher": found.teacher, "student": found.student}
 
 
 def is_published() -> bool:
     """Return whether the results in dvc.lock are published in MLflow."""
     if not LOCK.is_file() or not STORE.is_file():
         return False
-    return _read_json(PUBLISHED).get("results_sha256") == results_digest()
+    found = read_note(PUBLISHED, _Published)
+    return found is not None and found.results_sha256 == results_digest()
 
 
 def note_run(start: float, end: float) -> None:
@@ -63,8 +116,8 @@ def note_run(start: float, end: float) -> None:
     measured = [found for name in STAGES if (found := stage_seconds(name)) and found[1] > start]
     seconds = end - start
     orchestration = seconds - sum(found[0] for found in measured)
-    run = {"seconds": seconds, "orchestration_seconds": orchestration, "results_sha256": results_digest()}
-    write_json(_RUN, run)
+    run = _Run(seconds=seconds, orchestration_seconds=orchestration, results_sha256=results_digest())
+    write_json(_RUN_NOTE, run)
 
 
 def render(params: Params) -> str:
@@ -108,10 +161,11 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
         yield "most frequent class", f"{joint['largest_class']:.2%}", ""
     yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
     yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"
-    for size in (1, 64) if latency else ():
+    for size in (1, 64):
         name = f"batch_{size}_ms"
         label = "1 image" if size == 1 else f"{size} images"
-        yield f"latency, {label}", f"{latency['teacher'][name]:.2f} ms", f"{latency['student'][name]:.2f} ms"
+        if all(name in latency.get(model, {}) for model in ("teacher", "student")):
+            yield f"latency, {label}", f"{latency['teacher'][name]:.2f} ms", f"{latency['student'][name]:.2f} ms"
 
 
 def heading(dataset: str) -> str:
@@ -127,28 +181,24 @@ def _seconds() -> Iterator[str]:
     for name in STAGES:
         measured = stage_seconds(name)
         yield f"{name:<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
-    run = _read_json(_RUN)
+    run = read_note(_RUN_NOTE, _Run)
     # An experiment of DVC leaves other results than the last run.
-    if run and LOCK.is_file() and run.get("results_sha256") == results_digest():
-        seconds = f"{run['orchestration_seconds']:.1f} s"
-        yield f"{'orchestration':<22}{seconds:>16}   of {run['seconds']:.1f} s in the last run"
+    if run and LOCK.is_file() and run.results_sha256 == results_digest():
+        seconds = f"{run.orchestration_seconds:.1f} s"
+        yield f"{'orchestration':<22}{seconds:>16}   of {run.seconds:.1f} s in the last run"
 
 
 def _pointers() -> Iterator[str]:
     yield "Explore the results (after `. .venv/bin/activate`):"
-    if not is_published():
+    published = read_note(PUBLISHED, _Published)
+    if published is None or not is_published():
         yield "  model      not registered, only its files are here; register it with: dfkd run"
     else:
-        published = _read_json(PUBLISHED)
-        alias = "champion" if published["promoted"] else "challenger"
-        yield f'  model      mlflow.pyfunc.load_model("models:/{published["model"]}@{alias}")'
-        yield f"             version {published['version']}: {published['reason']}"
+        alias = "champion" if published.promoted else "challenger"
+        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}@{alias}")'
+        yield f"             version {published.version}: {published.reason}"
     yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
     yield "  figures    dvc metrics show; dvc plots show"
     yield "  images     reports/samples.png, reports/confusion.png"
     yield "  flows      PREFECT_HOME=.dfkd/prefect prefect server start"
     yield "  transfer   dfkd verify"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

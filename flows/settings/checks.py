@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from dfkd_core.common.devices import resolve_device
@@ -11,6 +10,7 @@ from dfkd_core.common.digests import json_digest, write_json
 from dfkd_core.data.datasets import DataConfig, dataset_spec, ensure_dataset, is_built_in, open_dataset
 from dfkd_core.distillation.pruning import check_thinner
 from dfkd_core.distillation.students import check_student, student_card
+from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.built_in import default_layer
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
@@ -21,6 +21,7 @@ from dfkd_core.synthesis.methods import build_synthesizer, check_num_images
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
 from flows.settings.params import Params
+from tasks.caching.stored import read_note
 from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import STATE
 
@@ -96,8 +97,7 @@ def _training_shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
 def _check_external(params: Params, source: SourceConfig, scratch: Path) -> ModelCard:
     """Check a teacher from elsewhere. If it passed before, its card is enough, unless its weights are to be copied."""
     inputs = _teacher_inputs(params)
-    if params.distillation.start != "pruned" and _passed_before(inputs):
-        card = read_card(_CHECKED)
+    if params.distillation.start != "pruned" and (card := _card_checked_before(inputs)):
         check_student(card, params.distillation)
         check_num_images(params.synthesis, card)
         return card
@@ -126,8 +126,14 @@ def _teacher_inputs(params: Params) -> str:
     )
 
 
-def _passed_before(inputs: str) -> bool:
-    return _INPUTS.is_file() and json.loads(_INPUTS.read_text(encoding="utf-8")) == inputs
+def _card_checked_before(inputs: str) -> ModelCard | None:
+    if read_note(_INPUTS, str) != inputs:
+        return None
+    try:
+        return read_card(_CHECKED)
+    except DfkdError:
+        # Damaged: the teacher is checked again.
+        return None
 
 
 def _check_networks(classifier: Classifier, params: Params) -> None:

@@ -7,15 +7,15 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from dfkd_core.sections import OneOf
 from flows.settings.params import Params
+from flows.settings.yaml_text import value_text
 
 __all__ = ["params_text"]
 
@@ -48,7 +48,7 @@ def _lines(section: Any, depth: int) -> Iterator[str]:
             yield f"{pad}{field.name}:"
             yield from _lines(value, depth + 1)
         else:
-            yield f"{pad}{field.name}: {_scalar(value)}"
+            yield f"{pad}{field.name}: {value_text(value)}"
 
 
 def _comment(text: str, depth: int) -> list[str]:
@@ -96,12 +96,6 @@ def _allowed(hint: Any) -> str:
     if not high:
         return f" Range: {low}."
     return f" Range: {low.removesuffix(' or more') if low.endswith('or more') else low} to {high}."
-
-
-def _scalar(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-    text: str = yaml.safe_dump(plain, default_flow_style=True)
-    return '""' if value == "" else text.removesuffix("\n").removesuffix("\n...")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from dfkd_core.data.datasets import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
 from dfkd_core.distillation.config import DistillationConfig
@@ -17,12 +18,18 @@ from dfkd_core.evaluation.comparison import EvaluationConfig
 from dfkd_core.evaluation.proxy import HELD_OUT_PRIOR
 from dfkd_core.models.built_in import build_network
 from dfkd_core.models.built_in import is_built_in as is_built_in_network
-from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, PositiveInt, config_section
+from dfkd_core.sections import Fraction, NonNegativeInt, config_section
 from dfkd_core.statistics.estimation import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
 
 __all__ = ["ExecutionConfig", "Params", "RegistryConfig"]
+
+# MLflow's limits are 500 and 256 characters; the data set is appended to the name of the model.
+_LONGEST_EXPERIMENT = 500
+_LONGEST_MODEL_NAME = 100
+# MLflow refuses `/` and `:`; other marks are ambiguous in addresses like models:/NAME@ALIAS.
+_MODEL_NAME = re.compile(r"[^\W_][\w .-]*")
 
 
 @config_section
@@ -33,16 +40,16 @@ class ExecutionConfig:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     task_runner: Literal["processes", "threads"] = "processes"
     """How the shards of a synthesis run."""
-    num_workers: PositiveInt = 2
+    num_workers: Annotated[int, Ge(1), Le(1024)] = 2
     """Shards that are made at once. Above 1, distillation uses a second core for the teacher's labels."""
-    num_threads: PositiveInt = 1
+    num_threads: Annotated[int, Ge(1), Le(1024)] = 1
     """CPU threads of training and evaluation. More are faster for ResNets and slower for LeNets; the last bits of a
     result depend on it."""
-    memory_gib: NonNegative = 0.0
+    memory_gib: Annotated[float, Ge(0), Le(1e6)] = 0.0
     """Memory in GiB that all workers together may use; 0 uses the free memory. Batches of large networks that do not
     fit are split, or refused if they cannot be split. The last bits of a result then depend on it and on
     `num_workers`."""
-    num_retries: NonNegativeInt = 2
+    num_retries: Annotated[int, Ge(0), Le(1000)] = 2
     """Number of further attempts at a shard after a failure that its input did not cause."""
 
 
@@ -53,11 +60,22 @@ class RegistryConfig:
     experiment: str = "dfkd"
     """MLflow experiment of the runs."""
     model_name: str = "dfkd-student"
-    """Name of the registered model."""
+    """Name of the registered model: letters, digits, spaces, `.`, `_` and `-`."""
     min_agreement: Fraction = 0.5
     """Share of images on which a champion must answer with the teacher's class."""
     min_improvement: Annotated[float, Ge(-1)] = 0.0
     """Accuracy by which a challenger must exceed the champion to replace it, as a fraction."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield the faults of names that MLflow would refuse, or could not find again, at the end of a run."""
+        name = self.experiment
+        if not name.strip() or not name.isprintable() or len(name) > _LONGEST_EXPERIMENT:
+            yield f"experiment must be 1 to {_LONGEST_EXPERIMENT} printable characters, got {name[:80]!r}"
+        if not _MODEL_NAME.fullmatch(self.model_name) or len(self.model_name) > _LONGEST_MODEL_NAME:
+            yield (
+                f"model_name must be 1 to {_LONGEST_MODEL_NAME} letters, digits, spaces, '.', '_' and '-', and begin "
+                f"with a letter or a digit, got {self.model_name[:80]!r}"
+            )
 
 
 @config_section

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import datetime
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
 from flows.settings.params import Params
+from flows.settings.yaml_text import read_yaml
 
 __all__ = ["PARAMS_FILE", "flatten", "load_params", "parse_params"]
 
 PARAMS_FILE = Path("params.yaml")
+_LONGEST_SHOWN = 80
+_QUOTES = ". Put it in quotes: YAML reads no, yes, on, off, null, numbers and dates as other types"
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -26,31 +30,49 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         ConfigError: It cannot be read, or it has faults; the message lists all of them.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read {path}: {error.strerror}. Restore it with: git checkout {path}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    return parse_params(content or {}, source=str(path))
+    return parse_params(read_yaml(path), source=str(path))
 
 
 def parse_params(content: Any, *, source: str) -> Params:
     """Turn plain nested mappings into the configuration tree; missing keys have the values of `Params()`.
 
     Args:
-        content: The mappings.
+        content: The mappings; None for none.
         source: Their origin, for the message.
 
     Raises:
         ConfigError: There are unknown keys, wrong types or values out of range; the message lists all of them.
     """
+    if faults := list(_odd_values(content)):
+        raise ConfigError(_listed(faults, source))
     try:
-        return _adapter().validate_python(_completed(content, Params()))
+        return _adapter().validate_python(_completed({} if content is None else content, Params()))
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors(include_url=False)]
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError("\n  ".join([f"{count} in {source}:", *faults])) from None
+        raise ConfigError(_listed([_describe(fault) for fault in error.errors(include_url=False)], source)) from None
+
+
+def _listed(faults: Sequence[str], source: str) -> str:
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return "\n  ".join([f"{count} in {source}:", *faults])
+
+
+def _odd_values(value: Any, path: str = "") -> Iterator[str]:
+    """Yield values that YAML can express and that are no settings: they could be neither stored nor compared."""
+    where = f"{path}: " if path else ""
+    if isinstance(value, Mapping):
+        yield from (f"{where}keys must be text, got {_shown(key)}" for key in value if not isinstance(key, str))
+        for key, item in value.items():
+            yield from _odd_values(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _odd_values(item, f"{path}.{position}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{where}must be a finite number, got {value}"
+    elif isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
+        yield f"{where}must be text that can be written into a file, got {_shown(value)}"
+    elif isinstance(value, datetime.date | bytes | set):
+        advice = _QUOTES * isinstance(value, datetime.date)
+        yield f"{where}must be text, a number, true, false, a list or keys with values, got {_shown(value)}{advice}"
 
 
 @cache
@@ -68,10 +90,15 @@ def _completed(content: Any, defaults: Any) -> Any:
         return content
     filled = dict(content)
     for name, default in _fields(defaults).items():
-        if not dataclasses.is_dataclass(default):
-            filled.setdefault(name, default)
-        else:
-            filled[name] = _completed(filled.get(name, {}), default)
+        value = filled.setdefault(name, default)
+        if dataclasses.is_dataclass(default):
+            # A section whose keys are all commented out is empty.
+            filled[name] = default if value in (None, default) else _completed(value, default)
+        elif default == () and isinstance(value, int | float | str):
+            filled[name] = (value,)
+        elif isinstance(value, bool) and type(default) in (int, float):
+            # Pydantic takes true as 1; of a text it says that it is no number.
+            filled[name] = str(value).lower()
     return filled
 
 
@@ -93,15 +120,22 @@ def _fields(section: Any) -> dict[str, Any]:
 def _describe(fault: Mapping[str, Any]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     where = f"{path}: " if path else ""
-    if fault["type"] in ("unexpected_keyword_argument", "dataclass_exact_type"):
+    kind, value = fault["type"], fault["input"]
+    if kind in ("unexpected_keyword_argument", "dataclass_exact_type"):
         return f"{path}: unknown key{_suggestion(path)}"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
+    if kind == "value_error":
         return f"{where}{message}"
-    # Class names are often words like these.
-    is_unquoted = fault["type"] == "string_type" and not isinstance(fault["input"], Mapping | list | tuple)
-    advice = ". Put it in quotes: YAML reads no, yes, on, off, null, numbers and dates as other types" * is_unquoted
-    return f"{where}{message[0].lower()}{message[1:]}, got {fault['input']!r}{advice}"
+    if kind == "dataclass_type":
+        return f"{where}should be a section, that is keys with values, got {_shown(value)}"
+    # Names of classes are often words like these.
+    is_unquoted = kind == "string_type" and not isinstance(value, Mapping | list | tuple)
+    return f"{where}{message[0].lower()}{message[1:]}, got {_shown(value)}{_QUOTES * is_unquoted}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _suggestion(path: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_digest, source_files
 from dfkd_core.teachers.source import SourceConfig
+from tasks.caching.stored import read_note
 from tasks.caching.workspace import STATE
 
 __all__ = ["student_digest", "teacher_digest"]
@@ -17,6 +18,13 @@ __all__ = ["student_digest", "teacher_digest"]
 _NOTE = STATE / "teacher_files.json"
 # A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
 _YOUNG_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    files: str
+    """Digest of the states of the files."""
+    sha256: str
 
 
 def teacher_digest(source: SourceConfig) -> str:
@@ -35,13 +43,13 @@ def teacher_digest(source: SourceConfig) -> str:
     files = list(source_files(source).values())
     states = [_state(path) for path in files]
     address = json_digest({"model": source.model, "weights": source.weights, "files": states})
-    noted = json.loads(_NOTE.read_text(encoding="utf-8")) if _NOTE.is_file() else {}
-    if noted.get("files") == address:
-        return str(noted["sha256"])
+    noted = read_note(_NOTE, _Noted)
+    if noted and noted.files == address:
+        return noted.sha256
     start = time.time_ns()
     found = source_digest(source)
     if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in files):
-        write_json(_NOTE, {"files": address, "sha256": found})
+        write_json(_NOTE, _Noted(address, found))
     return found
 
 

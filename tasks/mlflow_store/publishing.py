@@ -1,58 +1,59 @@
-"""MLflow as tasks: one run per pipeline run, a registered student, aliases."""
+"""MLflow as tasks: one run per result, a registered student, aliases. An unfinished publication is continued."""
 
 from __future__ import annotations
 
-import csv
 import io
-import time
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
-import mlflow.pyfunc
-import mlflow.pytorch
-import torch
-from mlflow.entities import Metric, Param, RunTag
+from filelock import FileLock, Timeout
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelStatus, Run, RunTag, ViewType
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, infer_signature
-from mlflow.models.model import MLMODEL_FILE_NAME, MODEL_CONFIG
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.common.pixels import grey_images
-from dfkd_core.models.classifier import Classifier
+from dfkd_core.common.digests import write_atomically
+from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import load_model
 from tasks.caching.trust import trusted_factories
-from tasks.caching.workspace import REPORTS, STORE, STUDENT, TRANSFER_SET
+from tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
+from tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
+from tasks.mlflow_store.readiness import artifact_folder
+from tasks.mlflow_store.student import log_student
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "RESULTS_TAG",
+    "Champion",
     "Publication",
     "champion_metrics",
+    "discard_unfinished",
     "find_publication",
-    "log_figures",
+    "find_run",
     "log_run",
-    "log_student",
+    "one_publication",
     "open_store",
     "register_student",
     "set_alias",
 ]
 
-ARTIFACTS = Path("mlartifacts")
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 RESULTS_TAG = "dfkd.results_sha256"
+"""Tag of a run and of a version with the digest of the results that they hold."""
 DONE_TAG = "dfkd.published"
 
-_NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
+_RUN_TAG = "dfkd.run_id"
+_REASON_TAG = "dfkd.promotion_reason"
+_LOCK = STATE / "publish.lock"
+_SECONDS_TO_WAIT = 600
+# MLflow reports a missing alias, and an id that is none, as an invalid parameter value.
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,146 +69,221 @@ class Publication:
     """Reason of the decision."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Champion:
+    """The version with the alias `champion`."""
+
+    version: str
+    metrics: Mapping[str, float]
+    """Figures of its run; empty if they are not known."""
+    why_unknown: str = ""
+    """Why they are not known."""
+    reason: str = ""
+    """Reason of its promotion; empty if the alias was set by hand."""
+
+
+@contextmanager
+def one_publication() -> Iterator[None]:
+    """Let one process of the project publish at a time; another waits for it.
+
+    Raises:
+        DfkdError: The other one takes too long.
+    """
+    _LOCK.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(_LOCK, timeout=_SECONDS_TO_WAIT):
+            yield
+    except Timeout:
+        raise DfkdError(
+            f"Another process has been publishing for {_SECONDS_TO_WAIT} s. Wait for it, then: dfkd run"
+        ) from None
+
+
 def open_store(experiment: str) -> str:
-    """Set MLflow's store to the project's SQLite file, create the experiment if it is missing, and return its id."""
+    """Set MLflow's store to the project's SQLite file, make or restore the experiment, and return its id."""
+    if not STORE.exists():
+        # Whole or not at all: MLflow cannot go on with tables of which a killed process made a part.
+        with write_atomically(STORE) as temporary:
+            mlflow.MlflowClient(f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
     mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
     found = mlflow.get_experiment_by_name(experiment)
-    if found:
-        return str(found.experiment_id)
-    return mlflow.create_experiment(experiment, artifact_location=(ARTIFACTS.resolve() / experiment).as_uri())
+    if found is None:
+        return mlflow.create_experiment(experiment, artifact_location=artifact_folder(experiment).as_uri())
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        mlflow.MlflowClient().restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+@task(name="find publication", cache_policy=NO_CACHE)
+def find_publication(results_sha256: str) -> Publication | None:
+    """Return the finished publication of the same results in any experiment, None if there is none."""
+    for run in _runs(f"tags.`{RESULTS_TAG}` = '{results_sha256}' and tags.`{DONE_TAG}` = 'true'"):
+        tags = run.data.tags
+        found = Publication(
+            run_id=run.info.run_id,
+            model=tags.get("dfkd.model", ""),
+            version=tags.get("dfkd.model_version", ""),
+            promoted=tags.get("dfkd.promoted") == "true",
+            reason=tags.get(_REASON_TAG, "not known"),
+        )
+        if _version_exists(found.model, found.version):
+            return found
+    return None
+
+
+@task(name="discard unfinished runs", cache_policy=NO_CACHE)
+def discard_unfinished() -> None:
+    """Mark the runs of publications that were killed or failed as failed, and move them into MLflow's bin.
+
+    Their figures or their model may be a part of the whole. Call it within `one_publication`: no other one is at work.
+    """
+    for run in _runs(f"attributes.status != 'FINISHED' and tags.`{RESULTS_TAG}` LIKE '%'"):
+        _discard(run)
 
 
 @task(name="find run", cache_policy=NO_CACHE)
-def find_publication(experiment_id: str, results_sha256: str) -> Publication | None:
-    """Return the earlier publication of the same results, None if there is none."""
-    query = f"tags.`{RESULTS_TAG}` = '{results_sha256}' and tags.`{DONE_TAG}` = 'true'"
-    runs = mlflow.search_runs([experiment_id], query, max_results=1, output_format="list")
-    if not runs:
-        return None
-    tags = runs[0].data.tags
-    return Publication(
-        run_id=runs[0].info.run_id,
-        model=tags["dfkd.model"],
-        version=tags["dfkd.model_version"],
-        promoted=tags["dfkd.promoted"] == "true",
-        reason=tags["dfkd.promotion_reason"],
-    )
+def find_run(results_sha256: str) -> tuple[str, str] | None:
+    """Return the ids of a whole run of the same results and of its model, None if there is none."""
+    for run in _runs(f"attributes.status = 'FINISHED' and tags.`{RESULTS_TAG}` = '{results_sha256}'"):
+        for model in _models(run):
+            if model.status == LoggedModelStatus.READY:
+                return run.info.run_id, str(model.model_uri)
+        _discard(run)
+    return None
 
 
 @task(name="log run", cache_policy=NO_CACHE)
 def log_run(
     experiment_id: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
 ) -> tuple[str, str]:
-    """Log parameters, figures, reports and the student; return the ids of the run and of its model."""
+    """Log parameters, figures, reports and the student; return the ids of the run and of its model.
+
+    The figures are on the run and on the model. The run is finished when everything is logged.
+    """
     with mlflow.start_run(experiment_id=experiment_id, tags=dict(tags)) as run:
-        log_figures(run.info.run_id, [*_epochs(), *_metrics(metrics)], params)
-        _log_files()
+        # The model takes over the run's parameters; figures are logged on both afterwards.
+        log_figures(run.info.run_id, [], params)
         model_uri = log_student(load_model(STUDENT, trusted_factories=trusted_factories(STUDENT)))
+        model_id = model_uri.removeprefix("models:/")
+        log_figures(run.info.run_id, [*epoch_metrics(model_id), *make_metrics(metrics, model_id=model_id)], {})
+        _log_files()
     return run.info.run_id, model_uri
 
 
 @task(name="register student", cache_policy=NO_CACHE)
 def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, str]) -> str:
-    """Register the student as a new version with the alias `challenger` and return the version."""
-    # MLflow reports success on stderr, which only confuses.
-    with redirect_stderr(io.StringIO()):
-        made = mlflow.register_model(model_uri, name, tags=dict(tags))
-    mlflow.MlflowClient().set_registered_model_alias(name, CHALLENGER, made.version)
+    """Return the version of the student, registered unless it was before, with its tags and the alias `challenger`.
+
+    Args:
+        run_id: Its run.
+        model_uri: Its logged model.
+        name: Name of the registered model.
+        tags: Tags of the version, with `RESULTS_TAG`.
+    """
+    client = mlflow.MlflowClient()
+    tags = {**tags, _RUN_TAG: run_id}
+    made = _find_version(name, run_id, tags[RESULTS_TAG])
+    if made is None:
+        # MLflow reports success on stderr, which only confuses.
+        with redirect_stderr(io.StringIO()):
+            made = mlflow.register_model(model_uri, name, tags=tags)
+    for key in tags.keys() - {key for key, value in made.tags.items() if tags.get(key) == value}:
+        client.set_model_version_tag(name, made.version, key, tags[key])
+    client.set_registered_model_alias(name, CHALLENGER, made.version)
     return str(made.version)
 
 
 @task(name="read champion", cache_policy=NO_CACHE)
-def champion_metrics(name: str) -> dict[str, float] | None:
-    """Return the figures of the champion's run, None if there is no champion."""
+def champion_metrics(name: str) -> Champion | None:
+    """Return the champion and the figures of its run as far as they are known, None if there is no champion."""
     client = mlflow.MlflowClient()
     try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
+        found = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        # MLflow reports a missing alias as an invalid parameter value.
-        if error.error_code in (_NOT_FOUND, "INVALID_PARAMETER_VALUE"):
+        if error.error_code in _MISSING:
             return None
         raise
-    return dict(client.get_run(champion.tags["dfkd.run_id"]).data.metrics)
+    version, reason = str(found.version), found.tags.get(_REASON_TAG, "")
+    run_id = found.tags.get(_RUN_TAG) or found.run_id
+    if not run_id:
+        return Champion(version=version, metrics={}, why_unknown="it has no run", reason=reason)
+    try:
+        metrics = dict(client.get_run(run_id).data.metrics)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        return Champion(version=version, metrics={}, why_unknown=f"its run {run_id[:8]} is gone", reason=reason)
+    return Champion(version=version, metrics=metrics, reason=reason)
 
 
 @task(name="promote", cache_policy=NO_CACHE)
 def set_alias(made: Publication) -> None:
-    """Record the decision in the run and the version, and move the alias `champion` after a promotion."""
+    """Record the decision in the version, move the alias `champion` after a promotion, and mark the run as published.
+
+    The decision is recorded before the alias is moved: afterwards a killed publication could not repeat it.
+    """
     client = mlflow.MlflowClient()
-    client.set_model_version_tag(made.model, made.version, "dfkd.promotion_reason", made.reason)
+    client.set_model_version_tag(made.model, made.version, _REASON_TAG, made.reason)
     if made.promoted:
         client.set_registered_model_alias(made.model, CHAMPION, made.version)
     tags = {
         "dfkd.model": made.model,
         "dfkd.model_version": made.version,
         "dfkd.promoted": str(made.promoted).lower(),
-        "dfkd.promotion_reason": made.reason,
+        _REASON_TAG: made.reason,
         DONE_TAG: "true",
     }
     client.log_batch(made.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
-    now = int(1000 * time.time())
-    return [Metric(name, float(value), now, step) for name, value in values.items()]
+def _runs(query: str) -> list[Run]:
+    """Return the runs of all experiments that match a filter, the oldest first."""
+    found: list[Run] = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=query,
+        run_view_type=ViewType.ACTIVE_ONLY,
+        order_by=["attributes.start_time ASC"],
+        output_format="list",
+    )
+    return found
 
 
-def log_figures(run_id: str, metrics: Sequence[Metric], params: Mapping[str, Any]) -> None:
-    """Log any number of figures and parameters in as few calls as MLflow allows."""
+def _models(run: Run) -> list[LoggedModel]:
+    """Return the logged models of a run, whole or not."""
+    query = f"source_run_id = '{run.info.run_id}'"
+    return list(mlflow.MlflowClient().search_logged_models([run.info.experiment_id], query))
+
+
+def _discard(run: Run) -> None:
     client = mlflow.MlflowClient()
-    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
-    entries = [Param(name, str(value)) for name, value in params.items()]
-    for start in range(0, len(entries), MAX_PARAMS_TAGS_PER_BATCH):
-        client.log_batch(run_id, params=entries[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+    for model in _models(run):
+        client.delete_logged_model(model.model_id)
+    client.set_terminated(run.info.run_id, "FAILED")
+    # Without the tag it counts as no publication, also if it is taken out of the bin.
+    client.delete_tag(run.info.run_id, RESULTS_TAG)
+    client.delete_run(run.info.run_id)
 
 
-def _epochs() -> list[Metric]:
-    logged = []
-    for model in ("teacher", "student"):
-        with (REPORTS / f"{model}_epochs.csv").open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                epoch = int(row.pop("epoch"))
-                logged += _metrics({f"{model}_training.{name}": float(value) for name, value in row.items()}, epoch)
-    return logged
+def _version_exists(name: str, version: str) -> bool:
+    try:
+        mlflow.MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code in _MISSING:
+            return False
+        raise
+    return True
+
+
+def _find_version(name: str, run_id: str, results_sha256: str) -> ModelVersion | None:
+    """Return the oldest version of a model that holds the same results."""
+    client = mlflow.MlflowClient()
+    found: list[ModelVersion] = []
+    for query in (f"tags.`{RESULTS_TAG}` = '{results_sha256}'", f"run_id = '{run_id}'"):
+        found += client.search_model_versions(f"name = '{name}' and {query}")
+    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _log_files() -> None:
     mlflow.log_artifact(str(TRANSFER_SET / "manifest.json"), "transfer_set")
     mlflow.log_artifacts(str(REPORTS), "reports")
     mlflow.log_artifacts(str(STUDENT), "student")
-
-
-def log_student(student: Classifier) -> str:
-    """Log a student as a model of the active run and return the model's address."""
-    # With at least two images the exported program takes batches of any size.
-    example = grey_images(2, student.card.image_shape)
-    with torch.no_grad():
-        signature = infer_signature(example.numpy(), student(example).numpy())
-    with warnings.catch_warnings():
-        # torch.export warns of weights that are not on the CPU; these are on it.
-        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        made = Model.log(
-            artifact_path=None,
-            name="student",
-            flavor=_PYTORCH_ON_CPU,
-            pytorch_model=student,
-            serialization_format="pt2",
-            signature=signature,
-            input_example=example.numpy(),
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
-        )
-    return str(made.model_uri)
-
-
-def _save_for_cpu(path: str, mlflow_model: Model, **options: Any) -> None:
-    """Save a model as MLflow does, but for the CPU, even if there is a GPU.
-
-    MLflow loads a model onto a GPU that it finds, and refuses an exported program that was made on another device.
-    """
-    mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
-    mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][MODEL_CONFIG] = {"device": "cpu"}
-    mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
-
-
-_PYTORCH_ON_CPU = SimpleNamespace(__name__=mlflow.pytorch.__name__, save_model=_save_for_cpu)

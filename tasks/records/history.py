@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.common.digests import write_json
 from dfkd_core.training.loop import EpochRecord
+from tasks.caching.stored import read_result
 from tasks.records.tables import write_csv
 
 __all__ = ["read_start", "write_history", "write_start"]
 
 _START_FILE = "start.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    start: str
 
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
@@ -26,9 +32,13 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
 
 def write_start(folder: Path, start: str) -> None:
     """Write into a student's folder whether its first weights were `random` or `pruned`."""
-    write_json(folder / _START_FILE, {"start": start})
+    write_json(folder / _START_FILE, _Start(start))
 
 
 def read_start(folder: Path) -> str:
-    """Return the kind of first weights that `write_start` wrote."""
-    return str(json.loads((folder / _START_FILE).read_text(encoding="utf-8"))["start"])
+    """Return the kind of first weights that `write_start` wrote.
+
+    Raises:
+        DfkdError: The file is missing or damaged.
+    """
+    return read_result(folder / _START_FILE, _Start).start

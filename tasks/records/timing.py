@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from tasks.caching.workspace import STATE
 
 __all__ = ["clear_seconds", "stage_seconds", "timed"]
+
+_SPAN: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[FiniteFloat, FiniteFloat])
 
 
 def _record(stage: str) -> Path:
@@ -38,12 +42,20 @@ def stage_seconds(stage: str) -> tuple[float, float] | None:
 
     None if the stage has not run here, for example because DVC had its result.
     """
-    try:
-        lines = _record(stage).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
     covered, end = 0.0, 0.0
-    for first, last in sorted(json.loads(line) for line in lines):
+    for first, last in (spans := _spans(_record(stage))):
         covered += max(0.0, last - max(first, end))
         end = max(end, last)
-    return covered, end
+    return (covered, end) if spans else None
+
+
+def _spans(path: Path) -> list[tuple[float, float]]:
+    """Return the measurements in the order of their starts, without lines that a killed process left unfinished."""
+    spans = []
+    try:
+        for line in path.read_bytes().splitlines():
+            with suppress(ValidationError):
+                spans.append(_SPAN.validate_json(line))
+    except OSError:
+        return []
+    return sorted(spans)

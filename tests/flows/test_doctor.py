@@ -20,7 +20,7 @@ from flows.cli import app
 from flows.doctor import Finding, Verdict, render
 from flows.doctor.findings import fault, note, ok
 from flows.doctor.machine import device_findings, num_cores, parallelism_findings
-from flows.doctor.project import check_data, check_disk, check_networks, disk_finding
+from flows.doctor.project import check_data, check_disk, check_networks, check_place, disk_finding
 from flows.doctor.services import check_prefect, check_telemetry, without_secrets
 from flows.doctor.versions import check_packages, check_torch, check_versions, package_findings
 from flows.settings.overrides import apply_overrides
@@ -362,3 +362,21 @@ def test_doctor__as_a_user(make_workspace: Callable[[str], Any]) -> None:
     assert len(output.splitlines()) <= 30
     after = subprocess.run(["git", "status", "--short"], cwd=workspace.path, capture_output=True, text=True).stdout
     assert before == after
+
+
+# The place
+
+
+def test_place__a_project_that_can_take_a_run(project: Path) -> None:
+    found = {finding.area: finding.verdict for finding in check_place(load_params())}
+    assert found == {"dvc": Verdict.OK, "mlflow": Verdict.OK, "git": Verdict.NOTE}
+
+
+def test_place__faults_of_the_store_and_of_dvc_have_their_commands(project: Path) -> None:
+    (project / "mlflow.db").write_text("half")
+    (project / "dvc.yaml").write_text("- a")
+    found = {finding.area: finding for finding in check_place(load_params())}
+    assert found["mlflow"].verdict is found["dvc"].verdict is Verdict.FAULT
+    assert found["mlflow"].text == "mlflow.db is damaged: file is not a database"
+    assert found["mlflow"].command.endswith("mv mlflow.db mlflow.db.old")
+    assert found["dvc"].command == "Correct it, or restore it with: git checkout dvc.yaml"

@@ -1,8 +1,11 @@
 import hashlib
 import json
+import os
+import stat
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dfkd_core.common.digests import (
     canonical_json,
@@ -61,3 +64,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_write_json_makes_folders_and_reads_back(tmp_path):
     write_json(tmp_path / "b" / "c.json", {"a": (1.5, "x")})
     assert json.loads((tmp_path / "b" / "c.json").read_text()) == {"a": [1.5, "x"]}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027])
+def test_a_written_file_has_the_rights_of_the_umask_whatever_writes_it(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with write_atomically(tmp_path / "a") as temporary:
+            temporary.write_text("x")
+        with write_atomically(tmp_path / "b") as temporary:
+            save_file({"x": torch.zeros(2)}, temporary)
+        with write_atomically(tmp_path / "c") as temporary:
+            temporary.unlink()
+            temporary.touch(0o600)
+        write_json(tmp_path / "d", {})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~umask}

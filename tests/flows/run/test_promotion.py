@@ -41,3 +41,10 @@ def test_decide_promotion(challenger, champion, promote, reason) -> None:
     decision = decide_promotion(challenger, champion, RULES)
     assert decision.promote is promote
     assert reason in decision.reason
+
+
+def test_decide_promotion__says_which_champion_is_not_known_and_why() -> None:
+    for champion in ({}, figures(math.nan), proxy(0.9)):
+        decision = decide_promotion(figures(0.8), champion, RULES, note="version 3, its run is gone")
+        assert decision.promote
+        assert decision.reason == "accuracy 0.8000, and the champion's is not known (version 3, its run is gone)"

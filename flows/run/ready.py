@@ -1,0 +1,22 @@
+"""The check before a run: trouble that would stop it after hours is reported in its first second."""
+
+from __future__ import annotations
+
+from dfkd_core.errors import DfkdError
+from flows.session.environment import check_writable
+from flows.settings.params import Params
+from flows.settings.readiness import project_faults
+
+__all__ = ["check_ready"]
+
+
+def check_ready(params: Params) -> None:
+    """Check that the project can take a run with these parameters.
+
+    Raises:
+        DfkdError: The project, the disk, DVC or MLflow has a fault; the message lists all faults.
+    """
+    check_writable()
+    faults = [fault for _, fault in project_faults(params)]
+    if faults:
+        raise DfkdError("\n".join(faults))

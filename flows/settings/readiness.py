@@ -1,0 +1,74 @@
+"""Whether this place can take a run: disk, rights, DVC and MLflow. What would fail after hours is found at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dfkd_core.data.datasets import dataset_spec, is_built_in
+from dfkd_core.errors import DfkdError
+from dfkd_core.models.storage import CONFIG_FILE, read_card
+from flows.settings.params import Params
+from tasks.caching.workspace import REPORTS, STATE, STUDENTS, TEACHER, TRANSFER_SET, WORK
+from tasks.caching.writing import write_fault
+from tasks.dvc_project.files import file_faults, storage_faults
+from tasks.mlflow_store.readiness import check_store
+
+__all__ = ["image_bytes", "project_faults"]
+
+_MEBIBYTE = 2**20
+_WRITTEN = (Path(), STATE, TEACHER.parent, STUDENTS, REPORTS)
+
+
+def project_faults(params: Params) -> Iterator[tuple[str, str]]:
+    """Yield what would stop a run in this project: its area in one word, and a sentence with the way out.
+
+    Takes a fraction of a second: nothing is imported or fetched for it.
+    """
+    yield from (("project", fault) for fault in _folder_faults())
+    yield from (("disk", fault) for fault in _disk_faults(params))
+    yield from (("dvc", fault) for fault in (*file_faults(), *storage_faults()))
+    try:
+        check_store(params.registry.experiment)
+    except DfkdError as error:
+        yield "mlflow", str(error)
+
+
+def _folder_faults() -> Iterator[str]:
+    for folder in _WRITTEN:
+        if fault := write_fault(folder):
+            yield f"Results cannot be written ({fault}). Change its rights: chmod u+rwx {folder.absolute()}"
+            return
+
+
+def _disk_faults(params: Params) -> Iterator[str]:
+    size = image_bytes(params)
+    missing = 0 if size is None else params.synthesis.num_images * size - _made_bytes()
+    free = shutil.disk_usage(Path.cwd()).free
+    if free < missing:
+        yield (
+            f"{params.synthesis.num_images:,} images need {missing / _MEBIBYTE:,.0f} MiB more, and "
+            f"{free / _MEBIBYTE:,.0f} MiB are free. Free some space, or make fewer: "
+            "dfkd run --set synthesis.num_images=N"
+        )
+
+
+def _made_bytes() -> int:
+    """Return the size of the shards that are made already; some of them may be of other settings."""
+    shards = [*TRANSFER_SET.rglob("*"), *(WORK / "synthesize").rglob("*")]
+    return sum(path.stat().st_size for path in shards if path.is_file())
+
+
+def image_bytes(params: Params) -> int | None:
+    """Return the bytes of one image of the transfer set, one per channel of a pixel; None before the first run."""
+    training, source = params.training_data, params.teacher.source
+    if training:
+        known = dataset_spec(training.dataset).in_channels if is_built_in(training.dataset) else 3
+        return int((training.channels or known) * training.image_size**2)
+    if source.in_channels and source.image_size:
+        return int(source.in_channels * source.image_size**2)
+    if (TEACHER / CONFIG_FILE).is_file():
+        card = read_card(TEACHER)
+        return card.in_channels * card.image_size**2
+    return None

@@ -1,0 +1,111 @@
+"""The files that DVC needs in a project: their faults as sentences, found without starting DVC."""
+
+from __future__ import annotations
+
+import configparser
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import yaml
+
+from tasks.caching.writing import write_fault
+from tasks.dvc_project.status import LOCK
+
+__all__ = ["file_faults", "merge_marker", "storage_faults"]
+
+PIPELINE = Path("dvc.yaml")
+_DVC = Path(".dvc")
+_CONFIGS = (_DVC / "config", _DVC / "config.local")
+_MARKERS = ("<<<<<<< ", ">>>>>>> ")
+
+
+def merge_marker(text: str) -> int:
+    """Return the number of the first line with a merge marker of git, from 1; 0 if there is none."""
+    lines = enumerate(text.splitlines(), start=1)
+    return next((number for number, line in lines if line.startswith(_MARKERS)), 0)
+
+
+def file_faults() -> Iterator[str]:
+    """Yield what is wrong with dvc.yaml and dvc.lock, each with the way out; a damaged dvc.lock is made again."""
+    if fault := _pipeline_fault():
+        yield f"{fault}. Correct it, or restore it with: git checkout {PIPELINE}"
+    if LOCK.exists() and not LOCK.is_file():
+        yield f"{LOCK} is not a file. Move it away with: mv {LOCK} {LOCK}.old"
+
+
+def _pipeline_fault() -> str:
+    """Return why dvc.yaml is no YAML with stages, empty if it is."""
+    try:
+        text = PIPELINE.read_text(encoding="utf-8")
+        if line := merge_marker(text):
+            return f"{PIPELINE}, line {line}: there are merge markers of git"
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        return f"{PIPELINE} is missing"
+    except OSError as error:
+        return f"{PIPELINE} cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        return f"{PIPELINE} is not UTF-8 text: byte {error.start} cannot be read"
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        return f"{PIPELINE}, line {line}, is not YAML: {error.problem}"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return f"{PIPELINE} is not YAML: {' '.join(str(error).split())}"
+    stages = content.get("stages") if isinstance(content, dict) else None
+    return "" if isinstance(stages, dict) and stages else f"{PIPELINE} has no stages"
+
+
+def storage_faults() -> Iterator[str]:
+    """Yield what is wrong with DVC's cache and its default remote, each with the way out; no other host is asked."""
+    try:
+        config = _config()
+    except configparser.Error as error:
+        yield f"{' or '.join(map(str, _CONFIGS))} cannot be read: {' '.join(str(error).split())}. Correct it"
+        return
+    cache = _placed(config.get("cache", "dir", fallback="cache"))
+    if fault := write_fault(cache):
+        yield f"DVC's cache {cache} cannot be written ({fault}). Change its rights, or move it: dvc cache dir PATH"
+    name = config.get("core", "remote", fallback="")
+    if name:
+        yield from _remote_faults(name, config.get(_section(name), "url", fallback=""))
+    elif _DVC.is_dir():
+        yield "DVC has no default remote to copy results to. Set one with: dvc remote add --default local ../.dvc-store"
+
+
+def _remote_faults(name: str, url: str) -> Iterator[str]:
+    if not url:
+        yield f"DVC's default remote {name!r} has no address in {_CONFIGS[0]}. Set it with: dvc remote add {name} PATH"
+    elif urlsplit(url).scheme in ("", "file"):
+        place = _placed(url2pathname(urlsplit(url).path) if url.startswith("file:") else url)
+        if fault := write_fault(place):
+            yield (
+                f"DVC's remote {name!r} at {place} cannot be written ({fault}). Change its rights, or set another "
+                f"with: dvc remote modify {name} url PATH"
+            )
+
+
+def _config() -> configparser.RawConfigParser:
+    config = _parsed(_CONFIGS)
+    if config.has_section(_section(config.get("core", "remote", fallback=""))) or not _DVC.is_dir():
+        return config
+    # The remote may be set for the user or the machine. Their folders are found by an import that takes time.
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    return _parsed([Path(system_config_dir(), "config"), Path(global_config_dir(), "config"), *_CONFIGS])
+
+
+def _parsed(paths: Iterable[Path]) -> configparser.RawConfigParser:
+    config = configparser.RawConfigParser(strict=False, allow_no_value=True)
+    config.read(paths, encoding="utf-8")
+    return config
+
+
+def _section(remote: str) -> str:
+    return f"'remote \"{remote}\"'"
+
+
+def _placed(text: str) -> Path:
+    """Return a path of DVC's configuration, which is relative to the configuration's folder."""
+    return (_DVC / Path(text).expanduser()).resolve()

@@ -1,0 +1,126 @@
+"""Whether MLflow's store can take a run, found within milliseconds: MLflow itself takes seconds to import."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from dfkd_core.errors import DfkdError
+from tasks.caching.workspace import STORE
+from tasks.caching.writing import write_fault
+
+__all__ = ["artifact_folder", "check_store"]
+
+_ARTIFACTS = Path("mlartifacts")
+
+_ASIDE = f"Restore a copy, or start a new store: mv {STORE} {STORE}.old; dfkd run"
+_SECONDS_TO_WAIT = 0.5
+# A check of all pages reads the whole file.
+_LARGEST_CHECKED_BYTES = 64 * 2**20
+_TABLES = {"experiments", "runs", "metrics", "params", "tags", "registered_models", "model_versions", "logged_models"}
+_NAME = re.compile(r"[\"'](\w+)[\"']")
+_REVISION = re.compile(r"^(down_|)revision(?:: [^=]*)? = (.*)$", re.MULTILINE)
+
+
+def artifact_folder(experiment: str) -> Path:
+    """Return the folder for the files of a new experiment, which no name leads out of the project."""
+    return _ARTIFACTS.resolve() / (re.sub(r"[^\w.-]+", "-", experiment).strip(".-") or "experiment")
+
+
+def check_store(experiment: str) -> None:
+    """Check that a run can be logged and registered; a store that does not exist yet is made by the first run.
+
+    Args:
+        experiment: Name of MLflow's experiment.
+
+    Raises:
+        DfkdError: The store is damaged, locked, read-only or of another version of MLflow, or files of its runs cannot
+            be written.
+    """
+    place = artifact_folder(experiment)
+    if STORE.exists():
+        if not STORE.is_file():
+            raise DfkdError(f"{STORE} is a folder, not MLflow's store. Move it away: mv {STORE} {STORE}.old; dfkd run")
+        try:
+            with closing(_open()) as store:
+                place = _examine(store, experiment) or place
+        except sqlite3.Error as error:
+            raise DfkdError(_sentence(error)) from None
+    if fault := write_fault(place):
+        raise DfkdError(f"MLflow's files cannot be written into {place} ({fault}). Change its rights, then: dfkd run")
+
+
+def _open() -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{STORE.resolve().as_uri()}?mode=rw", uri=True, timeout=_SECONDS_TO_WAIT, isolation_level=None
+    )
+
+
+def _examine(store: sqlite3.Connection, experiment: str) -> Path | None:
+    """Check the store and return the folder of an experiment's files; None if it has none on this machine."""
+    tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if STORE.stat().st_size <= _LARGEST_CHECKED_BYTES:
+        [(state,)] = store.execute("PRAGMA quick_check(1)")
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+    if tables:
+        _check_schema(store, tables)
+    # As a real write: rights do not know of locks and of read-only mounts.
+    store.execute("BEGIN IMMEDIATE")
+    store.execute("CREATE TABLE dfkd_probe (value)")
+    store.execute("ROLLBACK")
+    found = (
+        tables and store.execute("SELECT artifact_location FROM experiments WHERE name = ?", [experiment]).fetchone()
+    )
+    return _local_folder(found[0]) if found else None
+
+
+def _check_schema(store: sqlite3.Connection, tables: set[str]) -> None:
+    if "alembic_version" not in tables or not tables >= _TABLES:
+        raise DfkdError(f"{STORE} is not a whole store of MLflow: tables are missing. {_ASIDE}")
+    found = store.execute("SELECT version_num FROM alembic_version").fetchone()
+    version, known = found[0] if found else None, _revisions()
+    if not known or version in known.keys() - set().union(*known.values()):
+        return
+    if version in known:
+        raise DfkdError(
+            f"{STORE} is of an older MLflow (schema {version}). Keep a copy and convert it: cp {STORE} "
+            f"{STORE}.old && mlflow db upgrade sqlite:///{STORE}"
+        )
+    raise DfkdError(
+        f"{STORE} is of another version of MLflow (schema {version}). Install that version, or start a new store: "
+        f"mv {STORE} {STORE}.old; dfkd run"
+    )
+
+
+def _revisions() -> dict[str, set[str]]:
+    """Return the revisions of the schema that the installed MLflow knows, each with those before it."""
+    spec = find_spec("mlflow")
+    found: dict[str, set[str]] = {}
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in Path(folder, "store", "db_migrations", "versions").glob("*.py"):
+            lines = {kind: set(_NAME.findall(value)) for kind, value in _REVISION.findall(path.read_text("utf-8"))}
+            found |= {name: lines.get("down_", set()) for name in lines.get("", ())}
+    return found
+
+
+def _local_folder(location: str) -> Path | None:
+    address = urlsplit(location)
+    if address.scheme not in ("", "file"):
+        return None
+    return Path(unquote(address.path) if address.scheme else location)
+
+
+def _sentence(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return f"{STORE} is locked by another process. End it (fuser {STORE} names it), then run the same command again"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+        return f"{STORE} cannot be written: {error}. Change its rights and those of its folder: chmod u+rw {STORE}"
+    if name.startswith("SQLITE_FULL"):
+        return f"{STORE} cannot be written: the disk is full. Free some space"
+    return f"{STORE} is damaged: {error}. {_ASIDE}"

@@ -1,0 +1,110 @@
+"""Damaged notes in .dfkd count as missing; damaged results are a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dfkd_core.errors import DfkdError
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.storage import save_model
+from flows.cli import app
+from flows.run.table import is_published, note_run, read_latency, read_metrics, render
+from flows.settings.params import Params
+from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from tasks.dvc_project.status import results_digest
+from tasks.records.history import write_start
+from tasks.records.timing import timed
+
+SCORES = {"num_parameters": 61706, "size_bytes": 247000, "accuracy": 0.9, "ece": 0.1}
+GOOD = {"teacher": SCORES, "student": {**SCORES, "agreement": 0.95, "kl": 0.2}, "num_images": 20}
+LOCK = "schema: '2.0'\nstages: {distill: {cmd: x, outs: [{path: artifacts/students/default, md5: '0'}]}}\n"
+DAMAGED = ["", '{"teacher": {"num_par', "[]", "3", '"text"', "null", '{"seconds": []}', "\x00"]
+
+
+@pytest.fixture(autouse=True)
+def _results(project: Path) -> None:
+    card = ModelCard(
+        network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.3,), std=(0.3,), layer="fc1"
+    )
+    for folder in (TEACHER, STUDENT):
+        save_model(folder, build_classifier(card, seed=0).eval())
+    write_start(STUDENT, "random")
+    METRICS.write_text(json.dumps(GOOD))
+    Path("dvc.lock").write_text(LOCK)
+    STORE.touch()
+    write_notes()
+
+
+def write_notes() -> None:
+    STATE.mkdir(exist_ok=True)
+    times = {"batch_1_ms": 1.25, "batch_64_ms": 40.0}
+    note_run(0, 12.5)
+    LATENCY.write_text(json.dumps({"student_sha256": reference(STUDENT).sha256, "teacher": times, "student": times}))
+    published = {"results_sha256": results_digest(), "model": "m", "version": "7", "promoted": True, "reason": "first"}
+    (STATE / "published.json").write_text(json.dumps(published))
+    with timed("teacher"):
+        pass
+
+
+def test_render__shows_what_the_notes_say() -> None:
+    text = render(Params())
+    for part in ("1.25 ms", "of 12.5 s in the last run", "version 7: first", "models:/m@champion"):
+        assert part in text
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("name", ["published.json", "run.json", "latency.json", "timings/teacher.jsonl"])
+def test_render__without_a_damaged_note(name: str, content: str) -> None:
+    path = STATE / name
+    assert path.is_file()
+    path.write_text(content)
+    text = render(Params())
+    assert "accuracy" in text
+    if name == "published.json":
+        assert not is_published()
+        assert "register it with: dfkd run" in text
+    if name == "latency.json":
+        assert read_latency() == {}
+    write_notes()
+    assert "version 7: first" in render(Params())
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "Invalid JSON"),
+        ('{"teacher": {', "Invalid JSON"),
+        ("[]", "should be an object"),
+        ("{}", "it has no number teacher.num_parameters, "),
+        ('{"teacher": {}, "student": 3}', "it has no number teacher.num_parameters, "),
+        (json.dumps({**GOOD, "teacher": {**SCORES, "ece": "low"}}), "it has no number teacher.ece."),
+        (json.dumps({**GOOD, "proxy": {"agreement": 1, "kl": True}}), "it has no number proxy.kl, number proxy.num_cl"),
+    ],
+)
+def test_read_metrics__of_a_damaged_file_is_a_sentence(content: str, fault: str) -> None:
+    METRICS.write_text(content)
+    with pytest.raises(DfkdError, match=r"metrics\.json is damaged: .*Make it again with: dfkd run") as caught:
+        read_metrics()
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (METRICS, "metrics.json is damaged"),
+        (STUDENT / "start.json", "start.json is damaged"),
+        (STUDENT / "config.json", "config.json does not describe a model"),
+        (Path("dvc.lock"), "dvc.lock cannot be read"),
+        (Path("params.yaml"), "params.yaml is not YAML"),
+    ],
+)
+def test_show__with_a_damaged_result_is_a_sentence(path: Path, message: str) -> None:
+    path.write_text('{"a": [')
+    result = CliRunner().invoke(app, ["show"])
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "bug" not in result.output

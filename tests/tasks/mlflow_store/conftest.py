@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tasks.mlflow_store.publishing import open_store
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store without experiments; to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store("other")
+    mlflow.set_tracking_uri(before)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
+    """Change into a folder with a store."""
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    yield Path(shutil.copy2(empty_store, "mlflow.db"))
+    mlflow.set_tracking_uri(before)
