@@ -42,7 +42,8 @@ def build_shapes(config: SourceConfig, state: Mapping[str, Tensor], published_cl
         state: The weights, empty if there are none.
         published_classes: Classes of published weights, 0 for other weights.
     """
-    name, is_factory = config.model, ":" in config.model and not config.model.startswith((TORCHVISION, TIMM))
+    name = config.model
+    is_factory = not is_built_in(name) and not name.startswith((TORCHVISION, TIMM))
     kernel, units = _kernel_channels(state), _units(state)[:_MOST_CLASS_GUESSES]
     named = 0 if published_classes else len(config.class_names)
     takes = shape_parameters(name)

@@ -33,8 +33,13 @@ def odd(monkeypatch):
     return odd_nets
 
 
-def bring(tmp_path, layer="", **settings):
-    return bring_teacher(SourceConfig(**settings), scratch=tmp_path, layer=layer)
+def bring(tmp_path, trusted="", **settings):
+    return bring_teacher(SourceConfig(**settings), scratch=tmp_path, trusted_factories=[trusted])
+
+
+def stored_and_loaded(classifier, tmp_path):
+    store(tmp_path / "stored", classifier)
+    return load_model(tmp_path / "stored", trusted_factories=[classifier.card.network])
 
 
 def weights_of(network, tmp_path):
@@ -53,8 +58,7 @@ def test_the_first_kernel_does_not_decide_the_channels(odd, tmp_path, name, chan
     torch.testing.assert_close(brought.classifier(images), network(images))
     in_memory = bring_module(network, SourceConfig(**given))
     assert in_memory.classifier.card.in_channels == channels
-    store(tmp_path / "stored", brought.classifier)
-    torch.testing.assert_close(load_model(tmp_path / "stored")(images), network(images))
+    torch.testing.assert_close(stored_and_loaded(brought.classifier, tmp_path)(images), network(images))
 
 
 @pytest.mark.parametrize(
@@ -79,15 +83,16 @@ def test_a_setting_is_not_overruled(odd, tmp_path, name, settings, message):
 
 
 def test_a_factory_keeps_its_own_default(odd, tmp_path):
-    assert bring(tmp_path, model="odd_nets:of_seven").classifier.card.num_classes == 7
+    for form in ("odd_nets:of_seven", "odd_nets.of_seven"):
+        assert bring(tmp_path, model=form).classifier.card.num_classes == 7
     assert bring(tmp_path, model="odd_nets:of_seven", class_names=("a", "b")).classifier.card.num_classes == 2
     assert bring(tmp_path, model="odd_nets:Coordinates").classifier.card.in_channels == 3
 
 
 def test_settings_that_contradict_a_stored_model_are_refused(odd, tmp_path):
     store(tmp_path / "stored", bring(tmp_path, model="odd_nets:Small", image_size=16, mean=0.5).classifier)
-    stored = str(tmp_path / "stored")
-    assert bring(tmp_path, model=stored, image_size=16, mean=(0.5,)).classifier.card.image_size == 16
+    stored, trusted = str(tmp_path / "stored"), "odd_nets:Small"
+    assert bring(tmp_path, trusted, model=stored, image_size=16, mean=(0.5,)).classifier.card.image_size == 16
     for name, value, message in (
         ("image_size", 28, r"image_size is 28, and .*config\.json has 16"),
         ("num_classes", 7, r"num_classes is 7, and .*has 10"),
@@ -95,9 +100,9 @@ def test_settings_that_contradict_a_stored_model_are_refused(odd, tmp_path):
         ("outputs", "probabilities", r"outputs is 'probabilities', and .*has 'logits'"),
     ):
         with pytest.raises(TeacherError, match=message):
-            bring(tmp_path, model=stored, **{name: value})
+            bring(tmp_path, trusted, model=stored, **{name: value})
     with pytest.raises(ConfigError, match=r"leave out teacher\.source\.weights and teacher\.source\.arguments"):
-        bring(tmp_path, model=stored, weights="w.pt", arguments={"width": 3})
+        bring(tmp_path, trusted, model=stored, weights="w.pt", arguments={"width": 3})
 
 
 def test_classes_follow_the_network_and_not_the_last_matrix_of_the_file(odd, tmp_path):
@@ -135,9 +140,9 @@ def test_one_logit_for_two_classes_is_built_again(odd, tmp_path):
     for given in ({}, {"num_classes": 1}):
         brought = bring(tmp_path, model="odd_nets:OneLogit", weights=path, image_size=16, **given)
         assert brought.classifier.card.num_classes == 2
-        store(tmp_path / "stored", brought.classifier)
         images = torch.rand(3, 1, 16, 16)
-        torch.testing.assert_close(load_model(tmp_path / "stored")(images), brought.classifier(images))
+        loaded = stored_and_loaded(brought.classifier, tmp_path)
+        torch.testing.assert_close(loaded(images), brought.classifier(images))
 
 
 def test_options_next_to_the_weights_are_not_unpickled(odd, tmp_path):
@@ -171,8 +176,7 @@ def test_lazy_layers_get_their_shapes(odd, tmp_path):
     classifier = bring(tmp_path, model="odd_nets:Lazy", weights=path, image_size=16).classifier
     images = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(classifier(images), network(images))
-    store(tmp_path / "stored", classifier)
-    torch.testing.assert_close(load_model(tmp_path / "stored")(images), network(images))
+    torch.testing.assert_close(stored_and_loaded(classifier, tmp_path)(images), network(images))
     with pytest.raises(TeacherError, match=r"lazy layers.*Set teacher\.source\.in_channels and image_size"):
         bring_module(odd.Lazy())
     assert bring_module(odd.Lazy(), SourceConfig(in_channels=3, image_size=8)).classifier.card.image_shape == (3, 8, 8)
