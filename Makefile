@@ -8,7 +8,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs .github/pull_request_template.md
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run params test coverage test-slow test-gpu check clean
+.PHONY: help setup run params test coverage test-slow test-gpu faults check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test-slow: $(READY) ## Run the tests that take minutes
 
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+faults: $(READY) ## Inject faults into a small copy of the project; options: FAULTS="--only kills --number 8 --seed 3"
+	$(BIN)/python benchmarks/faults.py $(FAULTS)
 
 check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from prefect import flow
 
+from dfkd_core.errors import DfkdError
 from flows.run.ready import check_ready
 from flows.session.environment import enter_project, prepare_environment
 from flows.session.one_run import only_run
@@ -16,7 +17,13 @@ from flows.stages.caching import FLOW_OPTIONS
 from tasks.dvc_project.versioning import pull as dvc_pull
 from tasks.dvc_project.versioning import push, reproduce
 
-__all__ = ["pipeline", "settled_pipeline"]
+__all__ = ["NotPushedError", "pipeline", "settled_pipeline"]
+
+_PUSH_LATER = "The results are made and registered, but not copied to the remote. Copy them with: dvc push --run-cache"
+
+
+class NotPushedError(DfkdError):
+    """The results are made and registered, but not copied to the DVC remote."""
 
 
 @flow(name="pipeline", **FLOW_OPTIONS)
@@ -52,5 +59,8 @@ def _run(params: Params, *, pull: bool) -> dict[str, str]:
     from flows.run.publishing import publish
 
     made = publish(params)
-    pushed.result()
+    try:
+        pushed.result()
+    except DfkdError as error:
+        raise NotPushedError(f"{error}\n{_PUSH_LATER}") from error
     return {"model": made.model, "version": made.version, "run_id": made.run_id, "reason": made.reason}

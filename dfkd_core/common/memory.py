@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["GIB", "group_folders", "memory_at_hand"]
+from dfkd_core.common.control_groups import CGROUPS, PROC, group_folders
+
+__all__ = ["GIB", "memory_at_hand"]
 
 GIB = 2**30
 
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
 # Limit, use, and the part of the use that the kernel returns on demand; of version 2 and of version 1.
 _GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
@@ -23,7 +23,7 @@ _GROUP_FILES = (
 _ASSUMED = 4 * GIB
 
 
-def memory_at_hand(device: torch.device | str = "cpu", *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+def memory_at_hand(device: torch.device | str = "cpu", *, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Return the bytes that can still be allocated on a device.
 
     On a GPU this is its free memory plus the memory that this process holds unused. On a CPU it is the memory that
@@ -65,25 +65,3 @@ def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
             except (OSError, ValueError):
                 continue
             yield max(0, limit - use + int(counters.get(reclaimable_name, 0)))
-
-
-def group_folders(controller: str, *, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, each followed by those around it.
-
-    Args:
-        controller: Resource that they limit: `memory` or `cpu`. In version 1 each has separate groups.
-        proc: Folder in which Linux reports on this process.
-        cgroups: Folder in which it reports on control groups, of version 1 or 2.
-    """
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        root = cgroups / controller if controllers else cgroups
-        group = root / path.strip("/")
-        # Inside a container the path may be the host's, and the limit is then at the root.
-        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))

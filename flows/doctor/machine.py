@@ -35,7 +35,7 @@ def num_cores(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
         proc: Linux's folder of processes.
         cgroups: Linux's folder of control groups, version 1 or 2.
     """
-    from dfkd_core.common.memory import group_folders
+    from dfkd_core.common.control_groups import group_folders
 
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([float(bound), *(_quotas(group_folders("cpu", proc=proc, cgroups=cgroups)))])

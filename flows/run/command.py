@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 from flows.run.ahead import Outlook, look_ahead
 from flows.run.ready import check_ready
 from flows.run.table import is_published, note_run, render
 from flows.session.display import say
-from flows.session.lifeline import OWNER
-from flows.session.one_run import only_run
-from flows.session.server import await_server, start_server
+from flows.session.server import await_server, needing_server, start_server
 from flows.settings.params import Params
 from flows.settings.settling import Plan, planned, settle
 from flows.stages.command import STAGES
@@ -23,27 +20,32 @@ __all__ = ["run_all"]
 
 
 def run_all(
-    preset: str | None, assignments: Sequence[str], *, start: float, outlook: Future[Outlook] | None = None
+    preset: str | None,
+    assignments: Sequence[str],
+    *,
+    trusted: Collection[str] = (),
+    start: float,
+    outlook: Future[Outlook] | None = None,
 ) -> None:
-    """Settle the parameters, run the pipeline if something has changed, and show the table.
+    """Settle the parameters, run the pipeline if something has changed, and show the table. Hold the project's lock.
 
     Args:
         preset: Preset that params.yaml is set to first.
         assignments: Changes made after it.
+        trusted: Factories that a stored teacher may call.
         start: When the command was started, in seconds since the epoch.
         outlook: Result of an earlier `look_ahead`; only without preset and assignments.
 
     Raises:
         DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
-    with only_run():
-        with planned(preset, assignments) as plan:
-            ahead = _settled(plan, outlook)
-        if not ahead.changed and is_published():
-            say("Nothing has changed: all stages are up to date and the student is registered.")
-            say(render(plan.params))
-            return
-        _run_changed(plan.params, ahead, start)
+    with planned(preset, assignments, trusted=trusted) as plan:
+        ahead = _settled(plan, outlook)
+    if not ahead.changed and is_published():
+        say("Nothing has changed: all stages are up to date and the student is registered.")
+        say(render(plan.params))
+        return
+    _run_changed(plan.params, ahead, start)
 
 
 def _settled(plan: Plan, outlook: Future[Outlook] | None) -> Outlook:
@@ -71,13 +73,21 @@ def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
         say(changed if LOCK.is_file() else "There are no results yet: all stages run")
     else:
         say("All stages are up to date; the student is not registered yet")
-    os.environ[OWNER] = str(os.getpid())
     server = ahead.server or start_server()
     # Imported while the server starts.
-    from flows.pipeline import settled_pipeline
+    from flows.pipeline import NotPushedError, settled_pipeline
 
     await_server(server)
-    made = settled_pipeline(params)
+    try:
+        with needing_server(server):
+            made = settled_pipeline(params)
+    except NotPushedError:
+        _show(params, start)
+        raise
+    _show(params, start)
+    say(f"Registered {made['model']} version {made['version']}: {made['reason']}")
+
+
+def _show(params: Params, start: float) -> None:
     note_run(start, time.time())
     say(render(params))
-    say(f"Registered {made['model']} version {made['version']}: {made['reason']}")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
 
-__all__ = ["DEBUG", "TELEMETRY_OFF", "check_writable", "enter_project", "prepare_environment"]
+__all__ = [
+    "DEBUG",
+    "TELEMETRY_OFF",
+    "check_writable",
+    "disk_is_full",
+    "enter_project",
+    "find_project",
+    "prepare_environment",
+]
 
 DEBUG = "DFKD_DEBUG"
 """Environment variable that passes `--debug` to the stages."""
@@ -34,11 +43,22 @@ _SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
+_LEAST_FREE_BYTES = 2**20
 _PATHS = {
     "PREFECT_HOME": ".dfkd/prefect",
     "PREFECT_LOCAL_STORAGE_PATH": ".dfkd/results",
     "MPLCONFIGDIR": ".dfkd/matplotlib",
 }
+
+
+def find_project(here: Path) -> Path | None:
+    """Return the nearest folder, `here` or above, that holds dvc.yaml and params.yaml; None if there is none."""
+    holds = (folder for folder in (here, *here.parents) if _is_project(folder))
+    return next(holds, None)
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file()
 
 
 def enter_project() -> Path:
@@ -48,13 +68,13 @@ def enter_project() -> Path:
         ConfigError: There is no such folder.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
-            os.chdir(folder)
-            return folder
-    raise ConfigError(
-        _incomplete(here) or f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder."
-    )
+    folder = find_project(here)
+    if folder is None:
+        raise ConfigError(
+            _incomplete(here) or f"No dvc.yaml and params.yaml in {here} or above it. Change to the project's folder."
+        )
+    os.chdir(folder)
+    return folder
 
 
 def _incomplete(here: Path) -> str:
@@ -84,6 +104,11 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
         os.environ.setdefault(name, str(project / path))
 
 
+def disk_is_full(folder: Path = Path(".")) -> bool:
+    """Return whether so little space is left that libraries fail with errors of their own."""
+    return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
+
+
 def check_writable(folder: Path = Path(".")) -> None:
     """Check that results can be written.
 
@@ -94,8 +119,9 @@ def check_writable(folder: Path = Path(".")) -> None:
     try:
         probe.parent.mkdir(exist_ok=True)
         probe.write_bytes(bytes(4096))
-        probe.unlink()
+        # Another command may probe at the same time.
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise DfkdError(
-            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space or change its rights"
+            f"Cannot write to {folder.resolve()}: {error.strerror}. Free space, see: df -h {folder.resolve()}"
         ) from None

@@ -8,19 +8,25 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dfkd_core.errors import DfkdError
+from tasks.processes.endings import count_oom_kills, ending, signal_of
+from tasks.processes.lifeline import descendants, end_with, kill
 
-__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "start_server"]
+__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "needing_server", "start_server"]
 
 API_URL = "PREFECT_API_URL"
 """Environment variable with the address of a server that the user runs."""
 
 _HOST = "127.0.0.1"
-_SECONDS_TO_START = 120
+_SECONDS_TO_START = 300
+_SECONDS_BETWEEN_LOOKS = 0.5
 _LOG = Path(".dfkd/server.log")
 
 
@@ -33,6 +39,7 @@ class ServerProcess:
             probe.bind((_HOST, 0))
             port = probe.getsockname()[1]
         self.url = f"http://{_HOST}:{port}/api"
+        self._oom_kills = count_oom_kills()
         os.environ[API_URL] = self.url
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
@@ -52,10 +59,21 @@ class ServerProcess:
         """
         deadline = time.monotonic() + _SECONDS_TO_START
         while not answers(self.url):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
-                raise DfkdError(f"Prefect's server did not start at {self.url}: {' '.join(last)}. See {_LOG}")
+            if reason := self.ending():
+                raise DfkdError(reason)
+            if time.monotonic() > deadline:
+                raise DfkdError(f"Prefect's server did not start within {_SECONDS_TO_START} s. See {_LOG}")
             time.sleep(0.05)
+
+    def ending(self) -> str:
+        """Return sentences on the end of the server; empty while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return ""
+        if number := signal_of(status):
+            return ending("Prefect's server", number, self._oom_kills)
+        last = _LOG.read_text(errors="replace").strip().splitlines()[-1:]
+        return f"Prefect's server ended with {' '.join(last)}. Continue with the same command; the log is {_LOG}"
 
 
 def start_server() -> ServerProcess | None:
@@ -83,6 +101,46 @@ def await_server(server: ServerProcess | None) -> None:
         raise DfkdError(f"No Prefect server answers at {API_URL}={url}. Start it, or unset {API_URL}")
 
 
+@contextmanager
+def needing_server(server: ServerProcess | None) -> Iterator[None]:
+    """End the command with the reason if the server ends during the block, as Prefect would try for minutes.
+
+    Args:
+        server: Result of `start_server`.
+
+    Raises:
+        DfkdError: The block failed, and a server that the user runs does not answer.
+    """
+    try:
+        with _watched(server):
+            yield
+    except Exception as error:
+        url = os.environ[API_URL]
+        if answers(url):
+            raise
+        raise DfkdError(
+            f"Prefect's server at {url} has ended. Start it, then continue with the same command"
+        ) from error
+
+
+@contextmanager
+def _watched(server: ServerProcess | None) -> Iterator[None]:
+    finished = threading.Event()
+
+    def watch() -> None:
+        while server and not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            if reason := server.ending():
+                sys.stderr.write(f"dfkd: {reason}\n")
+                kill(descendants())
+                os._exit(1)
+
+    threading.Thread(target=watch, name="server", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+
+
 def answers(url: str) -> bool:
     """Return whether a Prefect server answers at `url` within two seconds."""
     try:
@@ -94,13 +152,12 @@ def answers(url: str) -> bool:
 
 def _serve(port: int, owner: int) -> None:
     import psutil
-    import uvicorn
 
     from flows.session.environment import prepare_environment
-    from flows.session.lifeline import end_with
 
-    prepare_environment(Path.cwd())
     end_with([psutil.Process(owner)])
+    prepare_environment(Path.cwd())
+    import uvicorn
     from prefect.server.api.server import create_app
 
     uvicorn.run(create_app(), host=_HOST, port=port, log_level="error", timeout_graceful_shutdown=2)

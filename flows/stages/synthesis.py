@@ -22,11 +22,9 @@ from dfkd_core.synthesis.shards import num_shards
 from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_core.transfer_set.target import check_target
 from flows.session.display import say
-from flows.session.lifeline import start_worker
 from flows.settings.params import ExecutionConfig, Params
 from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from flows.stages.statistics import estimate
-from tasks.caching.code import code_digest
 from tasks.caching.workspace import (
     REPORTS,
     STATISTICS,
@@ -37,6 +35,7 @@ from tasks.caching.workspace import (
     reference,
     work_folder,
 )
+from tasks.processes.worker import start_worker
 from tasks.records.progress import count_noted, report
 from tasks.stages.synthesis import assemble_transfer_set, make_shard, prepare
 
@@ -75,13 +74,8 @@ def shard_runner(config: ExecutionConfig) -> TaskRunner[Any]:
     """Return the task runner of the parameters."""
     if config.task_runner == "threads":
         return ThreadPoolTaskRunner(max_workers=config.num_workers)
-    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=_start_worker, initargs=(os.getpid(),))
-
-
-def _start_worker(owner: int) -> None:
-    start_worker(owner)
-    # As in `run_flow`: before Prefect starts threads in this process.
-    code_digest("synthesize")
+    start = (os.getpid(), "synthesize")
+    return ProcessPoolTaskRunner(max_workers=config.num_workers, initializer=start_worker, initargs=start)
 
 
 @flow(name="synthesize anywhere", **FLOW_OPTIONS)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 
 from dfkd_core.errors import ConfigError
 from flows.session.display import say
-from flows.session.environment import check_writable
-from flows.session.lifeline import OWNER
 from flows.session.one_run import only_run
-from flows.session.server import await_server, start_server
+from flows.session.server import await_server, needing_server, start_server
 from flows.settings.settling import planned, settle
 from flows.stages.command import run_flow
 from flows.tune.space import search_space
@@ -36,7 +33,6 @@ def tune_all(
         DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
     _check_budget(minutes, trials)
-    check_writable()
     with only_run():
         with planned(preset, settings) as plan:
             search_space(plan.params)
@@ -44,14 +40,14 @@ def tune_all(
         for change in plan.shown():
             say(f"  {change}")
         params = plan.params
-        os.environ[OWNER] = str(os.getpid())
         server = start_server()
         # Imported while the server starts.
         from flows.tune.flow import make_inputs
         from flows.tune.results import apply_best, open_search, render
 
         await_server(server)
-        make_inputs()
+        with needing_server(server):
+            make_inputs()
         torch.set_num_threads(params.execution.num_threads)
         run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
         search = open_search(params)

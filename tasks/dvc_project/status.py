@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from dfkd_core.common.digests import json_digest
 from dfkd_core.errors import DfkdError
+from tasks.processes.endings import count_oom_kills, ending, signal_of
 
-__all__ = ["LOCK", "changed_stages", "dvc_command", "git_commit", "last_error", "results_digest"]
+__all__ = ["LOCK", "changed_stages", "dvc_program", "git_commit", "results_digest", "run_dvc"]
 
 LOCK = Path("dvc.lock")
 
@@ -26,6 +25,9 @@ def results_digest() -> str:
     Raises:
         DfkdError: dvc.lock is missing or damaged.
     """
+    # Imports torch, which the process that runs DVC does not need.
+    from dfkd_core.common.digests import json_digest
+
     try:
         stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
         return json_digest(
@@ -35,7 +37,7 @@ def results_digest() -> str:
             }
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DfkdError(f"{LOCK} cannot be read: {error!r}. Write it again with: dvc repro") from error
+        raise DfkdError(f"{LOCK} cannot be read: {error!r}. Make it again from the caches with: dfkd run") from error
 
 
 def changed_stages() -> list[str]:
@@ -44,31 +46,42 @@ def changed_stages() -> list[str]:
     Raises:
         DfkdError: `dvc status` fails, for example because dvc.yaml is not valid.
     """
-    found = subprocess.run(
-        dvc_command("status", "--json"), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    return sorted(json.loads(run_dvc("status")))
+
+
+def run_dvc(command: str) -> str:
+    """Run `status`, `push` or `pull` of this environment's DVC and return its output; print what it reports besides.
+
+    Raises:
+        DfkdError: It failed, with DVC's message, or was ended from outside.
+    """
+    oom_kills = count_oom_kills()
+    done = subprocess.run(
+        dvc_program(command), capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
     )
-    if found.returncode:
-        raise DfkdError(f"dvc status failed: {last_error(found.stderr)}")
-    return sorted(json.loads(found.stdout))
+    if number := signal_of(done.returncode):
+        raise DfkdError(ending(f"dvc {command}", number, oom_kills))
+    if done.returncode:
+        raise DfkdError(f"dvc {command} failed: {done.stderr.strip()}")
+    sys.stderr.write(done.stderr)
+    return done.stdout
+
+
+def dvc_program(*arguments: str) -> list[str]:
+    """Return the command line of the process that runs DVC."""
+    return [sys.executable, "-m", "tasks.dvc_project.program", *arguments]
 
 
 def git_commit() -> str:
-    """Return the current commit, with `-dirty` if files differ from it; `unknown` outside of git."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    """Return the current commit, with `-dirty` if files differ from it; `unknown` outside and without git."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
-
-
-def dvc_command(*arguments: str) -> Sequence[str]:
-    """Return the command line of this environment's DVC."""
-    return [sys.executable, "-m", "dvc", *arguments]
-
-
-def last_error(text: str) -> str:
-    """Return the last line of DVC's output that reports an error."""
-    return next((line for line in reversed(text.strip().splitlines()) if line.startswith("ERROR")), text.strip())

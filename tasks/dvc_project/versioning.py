@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.errors import DfkdError
-from tasks.dvc_project.status import dvc_command, last_error
+from tasks.dvc_project.status import dvc_program, run_dvc
+from tasks.processes.endings import count_oom_kills, ending, signal_of
 
 __all__ = ["StageFailedError", "pull", "push", "reproduce"]
-
-_REPORTED = "failed to reproduce"
 
 
 class StageFailedError(DfkdError):
@@ -23,38 +21,22 @@ class StageFailedError(DfkdError):
 @task(name="dvc repro", cache_policy=NO_CACHE)
 def reproduce(*stages: str) -> None:
     """Reproduce the named stages and those before them, by default all; their output is printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.dvc_project.repro", *stages],
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
-    assert process.stderr
-    stage_failed = False
-    for line in process.stderr:
-        stage_failed |= _REPORTED in line
-        if _REPORTED not in line:
-            sys.stderr.write(line)
-    if process.wait():
-        raise StageFailedError("" if stage_failed else "dvc repro failed. Show more with: dvc repro --verbose")
+    oom_kills = count_oom_kills()
+    # Not `run`, which kills it after Ctrl-C while its stage still ends in order.
+    status = subprocess.Popen(dvc_program("repro", *stages), stdin=subprocess.DEVNULL).wait()
+    if number := signal_of(status):
+        raise DfkdError(ending("dvc repro", number, oom_kills))
+    if status:
+        raise StageFailedError
 
 
 @task(name="dvc push", cache_policy=NO_CACHE)
 def push() -> None:
     """Copy the results to the remote, including the run cache."""
-    _run("push", "--quiet", "--run-cache")
+    run_dvc("push")
 
 
 @task(name="dvc pull", cache_policy=NO_CACHE)
 def pull() -> None:
-    """Fetch results from the remote; missing ones are made later."""
-    _run("pull", "--quiet", "--run-cache", "--allow-missing")
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run(
-        dvc_command(*arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
-    if done.returncode:
-        raise DfkdError(f"dvc {arguments[0]} failed: {last_error(done.stderr)}")
+    """Fetch results from the remote, including the run cache; missing ones are made later."""
+    run_dvc("pull")

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,47 @@ def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) 
     assert "Traceback" not in output
     assert len(_shards(workspace.path)) > earlier
     _wait_until_alone(workspace.path)
+
+
+@pytest.mark.parametrize(
+    ("victim", "said"),
+    [
+        (("-m", "flows.session.server"), "Prefect's server was ended by SIGKILL (signal 9)."),
+        (("bin/dfkd", "run"), ""),
+    ],
+    ids=["server", "command"],
+)
+def test_kill_while_the_stage_imports__leaves_no_process_and_names_the_reason(
+    first_run: Any, victim: tuple[str, str], said: str
+) -> None:
+    workspace, _ = first_run
+    process = workspace.start("dfkd", "run", "--set", "distillation.epochs=4", "--set", f"{ITERATIONS}=5")
+    _find(process, ("stage", "distill"))
+    _find(process, victim).kill()
+    output, _ = process.communicate(timeout=120)
+    assert said in output
+    assert not said or "Continue with the same command." in output
+    assert process.returncode == (1 if said else -signal.SIGKILL), output
+    _wait_until_alone(workspace.path)
+
+
+def _find(process: subprocess.Popen[str], words: tuple[str, str]) -> Any:
+    """Return the first process of a command, itself included, whose command line has these words in a row."""
+    import psutil
+
+    root = psutil.Process(process.pid)
+    deadline = time.monotonic() + SECONDS_TO_SEE_A_SHARD
+    while time.monotonic() < deadline:
+        for candidate in (root, *root.children(recursive=True)):
+            try:
+                line = candidate.cmdline()
+            except psutil.Error:
+                continue
+            if any(first.endswith(words[0]) and second == words[1] for first, second in pairwise(line)):
+                return candidate
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no process {words}")
 
 
 def _shards(path: Path) -> list[Path]:

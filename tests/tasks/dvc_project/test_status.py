@@ -37,5 +37,5 @@ def test_results_digest__of_a_damaged_lock_is_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.lock").write_text(text)
-    with pytest.raises(DfkdError, match=r"dvc\.lock cannot be read.*dvc repro"):
+    with pytest.raises(DfkdError, match=r"dvc\.lock cannot be read.*dfkd run"):
         results_digest()

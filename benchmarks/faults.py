@@ -1,0 +1,79 @@
+"""Inject faults into a small copy of the project, for real, and count what they lead to.
+
+    python benchmarks/faults.py
+    python benchmarks/faults.py --only kills --number 8 --seed 3
+
+Each fault starts from the same workspace. After a kill, `dfkd run` must end with the same digests as without.
+A damaged file that dfkd can make again must be made again; another must be refused with the next step. At the
+end are the numbers of faults with the same digests, duplicates in MLflow, processes that live on after 5 s, half files,
+and messages without a next step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fault_inputs import input_trials
+from fault_kills import kill_trials
+from fault_places import place_trials
+from fault_workspace import Outcome, Workspace, make_workspace
+
+GROUPS = ("kills", "inputs", "places")
+NUM_KILLS = 40
+
+
+def main() -> int:
+    """Run the chosen faults; the exit code is 1 if any of them left something behind."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=GROUPS, help="one group of faults")
+    parser.add_argument("--number", type=int, help="so many faults of each group")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
+    parser.add_argument("--match", default="", help="only faults with this text in their names")
+    parser.add_argument("--keep", type=Path, help="folder in which the workspace is kept, and used again")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dfkd-faults-") as folder:
+        start = time.monotonic()
+        workspace = make_workspace((arguments.keep or Path(folder)).resolve() / "faults")
+        print(f"workspace made in {time.monotonic() - start:.0f} s", flush=True)
+        outcomes = [
+            outcome
+            for group in GROUPS
+            if arguments.only in (None, group)
+            for outcome in _shown(_trials(group, workspace, arguments))
+        ]
+    _print_counts(outcomes)
+    return int(not all(outcome.is_good for outcome in outcomes))
+
+
+def _trials(group: str, workspace: Workspace, arguments: argparse.Namespace) -> Iterator[Outcome]:
+    if group == "kills":
+        return kill_trials(workspace, arguments.match, arguments.number or NUM_KILLS, arguments.seed)
+    trials = input_trials if group == "inputs" else place_trials
+    return trials(workspace, arguments.match, arguments.number)
+
+
+def _shown(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        print(f"{'ok    ' if outcome.is_good else 'FAILED'} {outcome.seconds:5.1f} s  {outcome.name}", flush=True)
+        if not outcome.is_good:
+            print(f"       {outcome.faults()}\n{outcome.note}", flush=True)
+        yield outcome
+
+
+def _print_counts(outcomes: list[Outcome]) -> None:
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    print(
+        f"{len(outcomes)} tried in {seconds:.0f} s: {sum(outcome.same for outcome in outcomes)} the same, "
+        f"{sum(outcome.duplicates for outcome in outcomes)} duplicates, "
+        f"{sum(len(outcome.orphans) for outcome in outcomes)} orphans, "
+        f"{sum(len(outcome.half_files) for outcome in outcomes)} half files, "
+        f"{sum(outcome.no_next_command for outcome in outcomes)} messages without a next step"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""The process that runs DVC: `python -m tasks.dvc_project.program repro|status|push|pull [STAGE ...]`.
+
+Unlike the `dvc` command it ends with its caller, waits for DVC's lock, needs no git, clears what a killed DVC left
+behind, and prints DVC's messages whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from tasks.processes.endings import count_oom_kills, ending, remedy, signal_of
+from tasks.processes.lifeline import end_with_callers
+
+__all__ = ["main"]
+
+# What a shell returns if it cannot start a command.
+_CANNOT_START = (126, 127)
+
+
+def main(command: str, *stages: str) -> int:
+    """Run a command of DVC and return its exit code; failures are printed.
+
+    Args:
+        command: `repro`, `status`, `push` or `pull`.
+        *stages: For `repro`: stages to make, with those before them; all if none is named.
+    """
+    end_with_callers()
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo, lock_repo
+    from scmrepo.exceptions import SCMError
+
+    from tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
+
+    # DVC's own --quiet also hides errors.
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    oom_kills = count_oom_kills()
+    try:
+        clear_dead_locks()
+        _print(set_aside_damaged_lock())
+        with Repo(_wait_for_lock=True, config=_config()) as repo, lock_repo(repo):
+            _COMMANDS[command](repo, *stages)
+    except KeyboardInterrupt:
+        return 130
+    except (DvcException, SCMError, OSError) as error:
+        _print(_failure(error, oom_kills))
+        return 1
+    except Exception:
+        _print(f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose")
+        return 1
+    return 0
+
+
+def _config() -> dict[str, dict[str, bool]]:
+    """Return changes of DVC's configuration: without a git repository it works as a project without one."""
+    from dvc.scm import SCM, SCMError
+
+    try:
+        SCM(".").close()
+    except SCMError:
+        return {"core": {"no_scm": True}}
+    return {}
+
+
+def _failure(error: BaseException, oom_kills: int) -> str:
+    """Return a failure with its causes; nothing for a stage that has printed its own."""
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    texts = [str(one) or repr(one) for one in _chain(error)]
+    cause = error.__cause__
+    if not isinstance(cause, StageCmdFailedError):
+        refused = next((one for one in _chain(error) if isinstance(one, OSError)), None)
+        return f"dvc: {': '.join(texts)}{f'. {remedy(refused)}' if refused else ''}"
+    status = int(str(cause).rpartition(" ")[2])
+    number = signal_of(status)
+    if number is signal.SIGINT:
+        return ""
+    if number:
+        stage = str(error).removeprefix("failed to reproduce ").strip("'")
+        return f"dfkd: {ending(f'The stage {stage}', number, oom_kills)}"
+    return f"dvc: {': '.join(texts)}" if status in _CANNOT_START else ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__
+
+
+def _print(text: str) -> None:
+    if text:
+        sys.stderr.write(f"{text}\n")
+
+
+_COMMANDS: dict[str, Callable[..., object]] = {
+    "repro": lambda repo, *stages: repo.reproduce(targets=stages or None),
+    "status": lambda repo: sys.stdout.write(json.dumps(repo.status())),
+    "push": lambda repo: repo.push(run_cache=True),
+    "pull": lambda repo: repo.pull(run_cache=True, allow_missing=True),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dfkd_core.errors import DfkdError
+from flows.cli import app
+from flows.session.environment import check_writable, find_project
+from tasks.processes.endings import remedy
+
+
+def test_writable_folder__passes_and_keeps_no_file(tmp_path: Path) -> None:
+    check_writable(tmp_path)
+    assert list((tmp_path / ".dfkd").iterdir()) == []
+
+
+def test_folder_that_cannot_be_written__is_named_with_the_next_command(tmp_path: Path) -> None:
+    (tmp_path / ".dfkd").write_text("a file")
+    with pytest.raises(DfkdError, match=r"Cannot write to .*: .*df -h"):
+        check_writable(tmp_path)
+
+
+def test_project__is_found_from_its_folders_and_nowhere_else(project: Path) -> None:
+    (project / "reports").mkdir()
+    assert find_project(project / "reports") == project
+    assert find_project(project.parent) is None
+
+
+def test_file_that_cannot_be_read__is_reported_with_the_next_step(project: Path) -> None:
+    (project / ".dfkd").write_text("a file")
+    done = CliRunner().invoke(app, ["show"])
+    assert done.exit_code == 1
+    assert "continue with the same command" in done.output
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(errno.ENOSPC, "df -h"), (errno.EFBIG, "ulimit -f"), (errno.EROFS, "Mount"), (errno.EIO, "disk")],
+)
+def test_remedy__fits_the_error(number: int, step: str) -> None:
+    assert step in remedy(OSError(number, ""))

@@ -1,0 +1,86 @@
+"""The process that runs DVC, in a project of one stage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dfkd_core.errors import DfkdError
+from tasks.caching.code import ROOT
+from tasks.dvc_project.status import changed_stages, git_commit, run_dvc
+
+Made = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Return a function that makes a project, without git, whose stage runs a command."""
+
+    def made(command: str, *, dependency: str = "") -> Path:
+        (tmp_path / ".dvc").mkdir()
+        (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    remote = far\n"
+                                                  "['remote \"far\"']\n    url = ../far\n")  # fmt: skip
+        deps = f"    deps: [{dependency}]\n" if dependency else ""
+        (tmp_path / "dvc.yaml").write_text(f"stages:\n  one:\n    cmd: {command}\n{deps}    outs: [made.txt]\n")
+        return tmp_path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    return made
+
+
+def dvc(command: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "tasks.dvc_project.program", command]
+    return subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_project_without_git__is_made_and_found_unchanged(make: Made) -> None:
+    project = make("echo a > made.txt")
+    assert changed_stages() == ["one"]
+    assert dvc("repro").returncode == 0
+    assert (project / "made.txt").read_text() == "a\n"
+    assert changed_stages() == []
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM")])
+def test_killed_stage__is_named_with_its_signal(make: Made, number: int, name: str) -> None:
+    make(f"kill -{number} $$")
+    done = dvc("repro")
+    assert done.returncode == 1
+    assert f"The stage one was ended by {name} (signal {number})." in done.stderr
+    assert "Continue with the same command." in done.stderr
+
+
+def test_failed_stage__reports_itself_alone(make: Made) -> None:
+    make("echo its own reason >&2; exit 2")
+    done = dvc("repro")
+    assert (done.returncode, done.stderr) == (1, "its own reason\n")
+
+
+def test_failure_of_dvc__is_printed_with_its_causes(make: Made) -> None:
+    make("echo", dependency="missing.txt")
+    done = dvc("repro")
+    assert done.returncode == 1
+    assert "failed to reproduce 'one'" in done.stderr
+    assert "missing.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_failed_push__has_the_whole_message_of_dvc(make: Made) -> None:
+    project = make("echo a > made.txt")
+    assert dvc("repro").returncode == 0
+    (project / "far").write_text("a file")
+    with pytest.raises(DfkdError, match=r"dvc push failed: .*far"):
+        run_dvc("push")
+
+
+def test_commit__without_the_program_git_is_unknown(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    assert git_commit() == "unknown"
