@@ -100,13 +100,13 @@ def _read_only(workspace: Workspace, outcome: Outcome, *, folder: str) -> None:
 
 
 def _no_remote(workspace: Workspace, outcome: Outcome) -> None:
-    """Put a file where the remote was: results are made and registered, and the message says how to push."""
+    """Put a file where the remote was: the run is refused before it starts, and the message says how to set another."""
     remote = workspace.path / ".dvc-store"
     shutil.rmtree(remote)
     remote.write_text("not a folder")
     code, output = workspace.run(*_RUN)
     _refused(outcome, code, output)
-    if "registered" not in output:
+    if "distill:" in output:
         outcome.no_next_command = True
     remote.unlink()
 

@@ -12,7 +12,13 @@ from mlflow.entities import Metric
 
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from tasks.mlflow_store.figures import NOT_FINITE_TAG, log_figures
-from tasks.mlflow_store.publishing import RESULTS_TAG, champion_metrics, discard_unfinished, open_store
+from tasks.mlflow_store.publishing import (
+    RESULTS_TAG,
+    champion_metrics,
+    discard_unfinished,
+    find_publication,
+    open_store,
+)
 from tasks.mlflow_store.student import log_student
 
 NAME = "dfkd-student-digits"
@@ -80,6 +86,37 @@ def test_open_store__a_name_with_slashes_keeps_its_files_in_the_project(store: P
     found = mlflow.get_experiment(open_store("/team/dfkd"))
     assert found.name == "/team/dfkd"
     assert Path(found.artifact_location.removeprefix("file://")) == store.resolve().parent / "mlartifacts" / "team-dfkd"
+
+
+def test_open_store__that_is_killed_while_it_makes_the_store_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_experiments", stop)
+    with pytest.raises(KeyboardInterrupt):
+        open_store("dfkd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_find_publication__needs_the_end_of_the_publication_and_its_version(store: Path) -> None:
+    experiment = open_store("dfkd")
+    client = mlflow.MlflowClient()
+    tags = {RESULTS_TAG: "a", "dfkd.model": NAME, "dfkd.model_version": "1", "dfkd.promoted": "true"}
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    version = register(run_id=run_id)
+    assert find_publication.fn("a") is None
+    client.set_tag(run_id, "dfkd.published", "true")
+    # In whatever experiment it is now.
+    open_store("renamed")
+    found = find_publication.fn("a")
+    assert (found.run_id, found.version, found.promoted, found.reason) == (run_id, version, True, "not known")
+    assert find_publication.fn("b") is None
+    client.delete_model_version(NAME, version)
+    assert find_publication.fn("a") is None
 
 
 def test_discard_unfinished__leaves_finished_runs_and_those_of_others(store: Path) -> None:
