@@ -77,6 +77,14 @@ TrustPickle = Annotated[
     bool,
     typer.Option("--trust-pickle", help="Unpickle --teacher or --weights, which runs any code in the file."),
 ]
+TrustFactory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-factory",
+        metavar="NAME",
+        help="Let a stored model call this factory, package.module:factory, which runs its code; repeatable.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
@@ -101,6 +109,7 @@ def run(
     weights: Weights = None,
     student: Student = None,
     trust_pickle: TrustPickle = False,
+    trust_factory: TrustFactory = None,
     preset: Preset = None,
     assignments: Set = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until another run in this folder has ended.")] = False,
@@ -112,7 +121,7 @@ def run(
     """
     start = _process_start()
     here = Path.cwd()
-    named = teacher or weights or student or trust_pickle
+    named = teacher or weights or student or trust_pickle or trust_factory
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
         from flows.run.ahead import look_ahead
 
@@ -123,7 +132,8 @@ def run(
         changes = source_assignments(
             here=here, teacher=teacher, weights=weights, student=student, trust_pickle=trust_pickle
         )
-        run_all(preset, [*changes, *(assignments or [])], start=start, outlook=outlook)
+        trusted = tuple(trust_factory or ())
+        run_all(preset, [*changes, *(assignments or [])], trusted=trusted, start=start, outlook=outlook)
 
 
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
@@ -180,6 +190,7 @@ def synthesize(
         Path | None,
         typer.Option(help="Folder with the teacher's statistics; estimated if not given.", metavar="DIR", parser=_path),
     ] = None,
+    trust_factory: TrustFactory = None,
     assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
@@ -190,12 +201,15 @@ def synthesize(
         from dfkd_core.transfer_set.target import check_target
         from flows.settings.overrides import apply_overrides
         from flows.settings.parsing import load_params
+        from flows.settings.trust import allow
         from flows.stages.command import run_flow
+        from tasks.caching.trust import trusted_factories
 
         params = apply_overrides(load_params(), assignments or [])
         teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
         check_target(out)
-        load_teacher(teacher)
+        allow(params, trust_factory or (), teacher)
+        load_teacher(teacher, trusted_factories=trusted_factories(teacher))
         run_flow("synthesize", "flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
 
@@ -208,6 +222,7 @@ def verify(
     teacher: Annotated[
         Path | None, typer.Option(help="Teacher that it must belong to.", metavar="DIR", parser=_path)
     ] = None,
+    trust_factory: TrustFactory = None,
     debug: Debug = False,
 ) -> None:
     """Check everything that a student relies on in a transfer set: hashes, shapes, positions, values and figures."""
@@ -216,11 +231,16 @@ def verify(
         from dfkd_core.models.teacher import load_teacher
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
+        from tasks.caching.trust import allow_factories, trusted_factories
         from tasks.caching.workspace import TEACHER, TRANSFER_SET
 
         path = here / folder if folder else TRANSFER_SET
         owner = here / teacher if teacher else None if folder else TEACHER
-        manifest = verify_transfer_set(path, load_teacher(owner).digest if owner else None)
+        digest = None
+        if owner:
+            allow_factories(owner, trust_factory or ())
+            digest = load_teacher(owner, trusted_factories=trusted_factories(owner)).digest
+        manifest = verify_transfer_set(path, digest)
         count = f"{len(manifest.shards)} shards" if len(manifest.shards) > 1 else "1 shard"
         typer.echo(f"{path} is whole: {manifest.num_images} images in {count} by {manifest.method}")
         note = balance_note(manifest.class_histogram, method=manifest.method, method_config=manifest.method_config)
@@ -235,6 +255,7 @@ def layers(
     teacher: TeacherSource = None,
     weights: Weights = None,
     trust_pickle: TrustPickle = False,
+    trust_factory: TrustFactory = None,
     assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
@@ -243,7 +264,8 @@ def layers(
     with _reporting(debug):
         from flows.commands.inspecting import list_layers
 
-        typer.echo(list_layers(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
+        params = _with_teacher(here, teacher, weights, trust_pickle, assignments)
+        typer.echo(list_layers(params, trusted=trust_factory or ()))
 
 
 @app.command(
@@ -253,6 +275,7 @@ def inspect(
     teacher: TeacherSource = None,
     weights: Weights = None,
     trust_pickle: TrustPickle = False,
+    trust_factory: TrustFactory = None,
     assignments: NotWritten = None,
     debug: Debug = False,
 ) -> None:
@@ -264,7 +287,8 @@ def inspect(
         from flows.commands.inspecting import describe_teacher
 
         torch.set_num_threads(1)
-        typer.echo(describe_teacher(_with_teacher(here, teacher, weights, trust_pickle, assignments)))
+        params = _with_teacher(here, teacher, weights, trust_pickle, assignments)
+        typer.echo(describe_teacher(params, trusted=trust_factory or ()))
 
 
 @app.command(
@@ -310,6 +334,7 @@ def export(
             help="Smallest share of images for which int8 must answer with the student's class.", metavar="SHARE"
         ),
     ] = 0.9,
+    trust_factory: TrustFactory = None,
     debug: Debug = False,
 ) -> None:
     """Write a student as safetensors, torch.export and ONNX. Each file is compared with it before it is kept."""
@@ -325,6 +350,7 @@ def export(
             int8=int8,
             transfer_set=transfer_set and here / transfer_set,
             min_agreement=min_agreement,
+            trusted=trust_factory or (),
         )
 
 

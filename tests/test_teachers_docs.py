@@ -84,7 +84,7 @@ options = dict(name="model", serialization_format="pt2", input_example=example)
 with mlflow.start_run() as run:
     mlflow.pytorch.log_model(net.eval(), **options)
 with mlflow.start_run():
-    student = load_model(Path("my_teacher"))
+    student = load_model(Path("my_teacher"), trusted_factories=["my_nets:make_net"])
     mlflow.pytorch.log_model(student, **options, registered_model_name="dfkd-student-digits")
 with mlflow.start_run():
     options = dict(name="model", serialization_format="pickle", registered_model_name="pickled-net")

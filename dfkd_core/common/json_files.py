@@ -1,4 +1,4 @@
-"""JSON files that may be damaged: each fault is one phrase."""
+"""JSON that every reader reads in the same way; each fault of a damaged file is one phrase."""
 
 from __future__ import annotations
 
@@ -7,9 +7,35 @@ import math
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json_object"]
+from dfkd_core.common.regular_files import read_regular
+
+__all__ = ["parse_json", "read_json_object"]
 
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON in UTF-8, and refuse what readers disagree on.
+
+    Raises:
+        ValueError: It is not JSON, an object has a key twice, a number is not finite, or it is nested too deeply.
+
+    Example:
+        >>> from dfkd_core.common.json_files import parse_json
+        >>> parse_json('{"a": [1, 2]}')
+        {'a': [1, 2]}
+        >>> parse_json('{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+            ...
+        ValueError: it has the key 'a' twice
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(
+            decoded, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -17,22 +43,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        OSError: It cannot be read.
-        ValueError: It is not a regular file, not JSON or not an object, has a key twice, or has a number that is not
-            finite; the message is the fault without the file's name.
+        OSError: It is not a regular file or cannot be read.
+        ValueError: It is not JSON or not an object, has a key twice, or has a number that is not finite; the message is
+            the fault without the file's name.
     """
-    # Opening a pipe would wait for ever.
-    if path.exists() and not path.is_file():
-        raise ValueError("it is not a regular file")
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
-    except RecursionError:
-        raise ValueError("its lists or objects are nested too deeply") from None
+    content = parse_json(read_regular(path))
     if not isinstance(content, dict):
         raise ValueError(f"it holds {_KINDS[type(content)]} in place of an object")
     return content

@@ -11,9 +11,13 @@ from pathlib import Path
 
 from dfkd_core.errors import ConfigError
 
-__all__ = ["check_output_folder", "is_vacant", "replacing_files"]
+__all__ = ["Stale", "check_output_folder", "finish_replacing", "is_vacant", "replacing_files"]
 
-_UNFINISHED = ".dfkd-unfinished-"
+# States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
+_STATES = _UNFINISHED, _COMPLETE, _MOVING = ".dfkd-unfinished-", ".dfkd-complete-", ".dfkd-moving-"
+
+Stale = Callable[[Path], Iterable[str]]
+"""Returns the names of the files in a folder that belong to an earlier result."""
 
 
 def check_output_folder(folder: Path) -> None:
@@ -49,20 +53,20 @@ def _fault(folder: Path) -> str | None:
 
 def is_vacant(folder: Path) -> bool:
     """Return whether a folder does not exist, is empty, or holds only the remains of a killed command."""
-    return not folder.exists() or all(_is_remains(path) for path in folder.iterdir())
+    return not folder.exists() or all(_is_own(path, *_STATES) for path in folder.iterdir())
 
 
 @contextmanager
-def replacing_files(folder: Path, *, last: str, stale: Callable[[Path], Iterable[str]]) -> Iterator[Path]:
+def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
     """Yield an empty folder, and move the files that the block writes there to `folder` if the block succeeds.
 
-    If the block fails, `folder` is unchanged. The file `last` lists the others. It is moved after them, and only then
-    are stale files deleted, so that it never lists a file that does not exist.
+    If the block fails, `folder` is unchanged. If the command is killed while files are moved, the next one finishes it,
+    see `finish_replacing`.
 
     Args:
         folder: Folder to fill; made if it does not exist. The caller has checked that the files may be replaced.
-        last: Name of the file that lists the others.
-        stale: Returns the names of files in `folder` that belong to an earlier result; called before they are replaced.
+        last: Name of the file that lists the others; it is moved after them.
+        stale: Returns the names of files in `folder` that belong to an earlier result; they are deleted.
 
     Raises:
         ConfigError: As for `check_output_folder`.
@@ -71,28 +75,67 @@ def replacing_files(folder: Path, *, last: str, stale: Callable[[Path], Iterable
     check_output_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in filter(_is_remains, list(folder.iterdir())):
-        shutil.rmtree(path)
+    finish_replacing(folder, last=last, stale=stale)
+    for path in folder.iterdir():
+        if _is_own(path, _UNFINISHED) and not _is_running(_owner(path)):
+            shutil.rmtree(path)
+    # Inside of the folder, which can be on a disk of its own.
+    staged = Path(tempfile.mkdtemp(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-"))
     try:
-        # Inside of the folder, which can be on a disk of its own.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as staged:
-            yield Path(staged)
-            _exchange(Path(staged), folder, last, stale)
+        yield staged
+        complete = _in_state(staged, _COMPLETE)
     except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
         raise
+    _exchange(complete, folder, last, stale)
 
 
-def _exchange(staged: Path, folder: Path, last: str, stale: Callable[[Path], Iterable[str]]) -> None:
-    names = sorted(path.name for path in staged.iterdir())
-    old = sorted(set(stale(folder)) - set(names))
-    for name in sorted(names, key=last.__eq__):
+def finish_replacing(folder: Path, *, last: str, stale: Stale) -> None:
+    """Move the files of a finished result whose command was killed before all were moved, if there are any.
+
+    Arguments as in `replacing_files`; nothing happens if the folder does not exist.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        if _is_own(path, _COMPLETE, _MOVING) and (_owner(path) == os.getpid() or not _is_running(_owner(path))):
+            _exchange(path, folder, last, stale)
+
+
+def _exchange(staged: Path, folder: Path, last: str, stale: Stale) -> None:
+    names = sorted((path.name for path in staged.iterdir()), key=last.__eq__)
+    if staged.name.startswith(_COMPLETE):
+        for name in set(stale(folder)) - set(names):
+            (folder / name).unlink(missing_ok=True)
+        staged = _in_state(staged, _MOVING)
+    for name in names:
         (staged / name).replace(folder / name)
-    for name in old:
-        (folder / name).unlink(missing_ok=True)
+    staged.rmdir()
 
 
-def _is_remains(path: Path) -> bool:
-    return path.name.startswith(_UNFINISHED) and path.is_dir() and not path.is_symlink()
+def _in_state(staged: Path, state: str) -> Path:
+    """Rename a folder of staged files, which notes in one step how far its command has come."""
+    return staged.rename(staged.with_name(f"{state}{_owner(staged)}-{staged.name.rpartition('-')[2]}"))
+
+
+def _is_own(path: Path, *states: str) -> bool:
+    return path.name.startswith(states) and path.is_dir() and not path.is_symlink()
+
+
+def _owner(path: Path) -> int:
+    """Return the process in the name of a folder of staged files; 0 if there is none."""
+    number = path.name.rpartition("-")[0].rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

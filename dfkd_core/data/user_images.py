@@ -5,7 +5,6 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,8 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dfkd_core.common.archives import check_npz, check_safetensors
 from dfkd_core.common.digests import file_sha256, json_digest
+from dfkd_core.common.json_files import parse_json
 from dfkd_core.common.pixels import quantise
+from dfkd_core.common.regular_files import open_regular, unchanged
 from dfkd_core.data.pictures import decode_picture, list_pictures
 from dfkd_core.errors import DataError
 
@@ -121,10 +123,12 @@ def check_labels(labels: Tensor, source: str) -> Tensor:
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is not an .npz file. Write one with numpy.savez")
-        with archive:
+        # The file that is checked is the one that is read.
+        with open_regular(path) as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                raise DataError(f"{path} is not an .npz file. Write one with numpy.savez")
+            check_npz(stream)
+            archive = np.load(stream, allow_pickle=False)
             found = {name: archive[name] for name in ("images", "labels", "class_names") if name in archive}
     except FileNotFoundError:
         raise DataError(f"No file {path}. Correct data.dataset: file:PATH") from None
@@ -146,15 +150,15 @@ def _to_tensor(array: np.ndarray[Any, Any], name: str, path: Path) -> Tensor:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     try:
-        with safe_open(path, "pt") as archive:
-            text = (archive.metadata() or {}).get("class_names", "[]")
+        with unchanged(path) as stream, safe_open(path, "pt") as archive:
+            text = check_safetensors(stream).metadata.get("class_names", "[]")
             found = {name: archive.get_tensor(name) for name in ("images", "labels") if name in archive.keys()}
     except FileNotFoundError:
         raise DataError(f"No file {path}. Correct data.dataset: file:PATH") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path} is not a complete safetensors file: {error}") from error
     try:
-        names = json.loads(text)
+        names = parse_json(text)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

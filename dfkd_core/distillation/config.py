@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dfkd_core.distillation.disagreement import DisagreementConfig
 from dfkd_core.distillation.mixing import Mixing
 from dfkd_core.models.access import Access
-from dfkd_core.models.architectures import architecture_fault
+from dfkd_core.models.architectures import architecture_fault, argument_fault
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.training.augmentation import AugmentationConfig
 
@@ -80,3 +80,5 @@ class DistillationConfig:
         """Yield the faults that the range checks of single fields miss."""
         if fault := architecture_fault(self.student):
             yield f"student: {fault}"
+        if fault := argument_fault(self.student, self.student_arguments):
+            yield f"student_arguments: {fault}"

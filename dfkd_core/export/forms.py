@@ -24,7 +24,7 @@ from dfkd_core.errors import ExportError
 from dfkd_core.export.fidelity import Predict
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.programs import trace_program
-from dfkd_core.models.storage import load_model
+from dfkd_core.models.storage import load_model, read_card
 
 __all__ = [
     "ONNX_SETTINGS",
@@ -130,8 +130,19 @@ def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
 
 
 def write_pt2(program: ExportedProgram, path: Path) -> None:
-    """Write a captured network as a `torch.export` archive; the same network and file name give the same bytes."""
-    torch.export.save(program, path)
+    """Write a captured network as a `torch.export` archive; the same network and file name give the same bytes.
+
+    Raises:
+        ExportError: It cannot be written.
+    """
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:  # the serialiser has no error class of its own
+        raise ExportError(
+            f"The network cannot be written as pt2: {error}. Choose another form: --format safetensors"
+        ) from error
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
@@ -162,8 +173,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def read_safetensors(folder: Path) -> Predict:
-    """Load `model.safetensors` and `config.json`."""
-    return load_model(folder)
+    """Load `model.safetensors` and `config.json`, which this process has just written."""
+    return load_model(folder, trusted_factories=[read_card(folder).network])
 
 
 def read_pt2(path: Path) -> Predict:

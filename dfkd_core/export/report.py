@@ -26,6 +26,7 @@ __all__ = [
     "ExportFormat",
     "ExportReport",
     "ExportedForm",
+    "FailedForm",
     "Precision",
     "describe_preprocessing",
     "find_versions",
@@ -65,6 +66,16 @@ class ExportedForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedForm:
+    """A requested form that is not in the folder."""
+
+    file: str
+    """The file that it would have."""
+    reason: str
+    """Why it could not be made, or the check that it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
     """Contents of `export.json`; a pure function of the student, the options, the versions and the processor's kind."""
 
@@ -74,6 +85,8 @@ class ExportReport:
     """Digest of the student's weights and card, see `model_digest`."""
     forms: tuple[ExportedForm, ...]
     """The forms in the order in which they were made."""
+    failures: tuple[FailedForm, ...]
+    """The requested forms that could not be made or failed their check."""
     num_checked_images: int
     """Images on which every form was compared with the student."""
     max_relative_difference: float

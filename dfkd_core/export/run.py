@@ -1,5 +1,7 @@
 """Export of a student in forms that others can load; each is compared with the student before it is kept.
 
+A form that cannot be made or fails its check is left out, with the reason in the report; the others are kept.
+
     folder/
     ├── model.safetensors, config.json     for this package; takes images in [0, 1]
     ├── model.pt2                          torch.export
@@ -15,45 +17,33 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from dfkd_core.common.digests import file_sha256, write_json
-from dfkd_core.common.output_folders import check_output_folder, is_vacant, replacing_files
-from dfkd_core.common.pixels import load_batch, quantise
+from dfkd_core.common.output_folders import check_output_folder, finish_replacing, is_vacant, replacing_files
+from dfkd_core.common.pixels import quantise
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import ConfigError, ExportError
 from dfkd_core.evaluation.labelled_images import EvaluationData
-from dfkd_core.export.fidelity import Fidelity, Predict, check_fidelity, measure_fidelity, predict_all
-from dfkd_core.export.forms import (
-    ONNX_SETTINGS,
-    capture,
-    graph_of,
-    is_installed,
-    needing,
-    read_onnx,
-    read_pt2,
-    read_safetensors,
-    write_onnx,
-    write_pt2,
-)
+from dfkd_core.export.fidelity import TOLERANCE, measure_fidelity, predict_all
+from dfkd_core.export.forms import is_installed
+from dfkd_core.export.making import GRAPHS, Checks, Graphs, accuracy_of, make_forms, plan_forms
 from dfkd_core.export.report import (
     EXPORT_FILE,
     MADE_BY,
     PREPROCESSING_FILE,
-    ExportedForm,
     ExportFormat,
     ExportReport,
-    Precision,
     describe_preprocessing,
     find_versions,
     processor_features,
@@ -61,31 +51,15 @@ from dfkd_core.export.report import (
     unchanged_files,
 )
 from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.storage import CONFIG_FILE, model_digest, save_model
+from dfkd_core.models.storage import model_digest
 from dfkd_core.priors.table import build_prior
 
-__all__ = [
-    "TOLERANCE",
-    "check_export_target",
-    "choose_images",
-    "default_formats",
-    "export_model",
-    "probe_images",
-]
+__all__ = ["check_export_target", "choose_images", "default_formats", "export_model", "probe_images"]
 
 _NUM_CHECKED = 256
 _NUM_CALIBRATION = 512
-_CALIBRATION_BATCH = 64
-TOLERANCE = 1e-4
-"""Largest relative difference from the student in float32: sums in another order differ by about 1e-6, another
-network by more than 1e-2."""
-
-_READERS: dict[str, Callable[[Path], Predict]] = {
-    "safetensors": lambda path: read_safetensors(path.parent),
-    "pt2": read_pt2,
-    "onnx": read_onnx,
-}
-_GRAPH_WRITERS = {"pt2": write_pt2, "onnx": write_onnx}
+# Batches of one, two and seven images.
+_FEWEST_CHECKED = 10
 
 
 def default_formats() -> tuple[ExportFormat, ...]:
@@ -100,6 +74,7 @@ def check_export_target(out: Path) -> None:
         ConfigError: It cannot be written, or it is not empty and is not an earlier export.
     """
     check_output_folder(out)
+    finish_replacing(out, last=EXPORT_FILE, stale=unchanged_files)
     if not is_vacant(out) and read_digests(out) is None:
         raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
 
@@ -112,17 +87,6 @@ def _check_free(out: Path, names: Iterable[str]) -> None:
             f"--out {out} holds {taken[0]}, which the earlier export did not make or which has changed since. Move or "
             "delete it, or give a new or an empty folder"
         )
-
-
-def _file_names(formats: Iterable[ExportFormat], *, int8: bool) -> Iterator[str]:
-    """Yield the names that the forms will have."""
-    yield PREPROCESSING_FILE
-    for name in formats:
-        yield f"model.{name}"
-        if name == "safetensors":
-            yield CONFIG_FILE
-        elif int8:
-            yield f"model_int8.{name}"
 
 
 def probe_images(image_shape: tuple[int, int, int]) -> Tensor:
@@ -161,12 +125,13 @@ def export_model(
     min_agreement: float = 0.9,
     labelled: EvaluationData | LabelledImages | None = None,
 ) -> ExportReport:
-    """Write a student in several forms, check every one, and only then put them into `out`.
+    """Write a student in several forms, check every one, and only then put those that passed into `out`.
 
-    The graphs, `pt2` and `onnx`, take any number of images.
+    The graphs, `pt2` and `onnx`, take any number of images. A form that cannot be made or differs from the student is
+    left out; `failures` of the report contains it with the reason.
 
     Args:
-        student: It is moved to the CPU and put into eval mode.
+        student: It is moved to the CPU and put into eval mode; its weights and buffers stay.
         out: A new or empty folder, or an earlier export. The earlier export's files are replaced or deleted, unless
             they have changed since; others stay.
         formats: Forms to write.
@@ -178,9 +143,10 @@ def export_model(
         labelled: Images on which the accuracy of the student and of int8 forms is measured; no check depends on it.
 
     Raises:
-        ConfigError: `out` cannot be written or holds something else, or there is nothing to export.
-        ExportError: A form cannot be made, a package is missing, or a form differs from the student. `out` is then
-            unchanged.
+        ConfigError: `out` cannot be written or holds something else, there is nothing to export, or `min_agreement` is
+            not in [0, 1].
+        ExportError: No form could be made, or the student's logits are not finite or change from call to call. `out` is
+            then unchanged.
 
     Example:
         >>> import torch
@@ -197,36 +163,36 @@ def export_model(
         ('model.safetensors', 1.0)
     """
     check_export_target(out)
-    _check_free(out, _file_names(formats, int8=calibration is not None))
-    if not formats or (calibration is not None and not set(formats) & set(_GRAPH_WRITERS)):
+    if not formats or (calibration is not None and not set(formats) & set(GRAPHS)):
         raise ConfigError("An export needs a format, and int8 needs a graph format. Add: --format pt2")
+    if not 0 <= min_agreement <= 1:
+        raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
     student = student.cpu().eval()
-    with replacing_files(out, last=EXPORT_FILE, stale=unchanged_files) as folder:
-        student_logits = predict_all(student, images)
-        forms = []
-        for form in _write_forms(student, folder, formats, bake_preprocessing, calibration):
-            prepare = None if form.normalises else student.normalise
-            fidelities = {}
-            for setting, predict in _readers(form, folder):
-                name = form.file if setting == "default" else f"{form.file} ({setting})"
-                logits = predict_all(predict, images, prepare=prepare, name=name)
-                fidelities[setting] = measure_fidelity(logits, student_logits)
-                _check(form, name, fidelities[setting], min_agreement)
-            predict = _READERS[form.format](folder / form.file)
-            scored = labelled if form.precision == "int8" else None
-            forms.append(_describe(form, folder, fidelities, _accuracy(predict, scored, prepare)))
+    digest = model_digest(student)
+    plans = plan_forms(formats, bake=bake_preprocessing, int8=calibration is not None)
+    _check_free(out, [PREPROCESSING_FILE, *(name for plan in plans for name in plan.files)])
+    with replacing_files(out, last=EXPORT_FILE, stale=unchanged_files) as folder, _unchanged(student):
+        checked = images[torch.arange(max(len(images), _FEWEST_CHECKED)) % len(images)]
+        with _unchanged(student):
+            logits = _steady_logits(student, checked)
+        checks = Checks(images=checked, student_logits=logits, min_agreement=min_agreement, labelled=labelled)
+        graphs = Graphs(student, bake=bake_preprocessing, calibration=calibration)
+        forms, failures = make_forms(plans, student, graphs, folder, checks)
+        if not forms:
+            raise ExportError("; ".join(dict.fromkeys(failure.reason for failure in failures)))
         digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         write_json(folder / PREPROCESSING_FILE, describe_preprocessing(student.card, forms, digests))
         report = ExportReport(
             made_by=MADE_BY,
-            student_digest=model_digest(student),
+            student_digest=digest,
             forms=tuple(forms),
+            failures=tuple(failures),
             num_checked_images=len(images),
             max_relative_difference=TOLERANCE,
             num_calibration_images=0 if calibration is None else len(calibration),
             min_agreement=min_agreement,
             num_labelled_images=0 if labelled is None else len(labelled),
-            student_accuracy=_accuracy(student, labelled, None),
+            student_accuracy=accuracy_of(student, labelled),
             processor=processor_features(),
             versions=find_versions(forms),
             sha256={**digests, PREPROCESSING_FILE: file_sha256(folder / PREPROCESSING_FILE)},
@@ -236,78 +202,30 @@ def export_model(
     return report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Form:
-    file: str
-    format: ExportFormat
-    precision: Precision
-    normalises: bool
+@contextmanager
+def _unchanged(student: Classifier) -> Iterator[None]:
+    """Restore a student's weights and buffers at the end: some networks change buffers whenever they are called."""
+    state = copy.deepcopy(student.network.state_dict())
+    try:
+        yield
+    finally:
+        student.network.load_state_dict(state)
 
 
-def _write_forms(
-    student: Classifier, folder: Path, formats: Sequence[ExportFormat], bake: bool, calibration: Tensor | None
-) -> Iterator[_Form]:
-    """Write one form after the other into `folder`."""
-    if "safetensors" in formats:
-        save_model(folder, student)
-        yield _Form(file="model.safetensors", format="safetensors", precision="float32", normalises=True)
-    graphs = [name for name in get_args(ExportFormat) if name in formats and name in _GRAPH_WRITERS]
-    if not graphs:
-        return
-    image_shape = student.card.image_shape
-    programs: dict[Precision, ExportedProgram] = {"float32": capture(graph_of(student, normalises=bake), image_shape)}
-    if calibration is not None:
-        with needing("int8"):
-            from dfkd_core.export.quantisation import quantise_network
+def _steady_logits(student: Classifier, images: Tensor) -> Tensor:
+    """Return the student's logits [n, k].
 
-            quantised = quantise_network(programs["float32"], _calibration_batches(student, calibration, bake))
-        programs["int8"] = capture(quantised, image_shape)
-    for precision, program in programs.items():
-        for name in graphs:
-            file = f"model.{name}" if precision == "float32" else f"model_{precision}.{name}"
-            _GRAPH_WRITERS[name](program, folder / file)
-            yield _Form(file=file, format=name, precision=precision, normalises=bake)
-
-
-def _calibration_batches(student: Classifier, images: Tensor, bake: bool) -> Iterator[Tensor]:
-    for positions in torch.split(torch.arange(len(images)), _CALIBRATION_BATCH):
-        batch = load_batch(images, positions).clone(memory_format=torch.contiguous_format)
-        yield batch if bake else student.normalise(batch)
-
-
-def _readers(form: _Form, folder: Path) -> Iterator[tuple[str, Predict]]:
-    """Yield each setting of the runtime under which a form is checked, and the form loaded with it."""
-    path = folder / form.file
-    yield "default", _READERS[form.format](path)
-    if form.format == "onnx" and form.precision == "int8":
-        for setting in ONNX_SETTINGS[1:]:
-            yield setting, read_onnx(path, setting)
-
-
-def _check(form: _Form, name: str, fidelity: Fidelity, min_agreement: float) -> None:
-    if form.precision == "int8":
-        check_fidelity(fidelity, name=name, min_agreement=min_agreement)
-    else:
-        check_fidelity(fidelity, name=name, max_relative_difference=TOLERANCE)
-
-
-def _describe(form: _Form, folder: Path, fidelities: dict[str, Fidelity], accuracy: float | None) -> ExportedForm:
-    return ExportedForm(
-        file=form.file,
-        format=form.format,
-        precision=form.precision,
-        input="unit_range" if form.normalises else "normalised",
-        size_bytes=(folder / form.file).stat().st_size,
-        fidelity=fidelities.pop("default"),
-        other_settings=fidelities,
-        accuracy=accuracy,
-    )
-
-
-def _accuracy(
-    predict: Predict, labelled: EvaluationData | LabelledImages | None, prepare: Predict | None
-) -> float | None:
-    if labelled is None:
-        return None
-    predicted = predict_all(predict, labelled.images, prepare=prepare).argmax(1)
-    return (predicted == labelled.labels).double().mean().item()
+    Raises:
+        ExportError: They are not finite, or change from call to call.
+    """
+    logits, again = predict_all(student, images), predict_all(student, images)
+    if num_bad := int((~torch.isfinite(logits)).any(1).sum()):
+        raise ExportError(f"The student's logits hold NaN or Inf for {num_bad} of {len(images)} images. Train it again")
+    change = measure_fidelity(again, logits)
+    if change.relative_difference > TOLERANCE:
+        raise ExportError(
+            f"The student's logits for the same images change from call to call, by {change.relative_difference:.2g} "
+            "of the largest, so no file can be equivalent to it. Remove random draws and changing buffers from its "
+            "forward"
+        )
+    return logits

@@ -1,9 +1,10 @@
-"""Networks by name: built in, from torchvision, from timm, or from a function in a package of the user.
+"""Networks by name: built in, from torchvision, from timm, or from a factory of the user.
 
     lenet5, lenet5@0.5              built in, see `dfkd_core.models.built_in`
     torchvision:resnet18            torchvision.models.get_model
     timm:vit_tiny_patch16_224       timm.create_model, with the extra dfkd[timm]
-        my_package.models:make_net      called with the given arguments and the parameters of the shape that it takes
+    my_package.models:make_net      see `dfkd_core.models.factories`; called with the given arguments and the parameters
+                                    of the shape that it takes
 
 The name alone builds the architecture with weights drawn from the global generator; trained weights are loaded later.
 """
@@ -12,17 +13,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
+from dfkd_core.models.factories import FORMS, factory, nearest_factory, split_factory
 from dfkd_core.models.lazy_layers import initialised
 
 __all__ = [
@@ -30,13 +31,20 @@ __all__ = [
     "TORCHVISION",
     "ShapeParameter",
     "architecture_fault",
+    "argument_fault",
     "build_architecture",
-    "factory_module",
+    "is_plain_name",
     "shape_parameters",
 ]
 
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
+_PLAIN = re.compile(r"[A-Za-z0-9_.]+")
+# Arguments by which the two packages read, fetch or unpickle files.
+_LOADING = (
+    *("cache_dir", "checkpoint_path", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("pretrained_filter_fn", "pretrained_model_args", "weights", "weights_backbone"),
+)
 # Names that factories use for the shape.
 _SHAPE_NAMES = {
     "in_channels": ("in_channels", "in_chans", "input_channels", "num_channels", "channels"),
@@ -49,13 +57,36 @@ def architecture_fault(name: str) -> str | None:
     """Return the fault in the form of a name, None if it is well formed; nothing is imported."""
     if is_built_in(name) or (name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]):
         return None
-    module, separator, function = name.partition(":")
-    if separator and module and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+    if split_factory(name):
         return None
+    near = nearest_factory(name) or next(iter(get_close_matches(name, network_names(), n=1, cutoff=0.75)), None)
+    meant = f"; did you mean {near}" if near else ""
+    place = ", with its arguments in teacher.source.arguments or distillation.student_arguments" if "(" in name else ""
     return (
-        f"no network {name!r}: it must be one of {', '.join(network_names())} (also thinner, as lenet5@0.5), "
-        "torchvision:NAME, timm:NAME or package.module:factory"
+        f"no network {name!r}{meant}{place}{'?' if near else ':'} it must be one of {', '.join(network_names())} (also "
+        f"thinner, as lenet5@0.5), torchvision:NAME, timm:NAME, {FORMS}"
     )
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name can only mean a network whose code is in dfkd, torchvision or timm, without their files."""
+    if name.startswith(TORCHVISION):
+        return name.removeprefix(TORCHVISION) in _classifiers()
+    # timm loads names such as hf-hub:OWNER/NAME and local-dir:FOLDER from elsewhere.
+    return is_built_in(name) or (name.startswith(TIMM) and bool(_PLAIN.fullmatch(name.removeprefix(TIMM))))
+
+
+def argument_fault(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return the argument of a network of torchvision or timm that makes it load a file, None if there is none."""
+    if not name.startswith((TORCHVISION, TIMM)):
+        return None
+    for key, value in arguments.items():
+        if key in _LOADING and value not in (None, False):
+            return (
+                f"{key}={value!r} makes {name} load a file while it is built. Leave it out, and name weights as "
+                "teacher.source.weights or --weights"
+            )
+    return None
 
 
 def build_architecture(
@@ -88,18 +119,19 @@ def build_architecture(
             network = _build_timm(name.removeprefix(TIMM), shape, given)
         else:
             network = _call(factory(name), shape, given)
-    except ConfigError:
+    except DfkdError:
         raise
     except OSError as error:
         raise ConfigError(
             f"{name} cannot be built, since a file that it needs cannot be read or downloaded: {error}. Download the "
             "weights elsewhere and pass the file as --weights"
         ) from error
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+    # The code of a factory and of a package can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items() if value != 0)
         raise ConfigError(
-            f"{name} cannot be built with {shown}: {error}. Correct its arguments (teacher.source.arguments or "
-            "distillation.student_arguments)"
+            f"{name} cannot be built with {shown}: {error or type(error).__name__}. Correct its arguments "
+            "(teacher.source.arguments or distillation.student_arguments)"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
@@ -144,8 +176,6 @@ def _build_torchvision(name: str, shape: Mapping[str, int], given: dict[str, Any
     from dfkd_core.common.vision import models
 
     if name not in models.list_models():
-        from difflib import get_close_matches
-
         close = get_close_matches(name, models.list_models(), n=3)
         raise ConfigError(f"torchvision has no model {name!r}. Close: {', '.join(close) or 'none'}")
     arguments = {"weights": None, "num_classes": shape["num_classes"]} | given
@@ -157,6 +187,13 @@ def _build_torchvision(name: str, shape: Mapping[str, int], given: dict[str, Any
     network: nn.Module = models.get_model(name, **arguments)
     _set_channels(network, shape["in_channels"])
     return network
+
+
+def _classifiers() -> list[str]:
+    """Return torchvision's networks that classify images; others, such as detectors, fetch weights of a part."""
+    from dfkd_core.common.vision import models
+
+    return list(models.list_models(module=models))
 
 
 def _build_timm(name: str, shape: Mapping[str, int], given: dict[str, Any]) -> nn.Module:
@@ -183,68 +220,6 @@ def import_timm() -> Any:
         return importlib.import_module("timm")
     except ModuleNotFoundError:
         raise ConfigError("timm:NAME needs the package timm. Install it with: pip install 'dfkd[timm]'") from None
-
-
-def factory(name: str) -> Any:
-    """Return the function of `package.module:function`; the current folder is searched too.
-
-    Raises:
-        ConfigError: The module or the function does not exist.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(factory_module(module), function)
-    except AttributeError:
-        raise ConfigError(
-            f"{module} has no {function!r}, got {name!r}. It has: {', '.join(_public_callables(module)) or 'nothing'}"
-        ) from None
-    if not callable(found):
-        raise ConfigError(f"{name} is a {type(found).__name__}; it must be a function or class that makes a network")
-    return found
-
-
-def factory_file(name: str) -> Path | None:
-    """Return the file that defines a factory; None for a network of a package and for a factory without source.
-
-    Raises:
-        ConfigError: The module or the function does not exist.
-    """
-    if ":" not in name or name.startswith((TORCHVISION, TIMM)):
-        return None
-    file = inspect.getsourcefile(factory(name))
-    return Path(file) if file else None
-
-
-def _public_callables(module: str) -> list[str]:
-    """Return the names of the functions and classes that a user's module defines."""
-    members = vars(factory_module(module)).items()
-    return [name for name, value in members if getattr(value, "__module__", "") == module and not name.startswith("_")]
-
-
-def look_here() -> None:
-    """Make imports search the current folder too, last."""
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
-
-
-def factory_module(name: str) -> Any:
-    """Import a module of the user; the current folder is searched too.
-
-    Raises:
-        ConfigError: It does not exist or its import fails.
-    """
-    look_here()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"No module {error.name!r} for {name!r}. Install its package, put it into the project's folder, or name "
-            "its folder in PYTHONPATH"
-        ) from None
-    # A script without `if __name__ == "__main__"` ends the process, or parses the arguments of ours.
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"Importing {name} fails: {type(error).__name__}: {error}") from error
 
 
 def _call(function: Any, shape: Mapping[str, int], given: dict[str, Any]) -> Any:

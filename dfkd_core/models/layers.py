@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import TeacherError
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "find_modelled_layer",
     "forward_with_outputs",
     "layer_candidates",
+    "layers_of",
     "parse_layer",
     "recorded",
     "replaced",
+    "rest_fault",
+    "rounding_of",
     "watched",
     "weight_of",
 ]
@@ -41,6 +45,13 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 """Layers that normalise each channel by stored moments; `isinstance` covers subclasses too."""
 
 _INPUT = ":input"
+_PARAMETRIZATIONS = "parametrizations"
+# Share of the change of the logits between two images: another path to the logits changes them by far more.
+_SAME = 1e-3
+# Relative to the logits: rounding of float32 on a CPU, and of TF32 or half precision.
+_ROUNDING, _COARSE_ROUNDING = 1e-5, 1e-2
+_POSITIONS = "positions: its mean is matched, no targets are drawn from it"
+_BYPASSED = "cannot be modelled: the logits depend on more than this layer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +96,8 @@ class LayerCandidate:
     """Class of the module."""
     shape: tuple[int, ...]
     """Shape of the modelled value for one image."""
-    is_exact: bool
-    """Whether a feature vector determines the value, so that soft targets can be drawn from it."""
+    note: str
+    """Why soft targets cannot be drawn from it; empty if a feature vector determines the logits."""
 
 
 def parse_layer(address: str) -> LayerAddress:
@@ -195,58 +206,141 @@ def layer_candidates(classifier: nn.Module, images: Tensor) -> list[LayerCandida
 
     Args:
         classifier: A `Classifier`, in eval mode.
-        images: Any images [n, c, h, w] in [0, 1], n at least 2, which are passed through it once.
+        images: Different images [n, c, h, w] in [0, 1], n at least 2.
     """
-    found: dict[str, LayerCandidate] = {}
-    network = classifier.get_submodule("network")
-    with ExitStack() as stack:
-        for path, module in network.named_modules():
-            if not path:
-                continue
-            reads = weight_of(module) is not None and not any(module.children())
-            for address in (path, path + _INPUT) if reads else (path,):
-                see = _noting(found, address, type(module).__name__, len(images))
-                try:
-                    stack.enter_context(watched(classifier, address, see))
-                except TeacherError:
-                    break
-        logits = classifier(images)
-    outputs = LayerCandidate(address=OUTPUT, kind="logits", shape=tuple(logits.shape[1:]), is_exact=True)
-    return [*found.values(), outputs]
-
-
-def _noting(found: dict[str, LayerCandidate], address: str, kind: str, count: int) -> Callable[[Any], None]:
-    def see(value: Any) -> None:
-        # Two dimensions or a map: in a sequence the dimension of the units is unknown.
-        if not isinstance(value, Tensor) or value.dim() not in (2, 4) or len(value) != count:
-            return
-        shape = tuple(value.shape[1:])
-        exact = all(size == 1 for size in shape[1:])
-        found.pop(address, None)
-        found[address] = LayerCandidate(address=address, kind=kind, shape=shape, is_exact=exact)
-
-    return see
+    logits, values = _run(classifier, images)
+    found = [_candidate(classifier, address, value, logits, images) for address, value in values.items()]
+    return [*found, LayerCandidate(address=OUTPUT, kind="logits", shape=tuple(logits.shape[1:]), note="")]
 
 
 def find_modelled_layer(classifier: nn.Module, images: Tensor) -> str:
-    """Return the address of the last linear layer's input, the paper's choice; `:output` if it cannot be read.
+    """Return the address of the last linear layer's input, the paper's choice; `:output` if it cannot be modelled.
+
+    A linear layer beside the path to the logits, or one of several heads, is passed over.
 
     Args:
         classifier: A `Classifier`, in eval mode.
-        images: As in `layer_candidates`.
+        images: Images of the shape [n, c, h, w] that it takes, n at least 2; their content does not matter.
     """
-    found = layer_candidates(classifier, images)
-    weighted = [candidate for candidate in found if candidate.address.endswith(_INPUT)]
-    if not weighted or not weighted[-1].is_exact:
-        return OUTPUT
-    last = weighted[-1]
-    weight = weight_of(parse_layer(last.address).module(classifier))
-    # Only a matrix that reads all units at once shows which of them belong together.
-    reads_all = weight is not None and weight[0].numel() == last.shape[0]
-    return last.address if reads_all else OUTPUT
+    images = torch.rand(images.shape, generator=derive_generator(0, "layers")).to(images.device)
+    _, values = _run(classifier, images)
+    for address, value in reversed(values.items()):
+        if not address.endswith(_INPUT):
+            continue
+        weight = weight_of(parse_layer(address).module(classifier))
+        # Only a matrix that reads all units at once shows which of them belong together.
+        if not _has_one_position(value) or weight is None or weight[0].numel() != value.shape[1]:
+            return OUTPUT
+        if not rest_fault(classifier, address, images):
+            return address
+    return OUTPUT
+
+
+@torch.no_grad()
+def rest_fault(classifier: nn.Module, address: str, images: Tensor) -> str:
+    """Return why the values of a layer do not determine the logits, empty if they do.
+
+    They do not if something else reaches the logits too: a second head, a shortcut, another call of the same layer.
+
+    Args:
+        classifier: A `Classifier`, in eval mode.
+        address: A layer with one position.
+        images: Different images [n, c, h, w] in [0, 1], n at least 2; the first one is also tried alone.
+    """
+    for count in (1, len(images)):
+        try:
+            logits, (values,) = forward_with_outputs(classifier, [address], images[:count])
+            fault = _rest_gap(classifier, address, values, logits, torch.zeros_like(images[:1]))
+        except Exception as error:  # the network's own code can raise any exception
+            return f"the features of {count} images cannot be passed on: {_first_line(error)}"
+        if fault:
+            return fault
+    return ""
+
+
+def layers_of(network: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Yield path and module of every layer, and whether it is a leaf, which contains no other layer.
+
+    A layer whose weight is computed by `torch.nn.utils.parametrize` is a leaf; the modules that compute the weight are
+    left out.
+    """
+    for path, module in network.named_modules():
+        if path and _PARAMETRIZATIONS not in path.split("."):
+            yield path, module, all(name == _PARAMETRIZATIONS for name, _ in module.named_children())
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
     """Return a module's matrix or kernel if it has one, even if the module was exported and has lost its class."""
     weight = getattr(module, "weight", None)
     return weight if isinstance(weight, Tensor) and weight.dim() >= 2 else None
+
+
+def rounding_of(classifier: nn.Module) -> float:
+    """Return the difference that rounding may cause between two ways to compute a value, relative to the largest."""
+    tensors = [tensor for tensor in classifier.state_dict().values() if tensor.is_floating_point()]
+    exact = all(tensor.device.type == "cpu" and tensor.element_size() >= 4 for tensor in tensors)
+    return _ROUNDING if exact else _COARSE_ROUNDING
+
+
+@torch.no_grad()
+def _run(classifier: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits, and the values that can be modelled by address, in the order in which they are computed."""
+    values: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for path, module, is_leaf in layers_of(classifier.get_submodule("network")):
+            reads = weight_of(module) is not None and is_leaf
+            for address in (path, path + _INPUT) if reads else (path,):
+                try:
+                    stack.enter_context(watched(classifier, address, _noting(values, address, len(images))))
+                except TeacherError:
+                    break
+        logits = classifier(images)
+    return logits, values
+
+
+def _noting(values: dict[str, Tensor], address: str, count: int) -> Callable[[Any], None]:
+    def see(value: Any) -> None:
+        # Two dimensions or a map: in a sequence the dimension of the units is unknown.
+        if isinstance(value, Tensor) and value.dim() in (2, 4) and len(value) == count:
+            values.pop(address, None)
+            # Of a map only the shape is used.
+            values[address] = value if _has_one_position(value) else value.to("meta")
+
+    return see
+
+
+def _candidate(classifier: nn.Module, address: str, value: Tensor, logits: Tensor, images: Tensor) -> LayerCandidate:
+    kind = type(parse_layer(address).module(classifier)).__name__
+    note = _note(classifier, address, value, logits, images)
+    return LayerCandidate(address=address, kind=kind, shape=tuple(value.shape[1:]), note=note)
+
+
+def _note(classifier: nn.Module, address: str, value: Tensor, logits: Tensor, images: Tensor) -> str:
+    if not _has_one_position(value):
+        return _POSITIONS
+    try:
+        return _BYPASSED if _rest_gap(classifier, address, value, logits, torch.zeros_like(images[:1])) else ""
+    except Exception:  # the network's own code can raise any exception
+        return _BYPASSED
+
+
+def _rest_gap(classifier: nn.Module, address: str, values: Tensor, logits: Tensor, blank: Tensor) -> str:
+    """Return the difference of the logits from what the layers after `address` make of its values, empty if none."""
+    with replaced(classifier, address, values):
+        found = classifier(blank)
+    if found.shape != logits.shape:
+        return f"its features lead to an output of shape {tuple(found.shape)} instead of {tuple(logits.shape)}"
+    change = (logits - classifier(blank)).abs().max()
+    difference = (found - logits).abs()
+    if difference.max() <= _SAME * change + rounding_of(classifier) * logits.abs().max():
+        return ""
+    expected, other = (tensor.flatten()[difference.argmax()].item() for tensor in (logits, found))
+    return f"a probe image has the logit {expected:.4g}, and its features lead to {other:.4g}"
+
+
+def _has_one_position(value: Tensor) -> bool:
+    return all(size == 1 for size in value.shape[2:])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -22,12 +22,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.layers import BatchNorm, parse_layer, recorded
+from dfkd_core.models.layers import BatchNorm, parse_layer, recorded, rounding_of
 
 __all__ = ["merge_batch_norm"]
 
 _NUM_PROBES = 4
-# Rounding is 1e-5 on a CPU and 1e-3 with a GPU's TF32; an invalid merge changes whole channels.
+# Share of the change between images: an invalid merge changes whole channels.
 _TOLERANCE = 1e-2
 
 _Weighted = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -46,8 +46,9 @@ def merge_batch_norm(classifier: Classifier, *, keep: Sequence[str] = ()) -> Cla
     """Return a classifier that computes the same with less work, or `classifier` itself if nothing can be merged.
 
     A run of the network finds the pairs: a BatchNorm is merged if a convolution or a linear layer has just returned its
-    input. The result is compared with the network. If they differ by more than rounding, for instance
-    because something else reads that output too, nothing is merged.
+    input. Layers with hooks or computed weights stay. The result is compared with the network on other images. If it
+    fails or differs by more than rounding, for instance because something else reads that output too, nothing is
+    merged.
 
     Args:
         classifier: A network in eval mode; not changed.
@@ -59,19 +60,29 @@ def merge_batch_norm(classifier: Classifier, *, keep: Sequence[str] = ()) -> Cla
     """
     if classifier.program is not None:
         return classifier
-    shape, device = classifier.card.image_shape, classifier.mean.device
-    probes = torch.rand(_NUM_PROBES, *shape, generator=derive_generator(0, "merging")).to(device)
     own = {(layer.path, layer.is_input) for layer in map(parse_layer, keep)}
     pairs = [
-        pair for pair in _find_pairs(classifier, probes) if not {(pair.weighted, False), (pair.batch_norm, True)} & own
+        pair
+        for pair in _find_pairs(classifier, _probes(classifier, "pairs"))
+        if not {(pair.weighted, False), (pair.batch_norm, True)} & own
     ]
     if not pairs:
         return classifier
-    merged = copy.deepcopy(classifier).requires_grad_(False)
-    for pair in pairs:
-        _merge(merged.network, pair)
-    before, after = (_values(network, keep, probes) for network in (classifier, merged))
-    return merged if all(map(_agree, before, after)) else classifier
+    # A network may keep what it computed last: images other than those of the pairs show it.
+    probes = _probes(classifier, "check")
+    try:
+        merged = _merged_copy(classifier, pairs)
+        after = _values(merged, keep, probes)
+    except Exception:  # the network's code may read what only BatchNorm has, or contain what cannot be copied
+        return classifier
+    rounding = rounding_of(classifier)
+    same = (_agree(*values, rounding) for values in zip(_values(classifier, keep, probes), after, strict=True))
+    return merged if all(same) else classifier
+
+
+def _probes(classifier: Classifier, purpose: str) -> Tensor:
+    images = torch.rand(_NUM_PROBES, *classifier.card.image_shape, generator=derive_generator(0, "merging", purpose))
+    return images.to(classifier.mean.device)
 
 
 def _find_pairs(classifier: Classifier, images: Tensor) -> list[_Pair]:
@@ -114,20 +125,34 @@ def _values(classifier: Classifier, addresses: Sequence[str], images: Tensor) ->
     return [logits, *(found[address] for address in addresses)]
 
 
-def _agree(before: Tensor, after: Tensor) -> bool:
-    return bool((after - before).abs().max() <= _TOLERANCE * before.abs().max().clamp_min(1))
+def _agree(before: Tensor, after: Tensor, rounding: float) -> bool:
+    change = (before - before.mean(0)).abs().max()
+    allowed = _TOLERANCE * change + rounding * before.abs().max()
+    return before.shape == after.shape and bool((after - before).abs().max() <= allowed)
 
 
 def _is_weighted(module: nn.Module) -> bool:
     """Return whether a module has weights that can take a factor."""
-    # Weights that are recomputed before each pass would overwrite the merged ones.
-    return isinstance(module, _Weighted) and not is_parametrized(module) and not module._forward_pre_hooks
+    # Weights that are computed before each pass, by a parametrization or a hook, would overwrite the merged ones.
+    return isinstance(module, _Weighted) and not is_parametrized(module) and not _has_hooks(module)
 
 
 def _has_constants(module: nn.Module) -> bool:
     """Return whether a module is exactly a BatchNorm that normalises by its stored statistics."""
-    # A subclass may do more, such as an activation.
-    return type(module) in get_args(BatchNorm) and module.running_mean is not None and not module.training
+    # A subclass may do more, such as an activation, and so may a hook.
+    is_plain = type(module) in get_args(BatchNorm) and not is_parametrized(module) and not _has_hooks(module)
+    return is_plain and module.running_mean is not None and not module.training
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
+
+
+def _merged_copy(classifier: Classifier, pairs: Sequence[_Pair]) -> Classifier:
+    merged = copy.deepcopy(classifier).requires_grad_(False)
+    for pair in pairs:
+        _merge(merged.network, pair)
+    return merged
 
 
 def _merge(network: nn.Module, pair: _Pair) -> None:

@@ -16,14 +16,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from dfkd_core.common.regular_files import open_regular
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.architectures import look_here
+from dfkd_core.models.factories import look_here
+from dfkd_core.models.program_checks import check_saved
 
 __all__ = ["PlainContent", "attributes_of", "more_than_tensors", "read_plain_file", "unpickle"]
 
@@ -53,12 +55,15 @@ def read_plain_file(path: Path) -> PlainContent:
     Raises:
         TeacherError: It is missing, corrupt, or cannot be read without running code.
     """
-    foreign = _foreign_names(path) - {name for _, name in _NUMPY}
-    allowed = [*_NUMPY, *((_kind(name), name) for name in foreign)]
+    foreign: set[str] = set()
     try:
-        with warnings.catch_warnings(), safe_globals(allowed):
-            warnings.simplefilter("ignore")
-            value = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as stream:
+            check_saved(stream)
+            foreign = _foreign_names(stream) - {name for _, name in _NUMPY}
+            allowed = [*_NUMPY, *((_kind(name), name) for name in foreign)]
+            with warnings.catch_warnings(), safe_globals(allowed):
+                warnings.simplefilter("ignore")
+                value = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
@@ -88,24 +93,27 @@ def unpickle(path: Path) -> Any:
         raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
 
 
-def _foreign_names(path: Path) -> set[str]:
+def _foreign_names(stream: BinaryIO) -> set[str]:
     """Return the classes and functions that a file names and that PyTorch's reader does not allow."""
     try:
-        if zipfile.is_zipfile(path):
-            return set(get_unsafe_globals_in_checkpoint(path))
-        return set(_globals_of_old_file(path))
+        if zipfile.is_zipfile(stream):
+            stream.seek(0)
+            return set(get_unsafe_globals_in_checkpoint(stream))
+        stream.seek(0)
+        return set(_globals_of_old_file(stream))
     except Exception:  # the reader itself reports what is wrong with the file
         return set()
+    finally:
+        stream.seek(0)
 
 
-def _globals_of_old_file(path: Path) -> list[str]:
+def _globals_of_old_file(stream: BinaryIO) -> list[str]:
     found = []
-    with path.open("rb") as stream:
-        for _ in range(_PICKLES):
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name == "GLOBAL":
-                    module, _, name = str(argument).partition(" ")
-                    found.append(f"{_OLD_MODULES.get(module, module)}.{name}")
+    for _ in range(_PICKLES):
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name == "GLOBAL":
+                module, _, name = str(argument).partition(" ")
+                found.append(f"{_OLD_MODULES.get(module, module)}.{name}")
     return found
 
 

@@ -1,19 +1,20 @@
 """Networks saved as programs: `.pt2` of torch.export, TorchScript and ONNX.
 
-Reading a program runs no Python code of its author: anything that would have to be unpickled or evaluated is refused.
+Reading a program runs no Python code of its author: anything that would have to be unpickled or evaluated is refused,
+see `program_checks` and `onnx_files`.
 
 n images, c channels, h height, w width.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import json
+import io
 import os
-import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.layouts import ChannelsFirst, channels_are_last
+from dfkd_core.models.onnx_files import check_graph, external_place, external_tensors, load_external
+from dfkd_core.models.program_checks import check_exported, check_script
 
 __all__ = [
     "PROGRAM_FILES",
@@ -45,9 +49,6 @@ PROGRAM_FILES: dict[str, str] = {"pt2": "model.pt2", "torchscript": "model.ts", 
 _SUFFIXES = {".pt2": "pt2", ".ts": "torchscript", ".torchscript": "torchscript", ".onnx": "onnx"}
 _ONNX_OPSET = 17
 _InputShape = tuple[int | None, ...] | None
-# Prefix of plain tensors; all other constants of an exported program are pickled objects.
-_TENSOR_CONSTANT = "tensor_"
-_EXPRESSION = re.compile(r"(?:Symbol\('\w+'|[A-Z][A-Za-z]*|[su]\d+|positive|integer|nonnegative|[\d\s()+\-*/,=<>])*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +68,38 @@ def program_kind(path: Path) -> ProgramKind | None:
         return kind
     if path.suffix not in (".pt", ".pth") or not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return None
     if any(name.startswith("models/") for name in names):
         return "pt2"
     return "torchscript" if "constants.pkl" in names and any(name.startswith("code/") for name in names) else None
 
 
-def load_program(path: Path, kind: ProgramKind) -> Program:
+def load_program(path: Path, kind: ProgramKind, *, sha256: str | None = None) -> Program:
     """Read a program.
 
     The layers of `pt2` and `onnx` programs have module paths and accept hooks. Those of TorchScript, and of programs
     with a fixed number of images, do not.
 
+    Args:
+        path: The file; it is read once, so the bytes that are checked are those that are loaded.
+        kind: Its kind, see `program_kind`.
+        sha256: Digest that the file must have; None accepts any.
+
     Raises:
-        TeacherError: The file is missing, corrupt, needs unpickling, uses an operation that cannot be read, or the
-            program takes anything but one tensor of images.
+        TeacherError: The file is missing, corrupt or another one, could be read in two ways, needs unpickling, uses an
+            operation that cannot be read, or the program takes anything but one tensor of images.
     """
-    if not path.is_file():
-        raise TeacherError(f"No program {path}. Correct teacher.source.model")
     readers = {"pt2": _load_exported, "torchscript": _load_script, "onnx": _load_onnx}
+    content = _read_program(path)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and sha256 != found:
+        raise TeacherError(f"{path} has changed (sha256 {found}, its config.json has {sha256}). Make it with: dfkd run")
     try:
-        program, shape = readers[kind](path)
+        program, shape = readers[kind](path, content)
     except TeacherError:
         raise
     except ModuleNotFoundError as error:
@@ -106,32 +117,36 @@ def load_program(path: Path, kind: ProgramKind) -> Program:
     return Program(program, shape[1:] if shape else None)
 
 
+def _read_program(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except FileNotFoundError:
+        raise TeacherError(f"No program {path}. Correct teacher.source.model") from None
+    except OSError as error:
+        raise TeacherError(f"The program {path} cannot be read: {error}. Correct teacher.source.model") from None
+
+
 def program_files(path: Path) -> list[Path]:
     """Return the files that a program consists of: an ONNX file may keep its weights in other files next to it.
 
     Raises:
-        TeacherError: It is not an ONNX file, or the package that reads it is missing.
+        TeacherError: It is not an ONNX file, its weights are outside its folder, or the package that reads it is
+            missing.
     """
     if path.suffix != ".onnx":
         return [path]
-    onnx = _import_onnx(path)
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf has a separate class for each kind of corruption
-        raise TeacherError(f"{path} is not an ONNX file: {_first_line(error)}. Export it again") from error
-    places = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
-    return [path, *(path.parent / place for place in sorted(places))]
+    model = _parse_onnx(path, _read_program(path))
+    return [path, *sorted({external_place(path, tensor).path for tensor in external_tensors(model)})]
 
 
 def in_one_file(path: Path, folder: Path) -> Path:
     """Return the program as a single file: the file itself, or an ONNX file with its weights written into `folder`."""
     if len(program_files(path)) == 1:
         return path
-    onnx = _import_onnx(path)
     whole = folder / PROGRAM_FILES["onnx"]
-    onnx.save(onnx.load(str(path)), str(whole), save_as_external_data=False)
+    model = _parse_onnx(path, _read_program(path))
+    load_external(path, model)
+    _import_onnx(path).save(model, str(whole), save_as_external_data=False)
     return whole
 
 
@@ -171,11 +186,11 @@ def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: 
         ) from error
 
 
-def _load_exported(path: Path) -> tuple[nn.Module, _InputShape]:
-    _check_archive(path)
+def _load_exported(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+    _check(path, check_exported, content)
     with _weights_only(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.load(path)
+        program = torch.export.load(io.BytesIO(content))
         names = set(program.graph_signature.user_inputs)
         inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].dim() != 4:
@@ -187,42 +202,15 @@ def _load_exported(path: Path) -> tuple[nn.Module, _InputShape]:
         return torch.export.unflatten(program), shape
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse an archive with pickled objects, or with sizes that are not formulas.
-
-    Raises:
-        TeacherError: The archive holds one of them.
-    """
+def _check(path: Path, check: Callable[[bytes], None], content: bytes) -> None:
+    """Convert the fault that a check finds into a `TeacherError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            documents = {name: archive.read(name) for name in archive.namelist() if name.endswith(".json")}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise TeacherError(f"{path} is not a complete program of torch.export.save: {error}. Copy it again") from None
-    for name, text in documents.items():
-        content = json.loads(text)
-        if name.endswith("_constants_config.json"):
-            others = [item["path_name"] for item in content["config"].values()]
-            others = [other for other in others if not other.startswith(_TENSOR_CONSTANT)]
-            if others:
-                raise TeacherError(
-                    f"{path} holds pickled objects ({', '.join(others[:3])}), and reading them would run code of its "
-                    "author. Export a network whose constants are tensors"
-                )
-        for expression in _expressions(content):
-            if not _EXPRESSION.fullmatch(expression):
-                raise TeacherError(f"{path} is refused: its size {expression[:60]!r} is not a formula")
-
-
-def _expressions(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if name == "expr_str" and isinstance(value, str):
-                yield value
-            else:
-                yield from _expressions(value)
-    elif isinstance(content, list):
-        for item in content:
-            yield from _expressions(item)
+        check(content)
+    except ValueError as error:
+        raise TeacherError(
+            f"{path} is refused: {error}. It is incomplete or was made to mislead: copy it again, or request another "
+            "one"
+        ) from None
 
 
 @contextmanager
@@ -240,10 +228,11 @@ def _weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _load_script(path: Path) -> tuple[nn.Module, _InputShape]:
+def _load_script(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+    _check(path, check_script, content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        program: nn.Module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
     inputs = list(program.forward.schema.arguments)[1:]  # type: ignore[attr-defined]
     needed = [argument.name for argument in inputs if not argument.has_default_value()]
     if len(needed) != 1:
@@ -258,12 +247,21 @@ def _import_onnx(path: Path) -> Any:
         raise TeacherError(f"Reading {path} needs onnx. Install it with: pip install 'dfkd[onnx]'") from None
 
 
-def _load_onnx(path: Path) -> tuple[nn.Module, _InputShape]:
+def _parse_onnx(path: Path, content: bytes) -> Any:
     onnx = _import_onnx(path)
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf has a separate class for each kind of corruption
+        raise TeacherError(f"{path} is not an ONNX file: {_first_line(error)}. Export it again") from error
+
+
+def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+    model = _parse_onnx(path, content)
     # onnx2torch imports torchvision, which `common.vision` must load first.
     importlib.import_module("dfkd_core.common.vision")
     onnx2torch = importlib.import_module("onnx2torch")
-    model = onnx.load(str(path))
+    check_graph(path, model)
+    load_external(path, model)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [entry for entry in model.graph.input if entry.name not in weights]
     if len(inputs) != 1:

@@ -105,17 +105,28 @@ def renaming_for(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, s
     expected, fitted = network.state_dict(), fit_weights(network, state).state
     wanted = [name for name in expected if name not in fitted]
     extra = [name for name in fitted if name not in expected]
+    proposals = [_first_names(expected, state)]
     if not wanted:
-        rules = {f"^{name.partition('.')[0]}.*": "" for name in extra}
-    elif [expected[name].shape for name in wanted] == [fitted[name].shape for name in extra]:
-        rules = dict(_difference(old, new) for old, new in zip(extra, wanted))
-    else:
-        return {}
-    # A prefix that `fit_weights` removes is still there when the rules are applied.
-    for found in (rules, {pattern.removeprefix("^"): new for pattern, new in rules.items()}):
-        if len(found) <= _MOST_RULES and fit_weights(network, rename(state, found)).state.keys() == expected.keys():
-            return found
+        proposals.append({f"^{name.partition('.')[0]}.*": "" for name in extra})
+    if [expected[name].shape for name in wanted] == [fitted[name].shape for name in extra]:
+        by_order = dict(_difference(old, new) for old, new in zip(extra, wanted))
+        # A prefix that `fit_weights` removes is still there when the rules are applied.
+        proposals += [by_order, {pattern.removeprefix("^"): new for pattern, new in by_order.items()}]
+    for rules in proposals:
+        if 0 < len(rules) <= _MOST_RULES:
+            state_then = fit_weights(network, rename(state, rules)).state
+            if {n: t.shape for n, t in state_then.items()} == {n: t.shape for n, t in expected.items()}:
+                return rules
     return {}
+
+
+def _first_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return rules that remove each first part of a name after which only names of the network follow."""
+    parts: dict[str, list[str]] = {}
+    for name in state:
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, []).append(rest)
+    return {f"^{first}.": "" for first, rests in parts.items() if set(rests) <= expected.keys()}
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:

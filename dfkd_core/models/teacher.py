@@ -5,7 +5,7 @@ n images, c channels, h height, w width, d units of the modelled layer, k classe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.common.compute import CPU, Compute, settled
-from dfkd_core.common.pixels import grey_images
+from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.access import Access, Side
 from dfkd_core.models.classifier import Classifier, ModelCard, output_shape
@@ -23,9 +23,11 @@ from dfkd_core.models.layers import (
     OUTPUT,
     BatchNorm,
     forward_with_outputs,
+    layers_of,
     parse_layer,
     recorded,
     replaced,
+    rest_fault,
     watched,
     weight_of,
 )
@@ -42,7 +44,6 @@ class _Trace:
 
     before: tuple[nn.Module, ...]
     after: tuple[nn.Module, ...]
-    logits_shape: tuple[int, ...]
     features_shape: tuple[int, ...]
 
 
@@ -75,8 +76,9 @@ class Teacher:
             memory: Bytes that its passes may use; larger batches are split. None for the free memory.
 
         Raises:
-            TeacherError: The layer path is wrong, the number of outputs is not the card's `num_classes`, a weight is
-                not finite, or the network rejects an image of the card's shape.
+            TeacherError: The layer path is wrong, the layer does not determine the logits, the number of outputs is
+                not the card's `num_classes`, a weight is not finite, or the network rejects an image of the card's
+                shape.
         """
         _check_finite(classifier)
         self.digest = model_digest(classifier)
@@ -86,11 +88,6 @@ class Teacher:
         self.passes = PassSizes(self._classifier, memory=memory)
         """Chooses how many images are passed through it at once."""
         self._trace = self._run_probe()
-        if self._trace.logits_shape != (2, self.card.num_classes):
-            raise TeacherError(
-                f"The teacher's output for 2 images has shape {self._trace.logits_shape}; with num_classes = "
-                f"{self.card.num_classes} it must be (2, {self.card.num_classes}). Correct num_classes."
-            )
 
     @property
     def card(self) -> ModelCard:
@@ -248,7 +245,8 @@ class Teacher:
     def _run_probe(self) -> _Trace:
         order: list[nn.Module] = []
         split: list[tuple[int, Any]] = []
-        leaves = [m for m in self._classifier.network.modules() if not any(m.children())]
+        leaves = [module for _, module, is_leaf in layers_of(self._classifier.network) if is_leaf]
+        images = torch.rand(2, *self.card.image_shape, generator=derive_generator(0, "teacher")).to(self.device)
         try:
             with torch.no_grad(), ExitStack() as stack:
                 for leaf in () if self.card.layer == OUTPUT else leaves:
@@ -257,7 +255,7 @@ class Teacher:
                 stack.enter_context(
                     watched(self._classifier, self.card.layer, lambda value: split.append((len(order), value)))
                 )
-                logits = self(grey_images(2, self.card.image_shape, self.device))
+                logits = self(images)
         except (RuntimeError, ValueError) as error:
             raise TeacherError(
                 f"The teacher rejects images of shape {self.card.image_shape}: {error}. Correct data.image_size"
@@ -271,18 +269,33 @@ class Teacher:
                 f"Layer {self.card.layer!r} returns {shape or type(features).__name__} for 2 images; it must be (2, "
                 "units) or (2, units, height, width). Choose another teacher.layer; see them with: dfkd layers"
             )
-        return _Trace(tuple(order[:position]), tuple(order[position:]), tuple(logits.shape), shape)
+        if logits.shape != (2, self.card.num_classes):
+            raise TeacherError(
+                f"The teacher's output for 2 images has shape {tuple(logits.shape)}; with num_classes = "
+                f"{self.card.num_classes} it must be (2, {self.card.num_classes}). Correct num_classes."
+            )
+        if self.card.layer != OUTPUT and all(size == 1 for size in shape[2:]):
+            self._check_rest(images)
+        return _Trace(tuple(order[:position]), tuple(order[position:]), shape)
+
+    def _check_rest(self, images: Tensor) -> None:
+        if fault := rest_fault(self._classifier, self.card.layer, images):
+            raise TeacherError(
+                f"Layer {self.card.layer!r} does not determine the logits: {fault}. Something else reaches the logits "
+                f"too, such as a second head or a shortcut. Model the logits: --set teacher.layer={OUTPUT}"
+            )
 
 
-def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
+def load_teacher(folder: Path, *, compute: Compute = CPU, trusted_factories: Collection[str] = ()) -> Teacher:
     """Read a classifier that `save_model` wrote and freeze it as a `Teacher`.
 
     Args:
         folder: Folder with config.json and the weights or the program.
         compute: Device and memory that it uses.
+        trusted_factories: As in `load_model`.
 
     Raises:
-        ConfigError: The machine has no such device.
+        ConfigError: The machine has no such device, or as `load_model`.
         TeacherError: As `load_model` and `Teacher`.
 
     Example:
@@ -299,7 +312,8 @@ def load_teacher(folder: Path, *, compute: Compute = CPU) -> Teacher:
         ('layers', 84)
     """
     compute = settled(compute)
-    return Teacher(load_model(folder), device=compute.device, memory=compute.memory)
+    classifier = load_model(folder, trusted_factories=trusted_factories)
+    return Teacher(classifier, device=compute.device, memory=compute.memory)
 
 
 def _check_finite(classifier: Classifier) -> None:

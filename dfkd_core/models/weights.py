@@ -5,6 +5,7 @@ No code of the file's author runs, unless the user trusts the file.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from dfkd_core.common.archives import check_safetensors
 from dfkd_core.common.json_files import read_json_object
+from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 
@@ -24,7 +27,7 @@ __all__ = ["FoundWeights", "read_safetensors", "read_state", "state_faults", "we
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 _ORDER = (*_WRAPPINGS, *_AVERAGES)
-# The state of an optimizer contains tensors too.
+# The states of an optimizer and of a generator contain tensors too.
 _NO_WEIGHTS = re.compile(r"(?i)optim|sched|scaler|callbacks|loops|rng")
 _DEPTH = 4
 _INDEX = ".index.json"
@@ -86,10 +89,10 @@ def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> Foun
     found = key or _likeliest(states)
     if found not in states:
         raise TeacherError(
-            f"{path} has no state dict under {key!r}. It has: {', '.join(filter(None, states)) or 'none'}. "
+            f"{path} has no state dict under {key!r}. It has: {', '.join(_offered(states)) or 'none'}. "
             "Correct teacher.source.weights_key"
         )
-    others = tuple(sorted(states.keys() - {found, ""}))
+    others = tuple(sorted(set(_offered(states)) - {found}))
     return FoundWeights(_tensors(states[found], path), found, others, unread)
 
 
@@ -157,10 +160,14 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
         missing: Message for a missing file; `{path}` is replaced by the path.
 
     Raises:
-        TeacherError: The file is missing or corrupt.
+        TeacherError: The file is missing, corrupt or could be read in two ways.
     """
     try:
-        return load_file(path)
+        content = read_regular(path)
+        header = check_safetensors(io.BytesIO(content))
+        tensors = load(content)
+        # The library returns them in any order, and the last matrix tells the number of classes.
+        return {name: tensors[name] for name in header.names}
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class that it does not export for typing
@@ -181,7 +188,7 @@ def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Ma
         if _is_state(content):
             yield key, content
         for name, value in (*content.items(), *parts.items()):
-            if isinstance(name, (str, int)) and not _NO_WEIGHTS.search(str(name)) and len(place) < _DEPTH:
+            if isinstance(name, (str, int)) and len(place) < _DEPTH:
                 yield from _states(value, (*place, str(name)))
 
 
@@ -206,11 +213,17 @@ def _count(state: Mapping[Any, Any]) -> int:
     return sum(isinstance(item, Tensor) for item in state.values())
 
 
+def _offered(states: Mapping[str, Mapping[Any, Any]]) -> list[str]:
+    """Return the keys to choose from, without the state of an optimizer."""
+    return [key for key in states if key and not _NO_WEIGHTS.search(key)]
+
+
 def _likeliest(states: Mapping[str, Mapping[Any, Any]]) -> str:
     """Return the key of the weights: of those with many tensors the usual name, the least nested, the first."""
-    most = max(map(_count, states.values()))
+    likely = [key for key in states if not _NO_WEIGHTS.search(key)] or list(states)
+    most = max(_count(states[key]) for key in likely)
     # Single tensors next to a state dict, such as the state of a generator, are not the weights.
-    keys = [key for key in states if _count(states[key]) >= (most / 2 if key else most)]
+    keys = [key for key in likely if _count(states[key]) >= (most / 2 if key else most)]
     names = [key.rpartition(".")[2] for key in keys]
     ranks = [_ORDER.index(name) if name in _ORDER else len(_ORDER) * (name != "") for name in names]
     return min(zip(ranks, (key.count(".") for key in keys), range(len(keys)), keys))[-1]

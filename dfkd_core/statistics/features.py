@@ -5,7 +5,6 @@ n samples, d units of the modelled layer, r rank of the covariance.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dfkd_core.common.archives import check_safetensors
 from dfkd_core.common.digests import tensors_digest, write_atomically, write_json
+from dfkd_core.common.json_files import parse_json
+from dfkd_core.common.regular_files import unchanged
 from dfkd_core.errors import TeacherError
 
 __all__ = [
@@ -113,9 +115,11 @@ def load_statistics(folder: Path) -> FeatureStatistics:
     """
     path = folder / STATISTICS_FILE
     try:
-        tensors = load_file(path)
+        with unchanged(path) as stream:
+            check_safetensors(stream)
+            tensors = load_file(path)
         statistics = FeatureStatistics(tensors["mean"], tensors["factor"])
-        recorded = json.loads((folder / SUMMARY_FILE).read_text())["digest"]
+        recorded = parse_json((folder / SUMMARY_FILE).read_bytes())["digest"]
     except FileNotFoundError as error:
         raise TeacherError(f"No statistics in {folder}: {Path(error.filename or path).name} is missing") from None
     except TeacherError:

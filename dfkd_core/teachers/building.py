@@ -189,7 +189,7 @@ def _remedy(network: nn.Module, state: Mapping[str, Tensor], weights: str) -> st
     if _PART.search(weights):
         return ". The file is one of several: name their index, which ends in .index.json"
     if rules := renaming_for(network, state):
-        drops = not any(rules.values())
+        drops = any(pattern.endswith(".*") for pattern in rules)
         why = "these tensors are not part of the network" if drops else "only the names differ"
         return f". If {why}: --set 'teacher.source.rename={json.dumps(rules)}'"
     return ""

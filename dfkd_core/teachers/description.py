@@ -131,6 +131,8 @@ def _normalisation(
         )
         if usual:
             return _per_channel(usual[0], channels), _per_channel(usual[1], channels)
+    if (config.mean == ()) != (config.std == ()):
+        notes.append("normalisation: only one of mean and std is given; the other is " + "01"[config.std == ()])
     return given_normalisation(config, channels)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from dfkd_core.common.digests import file_sha256, json_digest
 from dfkd_core.errors import ConfigError, TeacherError
-from dfkd_core.models.architectures import architecture_fault, factory_file
+from dfkd_core.models.architectures import architecture_fault
 from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.factories import factory_file
 from dfkd_core.models.layers import OUTPUT
 from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
 from dfkd_core.models.programs import export_program, in_one_file, load_program, program_files, program_kind
@@ -61,7 +62,14 @@ class BroughtTeacher:
     """Detected and assumed properties, one line each; those that begin with `warning: ` are probably mistakes."""
 
 
-def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image_size_hint: int = 0) -> BroughtTeacher:
+def bring_teacher(
+    config: SourceConfig,
+    *,
+    scratch: Path,
+    layer: str = "",
+    image_size_hint: int = 0,
+    trusted_factories: Collection[str] = (),
+) -> BroughtTeacher:
     """Load a trained network, detect the properties that are not given, and check that it can be a teacher.
 
     Args:
@@ -69,6 +77,7 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         scratch: Folder that must exist as long as the classifier; a pickled module is exported into it.
         layer: Address of the modelled layer; empty detects it.
         image_size_hint: Size in pixels to try first if none is given, for example that of the data set.
+        trusted_factories: If the network is a stored model: as in `load_model`.
 
     Raises:
         ConfigError: An argument is wrong, or the architecture is unknown or cannot be built.
@@ -87,13 +96,15 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         'warning: no weights are given, and the network draws them at random, so it is untrained. Set --weights'
     """
     _check_arguments(config, layer, image_size_hint)
+    if not isinstance(scratch, (str, Path)):
+        raise ConfigError(f"scratch must be the path of a folder, got {scratch!r:.80}")
     if not config.model:
         raise ConfigError("teacher.source.model is empty. Set it to a name, a file or a folder, see docs/teachers.md")
     path, scratch = Path(config.model), Path(scratch)
     notes: list[str] = []
     if (path / CONFIG_FILE).is_file():
         _check_unused(config, path)
-        classifier = load_model(path)
+        classifier = load_model(path, trusted_factories=trusted_factories)
         _check_card(classifier.card, config, path)
         return _checked(classifier, layer, notes)
     if (kind := program_kind(path) if path.is_file() else None) is not None:
@@ -103,6 +114,8 @@ def bring_teacher(config: SourceConfig, *, scratch: Path, layer: str = "", image
         raise ConfigError(
             f"{path} holds weights and no network. Name the architecture as --teacher and the file as --weights"
         )
+    if path.suffix == ".py":
+        raise ConfigError(f"teacher.source.model: {architecture_fault(config.model)}")
     if path.is_file():
         _check_unused(config, path)
         return _checked(_bring_pickle(path, config, scratch, image_size_hint, notes), layer, notes)
@@ -161,7 +174,7 @@ def _check_arguments(config: object, layer: object, hint: object) -> None:
         raise ConfigError(f"config must be a SourceConfig, got {config!r:.80}. Make one with: SourceConfig(model=...)")
     if not isinstance(layer, str):
         raise ConfigError(f"layer must be the address of a layer, for example 'fc:input', got {layer!r:.80}")
-    if not isinstance(hint, int) or hint < 0:
+    if not isinstance(hint, int) or isinstance(hint, bool) or hint < 0:
         raise ConfigError(f"image_size_hint must be a number of pixels, 0 or more, got {hint!r:.80}")
 
 

@@ -17,14 +17,25 @@ from dfkd_core.models.outputs import find_output_key, select_output
 __all__ = ["check_rows", "check_teacher", "check_tensors", "probe_images", "try_forward"]
 
 _NUM_PROBES = 16
+# Of an image; 16 probes of this size take 1 GiB.
+_MOST_NUMBERS = 2**24
 # Relative to the outputs' scale: above the rounding of another order of sums, below the effect of dropout.
 _SAME = 1e-4
 _CONSTANT = 1e-6
 
 
 def probe_images(image_shape: tuple[int, int, int], num_images: int = _NUM_PROBES) -> Tensor:
-    """Return fixed images in [0, 1], float32 [n, c, h, w]: one half soft blots, the other half noise."""
+    """Return fixed images in [0, 1], float32 [n, c, h, w]: one half soft blots, the other half noise.
+
+    Raises:
+        TeacherError: An image has more numbers than any classifier takes.
+    """
     channels, height, width = image_shape
+    if channels * height * width > _MOST_NUMBERS:
+        raise TeacherError(
+            f"Images of {channels}x{height}x{width} have more than {_MOST_NUMBERS:,} numbers each. Correct "
+            "teacher.source.in_channels and image_size"
+        )
     blots = normal_rows(0, "preflight blots", range(num_images - num_images // 2), (channels, 4, 4))
     noise = normal_rows(0, "preflight noise", range(num_images // 2), image_shape)
     drawn = torch.cat([functional.interpolate(blots, (height, width), mode="bilinear"), noise])

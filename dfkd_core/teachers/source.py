@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from dfkd_core.models.architectures import argument_fault
 from dfkd_core.sections import NonNegativeInt, config_section
 
 __all__ = ["SourceConfig", "values_of"]
@@ -52,9 +53,9 @@ class SourceConfig:
     """Number of classes; 0 detects it."""
     mean: tuple[float, ...] | float = ()
     """Mean that its training subtracted from the pixels, in the units of `value_range`, one per channel or one for all;
-    empty takes that of the source, or 0."""
+    if both are empty, those of the source are used, or 0 and 1."""
     std: tuple[float, ...] | float = ()
-    """Standard deviation that its training divided by; empty takes that of the source, or 1."""
+    """Standard deviation that its training divided by; 1 if only `mean` is set."""
     value_range: tuple[float, float] = (0.0, 1.0)
     """Pixel values of black and white before `mean` and `std`: 0 and 1, 0 and 255, or -1 and 1."""
     outputs: Literal[
@@ -80,6 +81,8 @@ class SourceConfig:
         yield from (fault for rule in self.rename.items() if (fault := _rule_fault(*rule)))
         if not self.model and self.weights:
             yield "model must be set if weights are: the architecture that they belong to"
+        if loading := argument_fault(self.model, self.arguments):
+            yield f"arguments: {loading}"
 
 
 def values_of(numbers: tuple[float, ...] | float) -> tuple[float, ...]:

@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from dfkd_core.common.archives import check_safetensors
 from dfkd_core.common.digests import file_sha256, write_atomically
 from dfkd_core.common.inner_files import file_fault
+from dfkd_core.common.regular_files import unchanged
 from dfkd_core.errors import TransferSetError
 
 __all__ = [
@@ -146,10 +148,14 @@ def read_shard(path: Path) -> Shard:
         TransferSetError: The file is missing, truncated, no regular file or a link to another folder, or its tensors
             are not those of a shard.
     """
-    form = read_form(path)
-    if isinstance(form, str):
-        raise TransferSetError(f"Shard {path} {form}. {REDO}")
-    return Shard(**load_file(path))
+    try:
+        form = read_form(path)
+        if isinstance(form, str):
+            raise TransferSetError(f"Shard {path} {form}. {REDO}")
+        return Shard(**load_file(path))
+    # Somebody exchanged the file after its check.
+    except (OSError, SafetensorError, TypeError) as error:
+        raise TransferSetError(f"Shard {path} was changed while it was read ({error}). {REDO}") from None
 
 
 def read_form(path: Path) -> Form | str:
@@ -161,7 +167,8 @@ def read_form(path: Path) -> Form | str:
     if fault:
         return fault
     try:
-        with safe_open(path, "pt") as file:
+        with unchanged(path) as stream, safe_open(path, "pt") as file:
+            check_safetensors(stream)
             slices = {name: file.get_slice(name) for name in file.keys()}
             form = {
                 name: (_TYPES.get(found.get_dtype(), found.get_dtype()), tuple(found.get_shape()))
@@ -169,7 +176,7 @@ def read_form(path: Path) -> Form | str:
             }
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         return f"is truncated or not a shard ({error})"
     return _form_fault(form) or form
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dfkd_core.common.output_folders import check_output_folder, is_vacant, replacing_files
+from dfkd_core.common.output_folders import check_output_folder, finish_replacing, is_vacant, replacing_files
 from dfkd_core.errors import ConfigError, TransferSetError
 from dfkd_core.transfer_set.checks import digest_faults
 from dfkd_core.transfer_set.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -20,12 +20,14 @@ _GIVE_ANOTHER = "Give a new or an empty folder"
 def check_target(folder: Path) -> None:
     """Check that a transfer set may be written into a folder: it is new, empty, or holds a whole earlier set.
 
-    Files beside an earlier set are allowed, except those with the name of a shard.
+    Files beside an earlier set are allowed, except those with the name of a shard. A set whose command was killed while
+    its files were moved is finished first.
 
     Raises:
         ConfigError: The folder cannot be written, or the new set could replace a file that no earlier set lists.
     """
     check_output_folder(folder)
+    finish_replacing(folder, last=MANIFEST_NAME, stale=_set_files)
     if is_vacant(folder):
         return
     manifest = _earlier_set(folder)
@@ -57,7 +59,7 @@ def _earlier_set(folder: Path) -> Manifest:
 def replacing_set(folder: Path) -> Iterator[Path]:
     """Yield an empty folder for the files of a set, and move them to `folder` if the block succeeds.
 
-    An earlier set in `folder` stays until then. Its shards are deleted afterwards, other files stay. `check_target`
+    An earlier set in `folder` stays until then. Its shards are then deleted, other files stay. `check_target`
     finds out whether a folder that is not the project's own may be replaced.
 
     Raises:

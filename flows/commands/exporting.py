@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_core.common.rows import Rows
 from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
-from dfkd_core.errors import ConfigError, DataError, TransferSetError
+from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetError
 from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
@@ -19,6 +19,8 @@ from dfkd_core.models.storage import load_model
 from dfkd_core.transfer_set.reader import TransferSet
 from flows.session.display import say
 from flows.settings.parsing import load_params
+from flows.settings.trust import allow
+from tasks.caching.trust import allow_factories, trusted_factories
 from tasks.caching.workspace import STUDENT, TRANSFER_SET
 
 __all__ = ["export_student"]
@@ -33,6 +35,7 @@ def export_student(
     int8: bool,
     transfer_set: Path | None,
     min_agreement: float,
+    trusted: Collection[str] = (),
 ) -> None:
     """Export a stored student and print one line for each form.
 
@@ -45,19 +48,23 @@ def export_student(
         transfer_set: Images for check and calibration; None takes the project's if the project's student becomes
             int8, and otherwise generic shapes for the check.
         min_agreement: Smallest agreement of an int8 form with the student.
+        trusted: Factories that the student may call.
 
     Raises:
         ConfigError: An option is not allowed.
+        ExportError: A form could not be made; those that could are in `out`.
         DfkdError: As `load_model`, `TransferSet` and `export_model`.
     """
     folder = student_folder or STUDENT
     chosen = _parse_formats(formats)
-    if not 0 <= min_agreement <= 1:
-        raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
-    student = load_model(folder)
+    if student_folder is None:
+        allow(load_params(), trusted)
+    else:
+        allow_factories(folder, trusted)
+    student = load_model(folder, trusted_factories=trusted_factories(folder))
     if int8 and transfer_set is None:
         if student_folder is not None:
             raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")
@@ -81,6 +88,9 @@ def export_student(
     _print_report(report, out, note)
     if not formats and "onnx" not in chosen:
         say("Left out: onnx. Install its packages with: pip install 'dfkd[onnx]'")
+    if report.failures:
+        reasons = " ".join(f"{failure.reason.rstrip('.')}." for failure in report.failures)
+        raise ExportError(f"{reasons} The forms in the table are in {out}")
 
 
 def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,29 +15,33 @@ from dfkd_core.models.teacher import Teacher
 from dfkd_core.teachers.loading import WARNING, BroughtTeacher, bring_teacher
 from dfkd_core.teachers.preflight import probe_images
 from flows.settings.params import Params
+from flows.settings.trust import allow
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import TEACHER
 from tasks.mlflow_store.registry import local_source
 
 __all__ = ["describe_teacher", "list_layers"]
 
 
-def list_layers(params: Params) -> str:
-    """Return a table of the layers of the parameters' teacher that can be modelled."""
-    with _loaded(params) as brought:
+def list_layers(params: Params, *, trusted: Collection[str] = ()) -> str:
+    """Return a table of the layers of the parameters' teacher that can be modelled.
+
+    `trusted` are the factories that the user allows a stored teacher to call.
+    """
+    with _loaded(params, trusted) as brought:
         classifier = brought.classifier
         found = layer_candidates(classifier, probe_images(classifier.card.image_shape, 2))
         chosen = classifier.card.layer
     rows = [("", "layer", "kind", "shape", "")]
     for candidate in found:
         mark = "*" if candidate.address == chosen else ""
-        note = "" if candidate.is_exact else "positions: its mean is matched, no targets are drawn from it"
-        rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), note))
+        rows.append((mark, candidate.address, candidate.kind, "x".join(map(str, candidate.shape)), candidate.note))
     return "\n".join([*_aligned(rows), "", "* is used. Choose another layer with: --set teacher.layer=LAYER"])
 
 
-def describe_teacher(params: Params) -> str:
-    """Return the properties of the parameters' teacher, one a line."""
-    with _loaded(params) as brought:
+def describe_teacher(params: Params, *, trusted: Collection[str] = ()) -> str:
+    """Return the properties of the parameters' teacher, one a line; arguments as in `list_layers`."""
+    with _loaded(params, trusted) as brought:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
         lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
         warnings = [note for note in brought.notes if note.startswith(WARNING)]
@@ -47,21 +51,25 @@ def describe_teacher(params: Params) -> str:
 
 
 @contextmanager
-def _loaded(params: Params) -> Iterator[BroughtTeacher]:
+def _loaded(params: Params, trusted: Collection[str]) -> Iterator[BroughtTeacher]:
     """Yield the teacher that the parameters name, or the one that was trained in the project."""
     source = params.teacher.source
     if not source.model:
         if not (TEACHER / CONFIG_FILE).is_file():
             raise ConfigError("There is no teacher yet. Name one with --teacher SOURCE, or train one with: dfkd run")
-        yield BroughtTeacher(load_model(TEACHER), ())
+        allow(params, trusted)
+        yield BroughtTeacher(load_model(TEACHER, trusted_factories=trusted_factories(TEACHER)), ())
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        local = local_source(source, folder)
+        allow(params, trusted, Path(local.model))
         yield bring_teacher(
-            local_source(source, folder),
+            local,
             scratch=folder,
             layer=params.teacher.layer,
             image_size_hint=params.data.image_size,
+            trusted_factories=trusted_factories(Path(local.model)),
         )
 
 

@@ -160,8 +160,9 @@ def check_networks(params: Params) -> Iterator[Finding]:
 
 
 def _network(area: str, name: str, change: str) -> Finding:
-    from dfkd_core.models.architectures import TIMM, TORCHVISION, architecture_fault, factory
+    from dfkd_core.models.architectures import TIMM, TORCHVISION, architecture_fault
     from dfkd_core.models.built_in import is_built_in
+    from dfkd_core.models.factories import factory
     from dfkd_core.models.storage import CONFIG_FILE
     from tasks.mlflow_store.registry import SCHEMES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 from flows.run.ahead import Outlook, look_ahead
@@ -20,20 +20,26 @@ __all__ = ["run_all"]
 
 
 def run_all(
-    preset: str | None, assignments: Sequence[str], *, start: float, outlook: Future[Outlook] | None = None
+    preset: str | None,
+    assignments: Sequence[str],
+    *,
+    trusted: Collection[str] = (),
+    start: float,
+    outlook: Future[Outlook] | None = None,
 ) -> None:
     """Settle the parameters, run the pipeline if something has changed, and show the table. Hold the project's lock.
 
     Args:
         preset: Preset that params.yaml is set to first.
         assignments: Changes made after it.
+        trusted: Factories that a stored teacher may call.
         start: When the command was started, in seconds since the epoch.
         outlook: Result of an earlier `look_ahead`; only without preset and assignments.
 
     Raises:
         DfkdError: The input has a fault, and params.yaml is as it was; or a stage failed.
     """
-    with planned(preset, assignments) as plan:
+    with planned(preset, assignments, trusted=trusted) as plan:
         ahead = _settled(plan, outlook)
     if not ahead.changed and is_published():
         say("Nothing has changed: all stages are up to date and the student is registered.")

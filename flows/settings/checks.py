@@ -22,6 +22,7 @@ from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
 from flows.settings.params import Params
 from tasks.caching.stored import read_note
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import STATE
 
 __all__ = ["check_device", "check_run"]
@@ -101,7 +102,10 @@ def _check_external(params: Params, source: SourceConfig, scratch: Path) -> Mode
         check_num_images(params.synthesis, card)
         return card
     layer, size = params.teacher.layer, params.data.image_size
-    classifier = bring_teacher(source, scratch=scratch, layer=layer, image_size_hint=size).classifier
+    trusted = trusted_factories(Path(source.model))
+    classifier = bring_teacher(
+        source, scratch=scratch, layer=layer, image_size_hint=size, trusted_factories=trusted
+    ).classifier
     _check_networks(classifier, params)
     _INPUTS.unlink(missing_ok=True)
     write_json(_CHECKED / CONFIG_FILE, classifier.card)

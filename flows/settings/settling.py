@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from flows.settings.checks import check_run
 from flows.settings.overrides import Change, apply_overrides, apply_preset, changes_between, write_params
 from flows.settings.params import Params
 from flows.settings.parsing import load_params
+from flows.settings.trust import allow
 from tasks.caching.source_files import student_digest, teacher_digest
 from tasks.mlflow_store.registry import local_source
 
@@ -43,12 +44,13 @@ class Plan:
 
 
 @contextmanager
-def planned(preset: str | None, assignments: Sequence[str]) -> Iterator[Plan]:
+def planned(preset: str | None, assignments: Sequence[str], *, trusted: Collection[str] = ()) -> Iterator[Plan]:
     """Compute the wanted parameters and digest the teacher's files; write nothing.
 
     Args:
         preset: Its values replace those of params.yaml; None keeps them.
         assignments: Applied after it, like `synthesis.num_images=2000`.
+        trusted: Factories that a stored teacher may call.
 
     Raises:
         ConfigError: params.yaml, the preset or an assignment has a fault.
@@ -59,6 +61,7 @@ def planned(preset: str | None, assignments: Sequence[str]) -> Iterator[Plan]:
     noted = wanted.teacher.source
     with tempfile.TemporaryDirectory() as scratch:
         local = local_source(noted, Path(scratch))
+        allow(wanted, trusted, Path(local.model))
         found = teacher_digest(local) if noted.model else ""
         wanted = _with_digests(wanted, found, student_digest(wanted.distillation.student))
         yield Plan(

@@ -11,6 +11,7 @@ from dfkd_core.errors import ConfigError
 from flows.session.display import Display, say
 from flows.session.server import await_server, needing_server, start_server
 from flows.settings.params import Params
+from flows.settings.trust import allow
 from tasks.caching.code import code_digest
 from tasks.processes.worker import needing_workers
 from tasks.records.progress import listening
@@ -37,6 +38,7 @@ def run_stage(name: str, params: Params) -> None:
     """
     if name not in STAGES:
         raise ConfigError(f"No stage {name!r}. Stages: {', '.join(STAGES)}")
+    allow(params, ())
     module, function = STAGES[name]
     torch.set_num_threads(params.execution.num_threads)
     run_flow(name, module, function, params)

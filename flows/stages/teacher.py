@@ -13,6 +13,7 @@ from dfkd_core.models.storage import read_card
 from flows.session.display import say
 from flows.settings.params import Params
 from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from tasks.caching.trust import allow_factories
 from tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
 from tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
 
@@ -43,6 +44,8 @@ def _take(params: Params, folder: str) -> str:
     for note in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
         say(f"  {note}")
     card = read_card(Path(folder, "model"))
+    # The copy may call what the source may.
+    allow_factories(Path(folder, "model"), [card.network])
     # Checked here too, for runs that DVC starts itself.
     check_student(card, params.distillation)
     load_evaluation_data(params.data, card)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
-from dfkd_core.models.architectures import factory_file
+from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_digest, source_files
 from dfkd_core.teachers.source import SourceConfig
 from tasks.caching.stored import read_note

@@ -14,6 +14,7 @@ from dfkd_core.models.teacher import load_teacher
 from dfkd_core.transfer_set.manifest import verify_transfer_set
 from dfkd_core.transfer_set.reader import TransferSet
 from tasks.caching.policy import cached
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.history import write_history, write_start
 from tasks.records.progress import report
@@ -36,7 +37,8 @@ def make_student(
     """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
     compute = settled(compute)
     with timed("distill"):
-        loaded = load_teacher(Path(teacher.path), compute=compute)
+        path = Path(teacher.path)
+        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
         verify_transfer_set(Path(transfer_set.path), loaded.digest)
         images = TransferSet(Path(transfer_set.path))
         result = distill(

@@ -15,10 +15,11 @@ from dfkd_core.evaluation.comparison import EvaluationConfig, EvaluationReport, 
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.evaluation.latency import measure_latency
 from dfkd_core.evaluation.proxy import held_out_images
-from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_core.models.storage import load_model
 from dfkd_core.models.teacher import load_teacher
 from tasks.caching.policy import cached
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.progress import report
 from tasks.records.tables import write_confusion_picture, write_csv
@@ -44,10 +45,11 @@ def make_evaluation(
     digest of the user's own files, which distinguishes results of different files with the same name.
     """
     with timed("evaluate"):
-        loaded = load_teacher(Path(teacher.path), compute=compute)
+        path = Path(teacher.path)
+        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
         images = load_evaluation_data(data, loaded.card)
         found = evaluate(
-            load_model(Path(student.path)),
+            _load(student),
             loaded,
             data=images,
             held_out=None if images else held_out_images(loaded.card.image_shape, config.num_held_out_images),
@@ -72,10 +74,15 @@ def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path:
     on = settled(compute).device
     with timed("evaluate"):
         latency = {
-            name: measure_latency(load_model(Path(model.path)), num_runs=num_runs, device=on)
+            name: measure_latency(_load(model), num_runs=num_runs, device=on)
             for name, model in (("teacher", teacher), ("student", student))
         }
     write_json(Path(path), {"device": str(on), "student_sha256": student.sha256, **latency})
+
+
+def _load(model: Artifact) -> Classifier:
+    path = Path(model.path)
+    return load_model(path, trusted_factories=trusted_factories(path))
 
 
 def _class_names(card: ModelCard) -> Sequence[str]:

@@ -11,6 +11,7 @@ from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import save_statistics
 from tasks.caching.policy import cached
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.timing import timed
 
@@ -23,7 +24,8 @@ def make_statistics(
 ) -> Artifact:
     """Estimate the statistics of the stored teacher and write them into `folder`."""
     with timed("statistics"):
-        loaded = load_teacher(Path(teacher.path), compute=compute)
+        path = Path(teacher.path)
+        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
         statistics = estimate_statistics(loaded, config, seed=seed)
     out = clear_folder(Path(folder))
     save_statistics(out, statistics)

@@ -24,6 +24,7 @@ from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
 from dfkd_core.transfer_set.target import replacing_set
 from tasks.caching.code import code_digest
 from tasks.caching.policy import cached
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, place_file, reference
 from tasks.records.progress import noting, report
 from tasks.records.tables import write_image_grid
@@ -42,7 +43,9 @@ def prepare(
 ) -> Artifact:
     """Let the method train or search what all its images need, and write the state into `folder`."""
     with timed("synthesize"):
-        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        source = Path(teacher.path)
+        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        features = load_statistics(Path(statistics.path))
         state = prepare_method(config, loaded, features, seed=seed, on_progress=report)
     path = Path(folder, _STATE_FILE)
     with write_atomically(path) as temporary:
@@ -70,7 +73,9 @@ def make_shard(
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
-        loaded, features = load_teacher(Path(teacher.path), compute=compute), load_statistics(Path(statistics.path))
+        source = Path(teacher.path)
+        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        features = load_statistics(Path(statistics.path))
         state = load_file(prepared.path) if prepared else NO_STATE
         synthesizer = build_synthesizer(config, loaded, features, state)
         shard = synthesize_shard(synthesizer, loaded, shard_index=index, config=config, seed=seed, on_progress=note)
@@ -94,7 +99,9 @@ def assemble_transfer_set(
     An earlier set in `folder` stays until the new one is complete.
     """
     out = Path(folder)
-    loaded, features = load_teacher(Path(teacher.path)), load_statistics(Path(statistics.path))
+    path = Path(teacher.path)
+    loaded = load_teacher(path, trusted_factories=trusted_factories(path))
+    features = load_statistics(Path(statistics.path))
     with replacing_set(out) as staged:
         manifest = write_manifest(
             staged,

@@ -17,6 +17,7 @@ from dfkd_core.teachers.source import SourceConfig
 from dfkd_core.teachers.training import TeacherConfig, train_teacher
 from tasks.caching.policy import cached
 from tasks.caching.source_files import teacher_digest
+from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.mlflow_store.registry import local_source
 from tasks.records.history import write_history
@@ -54,7 +55,13 @@ def take_teacher(source: SourceConfig, layer: str, image_size_hint: int, *, fold
                 f"The teacher's files have changed (digest {found[:12]}, noted was {source.sha256[:12]}). Use them as "
                 "they are now with: dfkd run"
             )
-        brought = bring_teacher(local, scratch=Path(scratch), layer=layer, image_size_hint=image_size_hint)
+        brought = bring_teacher(
+            local,
+            scratch=Path(scratch),
+            layer=layer,
+            image_size_hint=image_size_hint,
+            trusted_factories=trusted_factories(Path(local.model)),
+        )
         card = brought.classifier.card
         save_model(out / "model", brought.classifier)
     (out / NOTES_FILE).write_text("".join(f"{note}\n" for note in brought.notes), encoding="utf-8")

@@ -38,7 +38,7 @@ def test_other_content__is_a_value_error_that_describes_it(tmp_path, content, fa
 def test_a_file_that_is_none__is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for place in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ValueError, match="it is not a regular file"):
+        with pytest.raises(OSError, match="is not a regular file"):
             read_json_object(place)
     with pytest.raises(FileNotFoundError):
         read_json_object(tmp_path / "nowhere")

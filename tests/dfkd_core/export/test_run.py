@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,11 @@ from torch import nn
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import ConfigError, ExportError
-from dfkd_core.export.fidelity import check_fidelity, measure_fidelity, predict_all
+from dfkd_core.export import making
+from dfkd_core.export.fidelity import TOLERANCE, check_fidelity, measure_fidelity, predict_all
 from dfkd_core.export.forms import ONNX_SETTINGS, capture, graph_of, read_onnx, read_pt2, write_pt2
 from dfkd_core.export.report import ExportReport
-from dfkd_core.export.run import TOLERANCE, choose_images, default_formats, export_model, probe_images
+from dfkd_core.export.run import choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe
 from dfkd_core.models.storage import load_model, model_digest
 from tasks.caching.code import ROOT
@@ -203,9 +206,13 @@ def test_a_file_with_a_changed_weight_is_not_kept(tmp_path, monkeypatch):
     before = digests(out)
     monkeypatch.setattr(torch.export, "save", save_corrupt)
     with pytest.raises(ExportError, match=r"model\.pt2 is not equivalent to the student.*It was not kept"):
-        export_model(make_student(), out, formats=("safetensors", "pt2"), images=random_images(9))
+        export_model(make_student(), out, formats=("pt2",), images=random_images(9))
     assert digests(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    report = export_model(make_student(), out, formats=("safetensors", "pt2"), images=random_images(9))
+    assert [form.file for form in report.forms] == ["model.safetensors"]
+    assert [failure.file for failure in report.failures] == ["model.pt2"]
+    assert not (out / "model.pt2").exists()
 
 
 def test_int8__is_smaller_near_the_student_and_scored(everything):
@@ -247,14 +254,40 @@ def test_int8_onnx__weights_are_the_int8_ones_with_128_added(everything):
         assert torch.equal(weights[tuple(tensor.shape)], tensor.short())
 
 
-def test_int8__calibrated_on_something_else_is_refused(tmp_path):
+def test_int8__calibrated_on_something_else_is_left_out_with_the_reason(tmp_path):
     black = torch.zeros(64, 1, 32, 32, dtype=torch.uint8)
-    student = balance(make_student())
-    with pytest.raises(
-        ExportError, match=r"model_int8\.pt2 predicts the student's class for .*, and at least 90\.00% is required"
-    ):
-        export_model(student, tmp_path / "out", formats=("pt2",), images=probe_images((1, 32, 32)), calibration=black)
-    assert list(tmp_path.iterdir()) == []
+    student, out = balance(make_student()), tmp_path / "out"
+    report = export_model(student, out, formats=("pt2",), images=probe_images((1, 32, 32)), calibration=black)
+    assert [form.file for form in report.forms] == ["model.pt2"]
+    (failure,) = report.failures
+    assert failure.file == "model_int8.pt2"
+    assert re.search(r"model_int8\.pt2 predicts the student's class for .*, and at least 90\.00% is", failure.reason)
+    assert "the rounding is too coarse" in failure.reason
+    assert sorted(digests(out)) == ["export.json", "model.pt2", "preprocessing.json"]
+    assert json.loads((out / "export.json").read_text())["failures"] == [dataclasses.asdict(failure)]
+
+
+def test_a_form_that_cannot_be_made_leaves_the_others(tmp_path):
+    class Decomposing(nn.Module):
+        """ONNX has no operator for eigenvalues; no name from which another process could build it."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3, stride=8), nn.Linear(4, 10)
+
+        def forward(self, images):
+            found = self.head(self.conv(images).mean((2, 3)))
+            return found + 0 * torch.linalg.eigh(found.T @ found)[0]
+
+    student = Classifier(Decomposing(), dataclasses.replace(make_student().card, network="in memory")).eval()
+    report = export_model(
+        student, tmp_path / "out", formats=("safetensors", "pt2", "onnx"), images=random_images(9),
+        calibration=random_images(9), min_agreement=0,
+    )  # fmt: skip
+    assert [form.file for form in report.forms] == ["model.pt2", "model_int8.pt2"]
+    assert [failure.file for failure in report.failures] == ["model.safetensors", "model.onnx", "model_int8.onnx"]
+    assert all(failure.file in failure.reason for failure in report.failures)
+    assert set(report.sha256) == {"model.pt2", "model_int8.pt2", "preprocessing.json"}
 
 
 def test_int8__needs_a_graph(tmp_path):
@@ -275,10 +308,67 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch, package
 
 def test_without_torchao_int8_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ExportError, match=r"package torchao cannot be imported.*pip install 'dfkd\[int8\]'"):
-        export_model(
-            make_student(), tmp_path / "out", formats=("pt2",), images=random_images(2), calibration=random_images(2)
-        )
+    report = export_model(
+        make_student(), tmp_path / "out", formats=("pt2",), images=random_images(2), calibration=random_images(2)
+    )
+    (failure,) = report.failures
+    assert re.search(r"package torchao cannot be imported.*pip install 'dfkd\[int8\]'", failure.reason)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_outside_of_0_to_1_is_refused(tmp_path, share):
+    with pytest.raises(ConfigError, match=r"--min-agreement must be from 0 to 1, got (-0\.1|1\.1|nan)"):
+        export_model(make_student(), tmp_path / "out", formats=("pt2",), images=random_images(2), min_agreement=share)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self, effect):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, stride=4), nn.Linear(4, 10)
+        self.calls: Any
+        self.register_buffer("calls", torch.zeros(1))
+        self.effect = effect
+
+    def forward(self, images):
+        self.calls += 1
+        return self.head(self.conv(images).relu().mean((2, 3))) * (1 + self.effect * self.calls)
+
+
+def counting(effect):
+    torch.manual_seed(0)
+    return Classifier(Counting(effect), dataclasses.replace(make_student().card, network="in memory")).eval()
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_a_student_that_counts_its_calls_is_exported_and_stays_as_it_is(tmp_path, format):
+    student = counting(effect=0)
+    before = model_digest(student)
+    report = export_model(student, tmp_path / "out", formats=(format,), images=random_images(20))
+    assert model_digest(student) == report.student_digest == before
+    assert report.forms[0].fidelity.agreement == 1
+
+
+def test_a_student_whose_logits_change_from_call_to_call_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="logits for the same images change from call to call, by"):
+        export_model(counting(effect=0.1), tmp_path / "out", formats=("pt2",), images=random_images(9))
+
+
+def test_a_student_with_infinite_logits_is_refused(tmp_path):
+    student = make_student()
+    student.network.get_parameter("fc2.bias").data[0] = torch.inf
+    with pytest.raises(ExportError, match="student's logits hold NaN or Inf for 10 of 10 images"):
+        export_model(student, tmp_path / "out", formats=("pt2",), images=random_images(2))
+
+
+def test_a_graph_for_one_image_at_a_time_does_not_pass_with_two_images_to_check(tmp_path, monkeypatch):
+    def capture_one(graph, image_shape):
+        return torch.export.export(graph, (torch.zeros(1, *image_shape),))
+
+    monkeypatch.setattr(making, "capture", capture_one)
+    with pytest.raises(ExportError, match=r"model\.pt2 fails with a batch of 2 images"):
+        export_model(make_student(), tmp_path / "out", formats=("pt2",), images=random_images(1))
 
 
 def test_a_network_that_looks_at_the_values_cannot_be_captured():
@@ -340,6 +430,27 @@ def test_out__a_link_to_a_folder_is_followed(tmp_path):
     (tmp_path / "link").symlink_to("disk")
     export_model(make_student(), tmp_path / "link", formats=("safetensors",), images=random_images(2))
     assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("num_moved", range(4))
+def test_out__an_export_that_was_killed_while_its_files_were_placed_is_replaced(tmp_path, monkeypatch, num_moved):
+    out, replace = tmp_path / "out", Path.replace
+    moves: list[Path] = []
+
+    def killed(path, target):
+        if Path(target).parent == out and path.parent != out:
+            if len(moves) == num_moved:
+                raise KeyboardInterrupt
+            moves.append(path)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(make_student(), out, formats=("safetensors", "pt2"), images=random_images(2))
+    monkeypatch.undo()
+    export_model(make_student(), out, formats=("pt2",), images=random_images(2))
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.pt2", "preprocessing.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"made_by": "someone", "sha256": {}}'])

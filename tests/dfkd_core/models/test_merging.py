@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -117,6 +119,38 @@ class Activated(nn.BatchNorm2d):
         return super().forward(images).relu()
 
 
+def old_weight_norm(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(layer)
+
+
+def hooked(module, hook, before=False):
+    module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+    return module
+
+
+class Tapped(nn.Module):
+    """Answers with what a hook has kept of its BatchNorm's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self.norm.register_forward_hook(self.keep)
+
+    def keep(self, module, arguments, output):
+        self.kept = output.mean((2, 3))
+
+    def forward(self, images):
+        self.norm(self.conv(images))
+        return self.head(self.kept)
+
+
+def reading_the_weight(conv, norm, images):
+    """Use a layer's weight without a call of the layer."""
+    return norm(conv(images)) + nn.functional.conv2d(images, conv.weight)
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -128,6 +162,18 @@ class Activated(nn.BatchNorm2d):
         Net(nn.BatchNorm2d(6), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3))),
         Net(nn.GroupNorm(2, 6)),
         Net(nn.BatchNorm2d(6), use=lambda conv, middle, x: middle(input=conv(x))),
+        Net(nn.BatchNorm2d(6), conv=nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 6, 3))),
+        Net(nn.BatchNorm2d(6), conv=old_weight_norm(nn.Conv2d(3, 6, 3))),
+        Net(nn.BatchNorm2d(6), conv=nn.utils.spectral_norm(nn.Conv2d(3, 6, 3))),
+        Net(nn.BatchNorm2d(6), conv=hooked(nn.Conv2d(3, 6, 3), lambda module, arguments, output: 2 * output)),
+        Net(nn.BatchNorm2d(6), conv=hooked(nn.Conv2d(3, 6, 3), lambda module, arguments: (2 * arguments[0],), True)),
+        Net(hooked(nn.BatchNorm2d(6), lambda module, arguments, output: output.relu())),
+        Net(hooked(nn.BatchNorm2d(6), lambda module, arguments: (arguments[0].relu(),), True)),
+        Tapped(),
+        Net(nn.BatchNorm2d(6), use=reading_the_weight),
+        Net(nn.BatchNorm2d(6), use=lambda conv, middle, x: 1e-4 * (middle(y := conv(x)) + y.tanh())),
+        Net(nn.BatchNorm2d(6), use=lambda conv, middle, x: middle(conv(x)) * middle.running_var.sum()),
+        Net(nn.BatchNorm2d(6), use=lambda conv, middle, x: middle(conv(x).relu_())),
     ],
     ids=[
         "not next",
@@ -138,11 +184,41 @@ class Activated(nn.BatchNorm2d):
         "parametrized",
         "group norm",
         "by name",
+        "spectral norm",
+        "old weight norm",
+        "old spectral norm",
+        "hook on the layer",
+        "hook before the layer",
+        "hook on the norm",
+        "hook before the norm",
+        "hook that the network needs",
+        "weight read elsewhere",
+        "small logits",
+        "statistics read elsewhere",
+        "changed in place",
     ],
 )
 def test_what_cannot_be_merged_is_left_alone(network):
     classifier = foreign(network)
     assert merge_batch_norm(classifier) is classifier
+
+
+def test_a_weight_that_two_layers_share_is_merged_into_one_of_them():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.two.weight, self.two.bias = self.one.weight, self.one.bias
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, images):
+            return self.head((self.two(images) + self.norm(self.one(images))).mean((2, 3)))
+
+    classifier = foreign(Tied())
+    merged = merge_batch_norm(classifier)
+    assert not norms(merged)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(merged(images), classifier(images), rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_are_asked_for_give_what_they_did():

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from dfkd_core.errors import TeacherError
-from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, select_output, to_logits
+from dfkd_core.models.outputs import (
+    OutputKind,
+    check_output_kind,
+    find_output_key,
+    find_output_kind,
+    output_doubt,
+    select_output,
+    to_logits,
+)
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 
@@ -24,6 +32,10 @@ class Answer(NamedTuple):
         (LOGITS.relu(), "logits"),
         (LOGITS[:, :1], "binary_logit"),
         (LOGITS[:, 0].sigmoid(), "binary_probability"),
+        (LOGITS.clone().requires_grad_().sigmoid(), "sigmoids"),
+        (LOGITS.clone().requires_grad_().sigmoid().view(2, 3).squeeze(), "sigmoids"),
+        (LOGITS.clone().requires_grad_().tanh().abs(), "logits"),
+        (LOGITS.sigmoid(), "logits"),
     ],
 )
 def test_what_a_network_answers_with_is_told_by_the_numbers(outputs, kind):
@@ -35,6 +47,8 @@ def test_what_a_network_answers_with_is_told_by_the_numbers(outputs, kind):
     [
         (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\) for 2 images; a classifier's is \(images, classes\)"),
         (torch.tensor([1, 2]), "torch.int64, which has no gradient"),
+        (LOGITS.to(torch.complex64), "complex numbers"),
+        (LOGITS / LOGITS.norm(dim=1, keepdim=True), "vectors of length 1 with 3 numbers: an embedding"),
     ],
 )
 def test_what_is_no_classification_is_refused(outputs, message):
@@ -48,6 +62,7 @@ def test_logits_mean_the_same_probabilities_whatever_the_network_answers_with():
         "logits": LOGITS,
         "log_probabilities": LOGITS.log_softmax(1),
         "probabilities": LOGITS.softmax(1),
+        "sigmoids": LOGITS.sigmoid(),
     }
     for kind, outputs in answers.items():
         torch.testing.assert_close(to_logits(outputs, kind).softmax(1), wanted)
@@ -94,3 +109,45 @@ def test_an_answer_that_cannot_be_told_apart_names_the_setting():
         find_output_key({"a": LOGITS, "b": LOGITS})
     with pytest.raises(TeacherError, match=r"mapping with a, in which 'c' is not a tensor"):
         select_output({"a": LOGITS}, "c")
+
+
+def test_outputs_between_0_and_1_are_doubtful():
+    assert "set teacher.source.outputs to sigmoids" in output_doubt(LOGITS.sigmoid(), "logits")
+    assert "belongs to several classes" in output_doubt(LOGITS.sigmoid(), "sigmoids")
+    assert output_doubt(LOGITS, "logits") == ""
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind", "fits"),
+    [
+        (LOGITS, "logits", True),
+        (LOGITS, "log_probabilities", True),
+        (LOGITS, "probabilities", False),
+        (LOGITS, "sigmoids", False),
+        (LOGITS, "binary_logit", False),
+        (LOGITS[:, 0], "binary_logit", True),
+        (LOGITS[:, :1], "binary_probability", False),
+        (LOGITS[:, :1], "logits", False),
+        (LOGITS.sigmoid(), "sigmoids", True),
+        (LOGITS.softmax(1), "probabilities", True),
+    ],
+)
+def test_a_kind_that_is_set_must_be_possible(outputs, kind, fits):
+    if fits:
+        check_output_kind(outputs, kind)
+    else:
+        with pytest.raises(TeacherError, match=rf"teacher\.source\.outputs is {kind}, and the network returns"):
+            check_output_kind(outputs, kind)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_are_float32_unless_autocast_chose_another_precision(precision):
+    assert to_logits(LOGITS.to(precision), "logits").dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert to_logits(LOGITS.bfloat16(), "logits").dtype == torch.bfloat16
+
+
+def test_sigmoids_that_are_saturated_stay_finite():
+    logits = to_logits(torch.tensor([[0.0, 1.0]]), "sigmoids")
+    assert torch.isfinite(logits).all()
+    assert logits[0, 1] > logits[0, 0]

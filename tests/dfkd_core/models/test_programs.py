@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -14,9 +15,10 @@ from torch import nn
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.layers import OUTPUT
-from dfkd_core.models.programs import program_kind
+from dfkd_core.models.programs import load_program, program_files, program_kind
 from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.models.teacher import Teacher
+from dfkd_core.models.weights import read_state
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.teachers.loading import bring_teacher, source_digest
 from dfkd_core.teachers.source import SourceConfig
@@ -115,7 +117,8 @@ def test_the_weights_of_an_onnx_file_may_lie_beside_it(network, tmp_path):
     assert (tmp_path / "net.onnx.data").is_file()
     before = source_digest(SourceConfig(model=str(tmp_path / "net.onnx")))
     save_model(tmp_path / "stored", bring(tmp_path / "net.onnx", tmp_path).classifier)
-    (tmp_path / "net.onnx.data").write_bytes(bytes(1000))
+    numbers = (tmp_path / "net.onnx.data").read_bytes()
+    (tmp_path / "net.onnx.data").write_bytes(bytes(len(numbers)))
     assert source_digest(SourceConfig(model=str(tmp_path / "net.onnx"))) != before
     torch.testing.assert_close(load_model(tmp_path / "stored")(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
 
@@ -297,3 +300,226 @@ def test_a_program_with_the_channels_last_takes_images_like_any_other(tmp_path):
         images = torch.rand(3, 3, 16, 16)
         wanted = head(convolution(images).relu().mean((2, 3)))
         torch.testing.assert_close(load_model(tmp_path / "stored")(images), wanted, rtol=1e-4, atol=1e-4)
+
+
+def of_exported(network, tmp_path, change):
+    """Write a `.pt2` file whose members, or whose program in JSON, are changed."""
+    export(network, tmp_path / "net.pt2")
+    with zipfile.ZipFile(tmp_path / "net.pt2") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    program = json.loads(members["net/models/model.json"])
+    change(members, program)
+    members["net/models/model.json"] = json.dumps(program).encode()
+    with zipfile.ZipFile(tmp_path / "changed.pt2", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return tmp_path / "changed.pt2"
+
+
+def signature(program):
+    entries = program["graph_module"]["module_call_graph"]
+    return next(entry["signature"] for entry in entries if entry.get("signature"))
+
+
+CODE = "__import__('pathlib').Path('executed').touch()"
+
+
+def change_target(members, program):
+    node = program["graph_module"]["graph"]["nodes"][0]
+    node["target"] = "torch.serialization.os.system"
+
+
+def change_to_a_method(members, program):
+    program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.add.__call__"
+
+
+def change_to_a_reader(members, program):
+    program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
+def change_the_name_of_an_input(members, program):
+    program["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"] = f"x={CODE}"
+
+
+def change_the_arguments(members, program):
+    signature(program)["forward_arg_names"] = [f"x={CODE}"]
+
+
+def change_an_address(members, program):
+    spec = program["graph_module"]["signature"]["input_specs"][0]["parameter"]
+    spec["parameter_name"] = f'x"+{CODE}+"'
+
+
+def change_the_structure(members, program):
+    context = json.dumps([{"__enum__": True, "fqn": "enum_that_is_imported:X", "name": "y"}])
+    spec = {"type": "builtins.dict", "context": context, "children_spec": []}
+    signature(program)["in_spec"] = json.dumps([1, spec])
+
+
+def change_the_structure_and_hide_it(members, program):
+    change_the_structure(members, program)
+    signature(program)["in_spec"] = signature(program)["in_spec"].replace("__enum__", "\\u005f_enum__")
+
+
+def change_a_size_to_a_bomb(members, program):
+    program["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": "9**9**9**9**9**9"}}}
+
+
+def add_compiled_code(members, program):
+    members["net/data/aotinductor/model/model.so"] = b"\x7fELF"
+
+
+def add_another_program(members, program):
+    members["net/models/other.json"] = b"{}"
+
+
+def add_a_name_in_capitals(members, program):
+    members["net/MODELS/model.json"] = b"{}"
+
+
+def add_another_folder(members, program):
+    members["other/models/model.json"] = b"{}"
+
+
+def add_a_pickled_constant(members, program):
+    members["net/data/constants/opaque_obj_0"] = b""
+
+
+CHANGES = [value for name, value in list(globals().items()) if name.startswith(("change_", "add_"))]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_part_that_becomes_code_is_refused(network, tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "enum_that_is_imported.py").write_text("open('executed', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = of_exported(network, tmp_path, change)
+    with pytest.raises(TeacherError, match=rf"{path.name} is refused: it"):
+        load_program(path, "pt2")
+    assert not Path("executed").exists()
+
+
+def test_an_exported_program_that_is_packed_again_is_read(network, tmp_path):
+    path = of_exported(network, tmp_path, lambda members, program: None)
+    torch.testing.assert_close(load_program(path, "pt2").network(IMAGES), network(IMAGES))
+
+
+class Writing(torch.nn.Module):
+    def forward(self, images):
+        torch.save(images, "executed")
+        return images.mean((2, 3))
+
+
+def test_a_script_that_writes_or_reads_files_is_refused(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Writing()).save("writing.ts")
+    torch.jit.script(network).save("net.ts")
+    with pytest.raises(TeacherError, match=r"writing\.ts is refused: it calls save, which reads or writes files"):
+        load_program(Path("writing.ts"), "torchscript")
+    rewritten("net.ts", "more.ts", lambda name, content: content)
+    with zipfile.ZipFile("more.ts", "a") as archive:
+        archive.writestr("net/bytecode.pkl", b"")
+    with pytest.raises(TeacherError, match=r"unexpected member 'net/bytecode\.pkl'"):
+        load_program(Path("more.ts"), "torchscript")
+    rewritten("net.ts", "again.ts", lambda name, content: content)
+    torch.testing.assert_close(load_program(Path("again.ts"), "torchscript").network(IMAGES), network(IMAGES))
+
+
+def onnx_of(tmp_path, name="net.onnx", *, location=None, functions=(), **changes):
+    """Write an ONNX file of a flattening and a matrix, whose numbers may be in another file."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((256, 10), np.float32), "weight")
+    if location is not None:
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **changes}.items():
+            weight.external_data.add(key=key, value=str(value))
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"], name="flatten"),
+        helper.make_node(changes.get("kind", "MatMul"), ["flat", "weight"], ["y"], name=changes.get("node", "matmul")),
+    ]
+    shapes: dict[str, list[str | int | None]] = {"x": ["n", 1, 16, 16], "y": ["n", 10]}
+    inputs, outputs = ([helper.make_tensor_value_info(key, TensorProto.FLOAT, shapes[key])] for key in ("x", "y"))
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", inputs, outputs, [weight]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+        functions=list(functions),
+    )
+    path = tmp_path / "model" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_the_weights_of_an_onnx_file_are_within_its_folder(tmp_path):
+    numbers = torch.ones(256, 10).numpy().tobytes()
+    path = onnx_of(tmp_path)
+    inside = path.parent
+    (tmp_path / "outside").write_bytes(numbers)
+    (inside / "numbers").write_bytes(bytes(100) + numbers)
+    (inside / "link").symlink_to(inside / "numbers")
+    (inside / "link_out").symlink_to(tmp_path / "outside")
+    (inside / "zero").symlink_to("/dev/zero")
+    os.mkfifo(inside / "pipe")
+    for location in ("numbers", "link", "./numbers"):
+        path = onnx_of(tmp_path, location=location, offset=100, length=len(numbers))
+        torch.testing.assert_close(
+            load_program(path, "onnx").network(torch.ones(3, 1, 16, 16)), torch.full((3, 10), 256.0)
+        )
+        assert program_files(path) == [path, (inside / "numbers").resolve()]
+    for changes, message in (
+        ({"location": "../outside"}, "not a path within its folder"),
+        ({"location": str(tmp_path / "outside")}, "not a path within its folder"),
+        ({"location": ""}, "not a path within its folder"),
+        ({"location": "link_out"}, "a link to another folder"),
+        ({"location": "zero"}, "a link to another folder"),
+        ({"location": "pipe"}, "no regular file"),
+        ({"location": "."}, "no regular file"),
+        ({"location": "nowhere"}, "missing"),
+        ({"location": "numbers", "offset": 10**12}, "fewer than the file says"),
+        ({"location": "numbers", "offset": -1}, "fewer than the file says"),
+        ({"location": "numbers", "offset": "x"}, "fewer than the file says"),
+        ({"location": "numbers", "length": 10**12}, "fewer than the file says"),
+        ({"location": "numbers", "length": 8}, "8 bytes in numbers and 10,240 by their shape"),
+    ):
+        path = onnx_of(tmp_path, **changes)
+        with pytest.raises(TeacherError, match=message):
+            load_program(path, "onnx")
+
+
+def test_the_names_of_an_onnx_file_become_no_code(tmp_path, monkeypatch):
+    from onnx import helper
+
+    monkeypatch.chdir(tmp_path)
+    payload = 'x", None) or getattr(__import__("pathlib"), "Path")("executed") or getattr(self, "matmul'
+    for name in (payload, "a\\", "a\nb"):
+        with pytest.raises(TeacherError, match="is no name of an operation"):
+            load_program(onnx_of(tmp_path, node=name), "onnx")
+    parts = (["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 17)])
+    for name in ("Flatten", "MatMul"):
+        with pytest.raises(TeacherError, match=f"onnx2torch cannot convert: its own {name}"):
+            load_program(onnx_of(tmp_path, functions=[helper.make_function("", name, *parts)]), "onnx")
+    with pytest.raises(TeacherError, match="onnx2torch cannot convert"):
+        load_program(onnx_of(tmp_path, kind="Foreign"), "onnx")
+    assert load_program(onnx_of(tmp_path, node="a/b.c[0]:d e"), "onnx").network(IMAGES).shape == (5, 10)
+
+
+def test_weights_in_an_archive_of_two_meanings_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    assert read_state(tmp_path / "w.pth").state["a"].tolist() == [1, 1]
+    for name, changed in (
+        ("before", b"#!/bin/sh\n" + content),
+        ("after", content + b"more"),
+        ("two", content + content),
+    ):
+        (tmp_path / f"{name}.pth").write_bytes(changed)
+        with pytest.raises(TeacherError, match=f"{name}.pth is not a complete file of torch.save: th"):
+            read_state(tmp_path / f"{name}.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
+        archive.writestr("w/code/more.py", b"")
+    with pytest.raises(TeacherError, match=r"unexpected member 'w/code/more\.py'"):
+        read_state(tmp_path / "w.pth")

@@ -132,6 +132,14 @@ def test_an_obvious_renaming_is_proposed(old, new, rules):
     assert fits(Net(), rename(wrapped, renaming_for(Net(), wrapped)))
 
 
+def test_parts_of_a_framework_around_a_plain_network_are_removed():
+    plain = nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3), "fc": nn.Linear(2, 3)})
+    state = {("head." if name.startswith("fc") else "backbone.") + name: t for name, t in plain.state_dict().items()}
+    rules = {"^backbone.": "", "^head.": ""}
+    assert renaming_for(plain, state) == rules
+    assert state_faults(plain, fit_weights(plain, rename(state, rules)).state) == []
+
+
 def test_nothing_is_proposed_for_another_network():
     other = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).state_dict()
     assert renaming_for(Net(), other) == {}

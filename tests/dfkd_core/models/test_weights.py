@@ -53,6 +53,8 @@ def prefixed(prefix, state=STATE):
         {"state_dict": STATE, "hyper_parameters": argparse.Namespace(lr=0.1), "rng_state": torch.zeros(4)},
         {"checkpoint": {"trainer": {"model": STATE}}, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
         {"epoch": torch.tensor(3), "model": STATE},
+        {"optimal_weights": STATE, "epoch": 3},
+        {"optimizer": {"ema": prefixed("x.")}, "mine": STATE},
         {"model": prefixed("module."), "model_ema": {"module": STATE}},
         {"params_ema": STATE, "metrics": {"accuracy": torch.tensor(0.5)}},
         {"model": network()},

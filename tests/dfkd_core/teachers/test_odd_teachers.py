@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.storage import load_model
@@ -68,6 +69,7 @@ def test_the_first_kernel_does_not_decide_the_channels(odd, tmp_path, name, chan
         ("Small", {"outputs": "binary_logit"}, r"outputs is binary_logit, and the network returns shape \(16, 10\)"),
         ("OneLogit", {"outputs": "logits"}, r"outputs is logits, and the network returns shape \(16, 1\)"),
         ("OneLogit", {"num_classes": 3}, r"\(1,\) for \(3,\)"),
+        ("Small", {"image_size": 10**9}, r"Images of 1x1000000000x1000000000 have more than 16,777,216 numbers"),
     ],
 )
 def test_a_setting_is_not_overruled(odd, tmp_path, name, settings, message):
@@ -258,6 +260,13 @@ def test_a_layer_that_a_pass_does_not_call_is_refused_when_the_teacher_is_loaded
         bring_module(odd.Bypassed(), SourceConfig(in_channels=1, image_size=16), layer=layer)
 
 
+@pytest.mark.parametrize("how", [weight_norm, spectral_norm])
+def test_a_head_whose_weight_is_computed_is_modelled_at_its_input(odd, how):
+    network = odd.Small()
+    network.conv, network.fc = how(network.conv), how(network.fc)
+    assert bring_module(network, SourceConfig(in_channels=1, image_size=16)).classifier.card.layer == "fc:input"
+
+
 def test_other_precisions_become_float32(odd, tmp_path):
     network = odd.in_double().eval()
     brought = bring_module(network, SourceConfig(in_channels=1, image_size=16))
@@ -298,6 +307,7 @@ def test_sources_that_are_none_are_one_sentence(tmp_path):
         (str(tmp_path / "empty.pt"), r"empty\.pt is not a complete file"),
         (str(tmp_path / "w.safetensors"), "holds weights and no network"),
         ("timm:no_such_net", "no_such_net"),
+        ("odd_nets:never_built", "cannot be built.*no patches"),
         ("", r"teacher\.source\.model is empty"),
     ):
         with pytest.raises((ConfigError, TeacherError), match=message):
@@ -319,6 +329,7 @@ SOURCE: Any = SourceConfig
         (lambda: MODULE(nn.Flatten(), layer=3), "layer must be the address of a layer"),
         (lambda: TEACHER("lenet5", scratch=Path()), "config must be a SourceConfig, got 'lenet5'"),
         (lambda: TEACHER(SOURCE(model="lenet5"), scratch=Path(), image_size_hint=-1), "image_size_hint"),
+        (lambda: TEACHER(SOURCE(model="lenet5"), scratch=None), "scratch must be the path of a folder, got None"),
         (lambda: SOURCE(model=Path("net.pt")), r"model must be text, got (Posix|Windows)Path"),
         (lambda: SOURCE(in_channels="3"), "in_channels must be a whole number, got '3'"),
         (lambda: SOURCE(image_size=8.0), r"image_size must be a whole number, got 8\.0"),

@@ -1,10 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from dfkd_core.errors import ConfigError, TransferSetError
 from dfkd_core.transfer_set.manifest import MANIFEST_NAME, verify_transfer_set, write_manifest
+from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from dfkd_core.transfer_set.target import check_target, replacing_set
 
@@ -71,12 +73,42 @@ def test_a_failure__leaves_the_earlier_set_and_no_new_folder(tmp_path):
 def test_the_remains_of_a_killed_command__are_no_obstacle_and_are_deleted(tmp_path):
     with replacing_set(tmp_path / "set") as staged:
         store(staged)
-        remains = staged.name
+        # No process has this number.
+        remains = staged.name.replace(str(os.getpid()), "999999999")
     (tmp_path / "killed" / remains).mkdir(parents=True)
     (tmp_path / "killed" / remains / shard_name(0)).write_text("half")
     check_target(tmp_path / "killed")
     replace(tmp_path / "killed")
     assert names(tmp_path / "killed") == [MANIFEST_NAME, shard_name(0)]
+
+
+@pytest.mark.parametrize("num_moves", range(4))
+@pytest.mark.parametrize("earlier", [0, 3])
+def test_a_set_whose_files_were_only_partly_moved__is_finished(tmp_path, monkeypatch, num_moves, earlier):
+    if earlier:
+        store(tmp_path, num_shards=earlier, value=9)
+    replace_file = Path.replace
+    moved: list[Path] = []
+
+    def stop(path, target):
+        if Path(target).parent == tmp_path and path.parent != tmp_path:
+            if len(moved) == num_moves:
+                raise KeyboardInterrupt
+            moved.append(path)
+        return replace_file(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        # As the manifest is moved last, all are moved with the third.
+        if num_moves < 3:
+            with pytest.raises(KeyboardInterrupt):
+                replace(tmp_path, num_shards=2)
+        else:
+            replace(tmp_path, num_shards=2)
+    check_target(tmp_path)
+    assert names(tmp_path) == [MANIFEST_NAME, shard_name(0), shard_name(1)]
+    assert not TransferSet(tmp_path).images[:].any()
+    assert verify_transfer_set(tmp_path).num_images == 8
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dfkd_core.evaluation.metrics import confusion_matrix
 from dfkd_core.export.forms import read_pt2
 from dfkd_core.export.run import probe_images
 from dfkd_core.models.classifier import ModelCard, build_classifier
-from dfkd_core.models.storage import save_model
+from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from flows.cli import app
@@ -84,9 +84,30 @@ def test_int8__of_other_classes_is_not_scored(project: Path) -> None:
     assert json.loads(Path("exported/export.json").read_text())["student_accuracy"] is None
 
 
+def test_int8__that_agrees_too_little_leaves_the_other_forms_and_ends_with_exit_code_1(project: Path) -> None:
+    store_student(STUDENT)
+    student = load_model(STUDENT)
+    with torch.no_grad():
+        # A mean of zero for each logit: close decisions, some of which rounding changes.
+        student.network.get_parameter("fc2.bias").sub_(student(probe_images((1, 32, 32)) / 255).mean(0))
+    save_model(STUDENT, student)
+    store_transfer_set(TRANSFER_SET)
+    result = call("--out", "exported", "--int8", "--format", "pt2", "--min-agreement", "1")
+    made = json.loads(Path("exported/export.json").read_text())
+    assert result.exit_code == 1, result.output
+    assert "model_int8.pt2 predicts the student's class for" in result.output
+    assert [form["file"] for form in made["forms"]] == ["model.pt2"]
+    assert [failure["file"] for failure in made["failures"]] == ["model_int8.pt2"]
+    assert Path("exported/model.pt2").is_file()
+    assert not Path("exported/model_int8.pt2").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["--format", "tflite"], 2, "No format 'tflite'. Formats: safetensors, pt2, onnx"),
+        (["--min-agreement", "nan"], 2, "--min-agreement must be from 0 to 1, got nan"),
+        (["--min-agreement", "90"], 2, "--min-agreement must be from 0 to 1, got 90.0"),
         (["--student", "mine", "--int8"], 2, "--int8 needs images to calibrate on. Give the student's: --transfer-set"),
         (["--int8"], 1, "No transfer set in artifacts/transfer_set"),
         (["--transfer-set", "small"], 1, "have shape (1, 8, 8) and the student takes (1, 32, 32)"),
