@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.data.datasets import NO_DATA
@@ -55,7 +56,7 @@ def publish(params: Params) -> Publication:
 
 def _publish(params: Params, experiment: str, results: str) -> Publication:
     tags = _lineage(results)
-    metrics = flatten(read_metrics())
+    metrics = _figures(read_metrics())
     run_id, model_uri = find_run(results) or log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
     version = register_student(run_id, model_uri, name, tags)
@@ -63,6 +64,11 @@ def _publish(params: Params, experiment: str, results: str) -> Publication:
     made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
     set_alias(made)
     return made
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers in metrics.json by dotted name."""
+    return {name: float(value) for name, value in flatten(metrics).items() if isinstance(value, int | float)}
 
 
 def _decide(version: str, metrics: Mapping[str, float], champion: Champion | None, rules: RegistryConfig) -> Promotion:

@@ -65,7 +65,7 @@ def read_metrics() -> dict[str, Any]:
     Raises:
         DfkdError: It does not exist yet, or is damaged.
     """
-    found: dict[str, Any] = read_result(METRICS, dict[str, int | float | dict[str, int | float]])
+    found = read_result(METRICS, dict[str, Any])
     lacking = list(_lacking(found))
     if lacking:
         raise DfkdError(f"{METRICS} is damaged: it has no {', '.join(lacking)}. Make it again with: dfkd run")
@@ -82,7 +82,12 @@ def _lacking(metrics: Mapping[str, Any]) -> Iterator[str]:
         needed["student"] += joint
     for section, names in needed.items():
         found = metrics.get(section)
-        yield from (f"{section}.{name}" for name in names if not isinstance(found, Mapping) or name not in found)
+        figures = found if isinstance(found, Mapping) else {}
+        yield from (f"number {section}.{name}" for name in names if not _is_number(figures.get(name)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_latency() -> dict[str, dict[str, float]]:

@@ -79,10 +79,10 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
         ("", "Invalid JSON"),
         ('{"teacher": {', "Invalid JSON"),
         ("[]", "should be an object"),
-        ("{}", "it has no teacher.num_parameters, "),
-        ('{"teacher": {}, "student": 3}', "it has no teacher.num_parameters, "),
-        (json.dumps({**GOOD, "teacher": {**SCORES, "ece": "low"}}), "teacher"),
-        (json.dumps({**GOOD, "proxy": {"agreement": 1, "kl": 0}}), "it has no proxy.num_classes, proxy.largest_class"),
+        ("{}", "it has no number teacher.num_parameters, "),
+        ('{"teacher": {}, "student": 3}', "it has no number teacher.num_parameters, "),
+        (json.dumps({**GOOD, "teacher": {**SCORES, "ece": "low"}}), "it has no number teacher.ece."),
+        (json.dumps({**GOOD, "proxy": {"agreement": 1, "kl": True}}), "it has no number proxy.kl, number proxy.num_cl"),
     ],
 )
 def test_read_metrics__of_a_damaged_file_is_a_sentence(content: str, fault: str) -> None:
