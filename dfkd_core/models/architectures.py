@@ -3,7 +3,8 @@
     lenet5, lenet5@0.5              built in, see `dfkd_core.models.built_in`
     torchvision:resnet18            torchvision.models.get_model
     timm:vit_tiny_patch16_224       timm.create_model, with the extra dfkd[timm]
-        my_package.models:make_net      called with the given arguments and the parameters of the shape that it takes
+    my_package.models:make_net      called with the given arguments and the parameters of the shape that it takes
+    torchvision:resnet18@0.5        any of these with half the channels, see `dfkd_core.models.thinning`
 
 The name alone builds the architecture with weights drawn from the global generator; trained weights are loaded later.
 """
@@ -24,8 +25,10 @@ from torch import nn
 from dfkd_core.errors import ConfigError
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
+from dfkd_core.models.calls import NotThinnableError
+from dfkd_core.models.thinning import make_thinner
 
-__all__ = ["TIMM", "TORCHVISION", "architecture_fault", "build_architecture", "factory_module"]
+__all__ = ["TIMM", "TORCHVISION", "architecture_fault", "build_architecture", "factory_module", "split_width"]
 
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
@@ -39,14 +42,19 @@ _SHAPE_NAMES = {
 
 def architecture_fault(name: str) -> str | None:
     """Return the fault in the form of a name, None if it is well formed; nothing is imported."""
-    if is_built_in(name) or (name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]):
+    if is_built_in(name):
+        return None
+    name, multiple = split_width(name)
+    if not 0 < multiple <= 1:
+        return f"the width multiple of {name!r} must be a number above 0 and up to 1, as in {name}@0.5"
+    if name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]:
         return None
     module, separator, function = name.partition(":")
     if separator and module and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return None
     return (
-        f"no network {name!r}: it must be one of {', '.join(network_names())} (also thinner, as lenet5@0.5), "
-        "torchvision:NAME, timm:NAME or package.module:factory"
+        f"no network {name!r}: it must be one of {', '.join(network_names())}, torchvision:NAME, timm:NAME or "
+        "package.module:factory (each also thinner, as lenet5@0.5)"
     )
 
 
@@ -73,6 +81,16 @@ def build_architecture(
         return build_built_in(name, **shape)
     if fault := architecture_fault(name):
         raise ConfigError(fault[0].upper() + fault[1:])
+    base, multiple = split_width(name)
+    if base != name:
+        network = build_architecture(base, **shape, arguments=given)
+        try:
+            return make_thinner(network, multiple, (in_channels, image_size, image_size))
+        except NotThinnableError as error:
+            raise ConfigError(
+                f"{base} cannot be made thinner: {error}. Choose another network, or an argument of its function that "
+                "sets the widths"
+            ) from error
     try:
         if name.startswith(TORCHVISION):
             network = _build_torchvision(name.removeprefix(TORCHVISION), shape, given)
@@ -96,6 +114,15 @@ def build_architecture(
     if not isinstance(network, nn.Module):
         raise ConfigError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
     return network
+
+
+def split_width(name: str) -> tuple[str, float]:
+    """Return a name without its width multiple, and the multiple; 1 for a name that ends with none."""
+    base, _, number = name.rpartition("@")
+    try:
+        return base, float(number)
+    except ValueError:
+        return name, 1.0
 
 
 def _build_torchvision(name: str, shape: Mapping[str, int], given: dict[str, Any]) -> nn.Module:
@@ -149,7 +176,7 @@ def factory(name: str) -> Any:
     Raises:
         ConfigError: The module or the function does not exist.
     """
-    module, _, function = name.partition(":")
+    module, _, function = split_width(name)[0].partition(":")
     try:
         found = getattr(factory_module(module), function)
     except AttributeError:

@@ -42,12 +42,14 @@ def publish(params: Params) -> Publication:
 def _publish_new(params: Params, experiment: str, results: str) -> Publication:
     tags = _lineage(results)
     metrics = flatten(json.loads(METRICS.read_text(encoding="utf-8")))
+    notes = metrics.pop("notes", [])
     run_id, model_uri = log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
     champion = champion_metrics(name)
     version = register_student(run_id, model_uri, name, {**tags, "dfkd.run_id": run_id})
     promotion = decide_promotion(metrics, champion, params.registry)
-    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
+    reason = ". ".join([promotion.reason, *notes])
+    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=reason)
     set_alias(made)
     return made
 

@@ -10,7 +10,7 @@ from dfkd_core.common.digests import write_json
 from dfkd_core.training.loop import EpochRecord
 from tasks.records.tables import write_csv
 
-__all__ = ["read_start", "write_history", "write_start"]
+__all__ = ["read_notes", "read_start", "write_history", "write_start"]
 
 _START_FILE = "start.json"
 
@@ -24,11 +24,17 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     write_csv(path, ["epoch", "loss", "learning_rate", *terms], rows)
 
 
-def write_start(folder: Path, start: str) -> None:
-    """Write into a student's folder whether its first weights were `random` or `pruned`."""
-    write_json(folder / _START_FILE, {"start": start})
+def write_start(folder: Path, start: str, notes: Sequence[str]) -> None:
+    """Write into a student's folder whether its first weights were `random` or `pruned`, and notes on its training."""
+    write_json(folder / _START_FILE, {"start": start} | ({"notes": list(notes)} if notes else {}))
 
 
 def read_start(folder: Path) -> str:
     """Return the kind of first weights that `write_start` wrote."""
     return str(json.loads((folder / _START_FILE).read_text(encoding="utf-8"))["start"])
+
+
+def read_notes(folder: Path) -> list[str]:
+    """Return the notes that `write_start` wrote; none for a folder without them."""
+    path = folder / _START_FILE
+    return list(json.loads(path.read_text(encoding="utf-8")).get("notes", [])) if path.is_file() else []
