@@ -24,6 +24,7 @@ from dfkd_core.common.pixels import quantise
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.students import build_student
 from dfkd_core.errors import DfkdError
+from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import half_as_wide
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.teachers.loading import bring_teacher
@@ -32,6 +33,7 @@ from dfkd_core.teachers.source import SourceConfig
 
 NUM_CLASSES = 10
 NUM_IMAGES = 60
+NUM_PASSES = 20
 MOST_WEIGHTS = 500_000
 # Above the length of any useful reason.
 SHOWN = 160
@@ -155,10 +157,19 @@ def _row(architecture: Architecture) -> dict[str, str]:
 
 
 def _loaded(architecture: Architecture, scratch: Path) -> Subject:
-    source = SourceConfig(
-        model=architecture.name, in_channels=architecture.in_channels, image_size=architecture.image_size,
-        num_classes=NUM_CLASSES, arguments=architecture.arguments,
-    )  # fmt: skip
+    shape = {
+        "in_channels": architecture.in_channels,
+        "image_size": architecture.image_size,
+        "num_classes": NUM_CLASSES,
+    }
+    network = build_architecture(architecture.name, **shape, arguments=architecture.arguments).train()
+    # With the statistics of a new BatchNorm, some deep networks answer all images alike.
+    for number in range(NUM_PASSES):
+        with torch.no_grad():
+            network(probe_images((architecture.in_channels, *(architecture.image_size,) * 2), 16 + number))
+    weights = scratch / f"{len(list(scratch.iterdir()))}.pth"
+    torch.save(network.state_dict(), weights)
+    source = SourceConfig(model=architecture.name, weights=str(weights), **shape, arguments=architecture.arguments)
     brought = bring_teacher(source, scratch=scratch, image_size_hint=architecture.image_size)
     return Subject(architecture=architecture, teacher=Teacher(brought.classifier), scratch=scratch)
 
