@@ -157,20 +157,22 @@ def _row(architecture: Architecture) -> dict[str, str]:
 
 
 def _loaded(architecture: Architecture, scratch: Path) -> Subject:
-    shape = {
-        "in_channels": architecture.in_channels,
-        "image_size": architecture.image_size,
-        "num_classes": NUM_CLASSES,
-    }
-    network = build_architecture(architecture.name, **shape, arguments=architecture.arguments).train()
+    channels, size = architecture.in_channels, architecture.image_size
+    network = build_architecture(
+        architecture.name, in_channels=channels, image_size=size, num_classes=NUM_CLASSES,
+        arguments=architecture.arguments,
+    ).train()  # fmt: skip
     # With the statistics of a new BatchNorm, some deep networks answer all images alike.
     for number in range(NUM_PASSES):
         with torch.no_grad():
-            network(probe_images((architecture.in_channels, *(architecture.image_size,) * 2), 16 + number))
+            network(probe_images((channels, size, size), 16 + number))
     weights = scratch / f"{len(list(scratch.iterdir()))}.pth"
     torch.save(network.state_dict(), weights)
-    source = SourceConfig(model=architecture.name, weights=str(weights), **shape, arguments=architecture.arguments)
-    brought = bring_teacher(source, scratch=scratch, image_size_hint=architecture.image_size)
+    source = SourceConfig(
+        model=architecture.name, weights=str(weights), in_channels=channels, image_size=size, num_classes=NUM_CLASSES,
+        arguments=architecture.arguments,
+    )  # fmt: skip
+    brought = bring_teacher(source, scratch=scratch, image_size_hint=size)
     return Subject(architecture=architecture, teacher=Teacher(brought.classifier), scratch=scratch)
 
 

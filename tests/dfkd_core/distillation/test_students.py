@@ -12,6 +12,7 @@ from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
 from dfkd_core.distillation.students import check_student, student_card
 from dfkd_core.errors import ConfigError
+from dfkd_core.models.built_in import half_as_wide
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.models.teacher import Teacher
@@ -108,8 +109,7 @@ def test_check_student__changes_no_global_state() -> None:
     [
         ("lenet5", "lenet5_half"),
         ("lenet5_bn", "lenet5_half_bn"),
-        ("resnet18_quarter", "resnet18_quarter@0.5"),
-        ("resnet18@0.25", "resnet18@0.125"),
+        ("resnet18@0.03", "resnet18@0.015"),
         ("students_zoo:Plain", "students_zoo:Plain@0.5"),
     ],
 )
@@ -123,6 +123,19 @@ def test_the_default_student__is_the_teachers_network_with_half_the_widths(netwo
     assert (result.student.card.network, result.start, result.notes) == (student, "pruned", ())
     sizes = [sum(weight.numel() for weight in net.parameters()) for net in (result.student, teacher.network)]
     assert sizes[0] < 0.8 * sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("network", "half"),
+    [
+        ("resnet18", "resnet18_half"),
+        ("resnet18_quarter", "resnet18_quarter@0.5"),
+        ("lenet5@0.5", "lenet5@0.25"),
+        ("my_nets:make", "my_nets:make@0.5"),
+    ],
+)
+def test_half_as_wide__has_the_papers_name_or_a_width_multiple(network: str, half: str) -> None:
+    assert half_as_wide(network) == half
 
 
 def test_the_default_student__keeps_the_arguments_of_the_teacher() -> None:
