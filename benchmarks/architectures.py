@@ -26,6 +26,7 @@ from dfkd_core.distillation.students import build_student
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import half_as_wide
+from dfkd_core.models.classifier import build_classifier
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.preflight import probe_images
@@ -98,8 +99,10 @@ def thinner_start(subject: Subject) -> str:
     size = sum(weight.numel() for weight in teacher.network.parameters())
     if size > MOST_WEIGHTS:
         multiple = max(0.125, (MOST_WEIGHTS / size) ** 0.5)
-        thinner = dataclasses.replace(subject.architecture, name=f"{subject.architecture.name}@{multiple:.3g}")
-        teacher = _loaded(thinner, subject.scratch).teacher
+        card = dataclasses.replace(teacher.card, network=f"{teacher.card.network}@{multiple:.3g}", layer="")
+        classifier = build_classifier(card, seed=0)
+        _settle(classifier, teacher.card.image_shape)
+        teacher = Teacher(classifier)
     card = teacher.card
     config = DistillationConfig(student=half_as_wide(card.network), student_arguments=card.arguments)
     images = quantise(probe_images(card.image_shape, NUM_IMAGES))
@@ -161,11 +164,8 @@ def _loaded(architecture: Architecture, scratch: Path) -> Subject:
     network = build_architecture(
         architecture.name, in_channels=channels, image_size=size, num_classes=NUM_CLASSES,
         arguments=architecture.arguments,
-    ).train()  # fmt: skip
-    # With the statistics of a new BatchNorm, some deep networks answer all images alike.
-    for number in range(NUM_PASSES):
-        with torch.no_grad():
-            network(probe_images((channels, size, size), 16 + number))
+    )  # fmt: skip
+    _settle(network, (channels, size, size))
     weights = scratch / f"{len(list(scratch.iterdir()))}.pth"
     torch.save(network.state_dict(), weights)
     source = SourceConfig(
@@ -174,6 +174,15 @@ def _loaded(architecture: Architecture, scratch: Path) -> Subject:
     )  # fmt: skip
     brought = bring_teacher(source, scratch=scratch, image_size_hint=size)
     return Subject(architecture=architecture, teacher=Teacher(brought.classifier), scratch=scratch)
+
+
+@torch.no_grad()
+def _settle(network: torch.nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Give BatchNorm statistics: with those of a new one, some deep networks answer all images alike."""
+    network.train()
+    for number in range(NUM_PASSES):
+        network(probe_images(image_shape, 16 + number))
+    network.eval()
 
 
 def _short(reason: str) -> str:
