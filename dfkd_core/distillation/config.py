@@ -13,7 +13,10 @@ from dfkd_core.models.architectures import architecture_fault, argument_fault
 from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
 from dfkd_core.training.augmentation import AugmentationConfig
 
-__all__ = ["DistillationConfig"]
+__all__ = ["AUTO", "DistillationConfig"]
+
+AUTO = "auto"
+"""Name of the student that fits the teacher at hand."""
 
 
 @config_section
@@ -27,9 +30,10 @@ class DistillationConfig:
         ('labels', True)
     """
 
-    student: str = "lenet5_half"
-    """The student's network: built in (also with a width multiple, as `lenet5@0.5`), `torchvision:NAME`, `timm:NAME` or
-    `package.module:factory`."""
+    student: str = AUTO
+    """The student's network: built in, `torchvision:NAME`, `timm:NAME` or `package.module:factory`, each also with a
+    width multiple, as `lenet5@0.5`. `auto` is the teacher's network with half the widths, or resnet18_quarter if that
+    cannot be made."""
     student_sha256: str = ""
     """Digest of the file that defines the student; `dfkd run` writes it, so that a change of the file is noticed."""
     student_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +82,7 @@ class DistillationConfig:
 
     def faults(self) -> Iterator[str]:
         """Yield the faults that the range checks of single fields miss."""
-        if fault := architecture_fault(self.student):
+        if self.student != AUTO and (fault := architecture_fault(self.student)):
             yield f"student: {fault}"
         if fault := argument_fault(self.student, self.student_arguments):
             yield f"student_arguments: {fault}"

@@ -9,6 +9,7 @@ n images, c channels, h height, w width, d units of a layer, k classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfkd_core.common.least_squares import fit_linear
-from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.pixels import grey_images, load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_seed
 from dfkd_core.models.access import Inspectable
 from dfkd_core.models.classifier import Classifier, output_shape
-from dfkd_core.models.layers import forward_with_outputs, parse_layer
+from dfkd_core.models.layers import OUTPUT, forward_with_outputs, parse_layer, recorded
 from dfkd_core.models.passes import joined
 
 __all__ = ["FeatureMatcher", "normalised_mse"]
@@ -30,6 +31,8 @@ __all__ = ["FeatureMatcher", "normalised_mse"]
 # Outputs whose variance is below this share of their mean square are the same for all images, up to rounding.
 _CONSTANT = 1e-12
 _MAX_FITTED_IMAGES = 1000
+# Passes in which a layer that is skipped at random is likely to be called.
+_NUM_PASSES = 4
 
 
 class FeatureMatcher(nn.Module):
@@ -51,13 +54,19 @@ class FeatureMatcher(nn.Module):
         """
         super().__init__()
         modelled = teacher.card.layer
-        own = modelled if _has_layer(student, modelled) else student.card.layer
-        shared = _shared_paths(teacher, student, without=modelled)
+        in_both = _steps_in_both(teacher, student, without=modelled)
+        own_layers = [layer for layer in (modelled, student.card.layer, OUTPUT) if _has_layer(student, layer)]
+        shapes = _shapes_in_training(student, [*in_both, *own_layers])
+        own = next(layer for layer in own_layers if shapes[layer])
+        wide_shapes = {path: teacher.output_shape(path) for path in in_both}
+        shared = [path for path in in_both if wide_shapes[path] and wide_shapes[path] == shapes[path]]
         self.teacher_paths: tuple[str, ...] = (modelled, *shared)
         """Addresses of the teacher's layers, the modelled layer first."""
         self.student_paths: tuple[str, ...] = (own, *shared)
         """Addresses of the student's layers, in the same order."""
-        wide, narrow = teacher.output_shape(modelled), output_shape(student, own)
+        self.unread: tuple[str, ...] = tuple(path for path in in_both if not (wide_shapes[path] and shapes[path]))
+        """Layers of both networks that are left out, since one of the networks does not call them."""
+        wide, narrow = teacher.output_shape(modelled), shapes[own]
         self._by_unit = wide != narrow
         self.projection: nn.Linear | None = _projection(narrow[0], wide[0], seed) if narrow[0] != wide[0] else None
         """Learned map from the student's units of the modelled layer to the teacher's; None for equal numbers."""
@@ -88,19 +97,24 @@ class FeatureMatcher(nn.Module):
         self.projection.weight.copy_(weights)
         self.projection.bias.copy_(bias)
 
-    def forward(self, student_outputs: Sequence[Tensor], teacher_outputs: Sequence[Tensor]) -> Tensor:
+    def forward(self, student_outputs: Sequence[Tensor | None], teacher_outputs: Sequence[Tensor]) -> Tensor:
         """Return the mean over the layers of `normalised_mse`.
 
         Args:
-            student_outputs: Outputs of the layers at `student_paths`, [n, d, ...] each.
+            student_outputs: Outputs of the layers at `student_paths`, [n, d, ...] each; None for a layer that this pass
+                skipped, which then does not count.
             teacher_outputs: Outputs of the layers at `teacher_paths`, [n, d, ...] each.
         """
-        student, teacher = [o.float() for o in student_outputs], [o.float() for o in teacher_outputs]
-        if self._by_unit:
-            student[0], teacher[0] = _unit_means(student[0]), _unit_means(teacher[0])
-        if self.projection is not None:
-            student[0] = self.projection(student[0])
-        return torch.stack([normalised_mse(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+        pairs = enumerate(zip(student_outputs, teacher_outputs, strict=True))
+        terms = [self._term(own.float(), wanted.float(), place) for place, (own, wanted) in pairs if own is not None]
+        return torch.stack(terms).mean() if terms else torch.zeros((), device=teacher_outputs[0].device)
+
+    def _term(self, own: Tensor, wanted: Tensor, place: int) -> Tensor:
+        if place == 0 and self._by_unit:
+            own, wanted = _unit_means(own), _unit_means(wanted)
+        if place == 0 and self.projection is not None:
+            own = self.projection(own)
+        return normalised_mse(own, wanted)
 
 
 def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -123,11 +137,34 @@ def _has_layer(classifier: Classifier, address: str) -> bool:
     return not path or path in dict(classifier.network.named_modules())
 
 
-def _shared_paths(teacher: Inspectable, student: Classifier, *, without: str) -> list[str]:
+def _steps_in_both(teacher: Inspectable, student: Classifier, *, without: str) -> list[str]:
     own = _weighted_steps(student.network)
-    in_both = [path for path in _weighted_steps(teacher.network) if path in own and path != without]
-    shapes = {path: (teacher.output_shape(path), output_shape(student, path)) for path in in_both}
-    return [path for path, (wide, narrow) in shapes.items() if wide and wide == narrow]
+    return [path for path in _weighted_steps(teacher.network) if path in own and path != without]
+
+
+def _shapes_in_training(student: Classifier, addresses: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the value at each address for one image; empty if it is not the same in both modes.
+
+    A layer may be skipped in training, always or at random. The student is not changed.
+    """
+    shapes = {address: output_shape(student, address) for address in addresses}
+    found: dict[str, tuple[int, ...]] = {}
+    # In training mode, BatchNorm would update its statistics.
+    trial = copy.deepcopy(student).train()
+    images = grey_images(2, student.card.image_shape, student.mean.device)
+    devices = [student.mean.device] if student.mean.is_cuda else []
+    readable = [address for address, shape in shapes.items() if shape]
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        for _ in range(_NUM_PASSES):
+            with recorded(trial, readable) as values:
+                trial(images)
+            found |= {address: _shape(value) for address, value in values.items()}
+    return {address: shape if found.get(address) == shape else () for address, shape in shapes.items()}
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
 
 
 def _weighted_steps(network: nn.Module) -> list[str]:

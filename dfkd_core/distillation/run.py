@@ -6,6 +6,7 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +20,7 @@ from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.steps import DistillationStep, check_memory, step_cost
-from dfkd_core.distillation.students import Start, build_student
+from dfkd_core.distillation.students import Start, UntrainedStudent, build_student, drawn_student, student_card
 from dfkd_core.errors import DistillationError, TransferSetError
 from dfkd_core.models.access import Inspectable, Labeller, require_access
 from dfkd_core.models.classifier import Classifier
@@ -55,6 +56,8 @@ class DistillationResult:
     """One record per epoch, including those before a resumption."""
     start: Start
     """The kind of the first weights."""
+    notes: tuple[str, ...]
+    """Why the student is no copy of its teacher if it was to be one, and which layers could not be compared."""
 
 
 def distill(
@@ -161,21 +164,23 @@ def distill_images(
         >>> images = torch.randint(0, 256, (16, *card.image_shape), dtype=torch.uint8)
         >>> config = DistillationConfig(student="lenet5@0.5", epochs=2)
         >>> result = distill_images(teacher, images, teacher.label(images / 255), config, seed=0)
-        >>> result.start, len(result.history), result.student.card.network
-        ('pruned', 2, 'lenet5@0.5')
+        >>> result.start, len(result.history), result.student.card.network, result.notes
+        ('pruned', 2, 'lenet5@0.5', ())
     """
     _check_inputs(teacher, images, teacher_logits)
     require_access(teacher, config.needs, by="The distillation", remedy=_LESS_ACCESS)
     device = torch.device(compute.device)
     cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=compute.prefetch)
-    check_memory(cost, config, num_images=len(images), memory=teacher.memory)
+    network = student_card(teacher.card, config).network
+    check_memory(cost, config, network=network, num_images=len(images), memory=teacher.memory)
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
     found = read_checkpoint(checkpoint, key) if checkpoint else None
-    student, start = build_student(teacher, images, config, seed=seed, is_resumed=found is not None)
+    untrained = _resumed(found, teacher, config, seed) if found else build_student(teacher, images, config, seed=seed)
+    student, start = untrained.classifier, untrained.start
     step = DistillationStep(teacher, student.to(device), images, teacher_logits, config, seed=seed, device=device)
     if step.matcher and start == "pruned" and found is None:
         step.matcher.fit_map(cast(Inspectable, teacher), student, images)
-    trainee = _Trainee(student, step.matcher, config, start)
+    trainee = _Trainee(untrained, step.matcher, config)
     step.merge_teacher()
     history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
@@ -193,7 +198,22 @@ def distill_images(
         if checkpoint and (record.epoch % config.checkpoint_every_epochs == 0 or record.epoch == config.epochs):
             save_checkpoint(checkpoint, key, Checkpoint(parts=trainee.parts(), history=history))
         _report(on_progress, history, config.epochs)
-    return DistillationResult(student=trainee.result(), history=tuple(history), start=start)
+    notes = (*_start_notes(untrained), *step.notes)
+    return DistillationResult(student=trainee.result(), history=tuple(history), start=start, notes=notes)
+
+
+def _start_notes(untrained: UntrainedStudent) -> Iterator[str]:
+    if untrained.reason:
+        yield (
+            f"The student started from random weights, not as a thinner copy of the teacher: {untrained.reason}. "
+            "distillation.start: pruned makes this an error, and random does not try"
+        )
+
+
+def _resumed(found: Checkpoint, teacher: Labeller, config: DistillationConfig, seed: int) -> UntrainedStudent:
+    """Return the student, whose weights the checkpoint will replace, and how it had started."""
+    start, _, reason = bytes(found.parts["start"]["text"].tolist()).decode().partition(" ")
+    return UntrainedStudent(drawn_student(teacher.card, config, seed=seed), cast(Start, start), reason)
 
 
 def _schedule(config: DistillationConfig, num_images: int) -> Schedule:
@@ -208,14 +228,13 @@ def _schedule(config: DistillationConfig, num_images: int) -> Schedule:
 class _Trainee:
     """The student, the other modules that are trained with it, and their optimizer."""
 
-    def __init__(
-        self, student: Classifier, matcher: FeatureMatcher | None, config: DistillationConfig, start: Start
-    ) -> None:
-        self._student = student
+    def __init__(self, untrained: UntrainedStudent, matcher: FeatureMatcher | None, config: DistillationConfig) -> None:
+        self._student = student = untrained.classifier
+        self._start = f"{untrained.start} {untrained.reason}"
         self._parts = {"network": student.network} | ({"matcher": matcher} if matcher else {})
         parts = [student] if matcher is None else [student, matcher]
         # The BatchNorm statistics of random weights are not worth keeping.
-        keeps_statistics = start == "pruned" and _has_batch_norm(student)
+        keeps_statistics = untrained.start == "pruned" and _has_batch_norm(student)
         self.trained = _KeepingStatistics(parts) if keeps_statistics else nn.ModuleList(parts)
         learning_rate = config.learning_rate
         if keeps_statistics:
@@ -225,7 +244,8 @@ class _Trainee:
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint by part."""
         modules = {name: module.state_dict() for name, module in self._parts.items()}
-        return modules | {"optimizer": optimizer_tensors(self.optimizer)}
+        start = torch.tensor(list(self._start.encode()), dtype=torch.uint8)
+        return modules | {"optimizer": optimizer_tensors(self.optimizer), "start": {"text": start}}
 
     def resume(self, checkpoint: Checkpoint) -> list[EpochRecord]:
         """Load a checkpoint; return the history so far."""

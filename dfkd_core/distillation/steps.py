@@ -21,11 +21,11 @@ from dfkd_core.distillation.disagreement import seek_disagreement
 from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.mixing import mix
 from dfkd_core.distillation.soft_labels import distillation_loss
-from dfkd_core.distillation.students import student_card
+from dfkd_core.distillation.students import drawn_student
 from dfkd_core.errors import DistillationError
 from dfkd_core.models.access import Differentiable, Inspectable, Labeller, has_access
-from dfkd_core.models.classifier import Classifier, build_classifier
-from dfkd_core.models.layers import forward_with_outputs
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.layers import recorded
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.training.augmentation import augment
 
@@ -79,6 +79,16 @@ class DistillationStep:
         if config.feature_weight:
             self.matcher = FeatureMatcher(cast(Inspectable, teacher), student, seed=seed).to(device)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Layers of both networks that are not compared since one of them does not call them, as a sentence."""
+        unread = self.matcher.unread if self.matcher else ()
+        return (
+            (f"Hidden layers not compared, since one of the networks does not call them: {', '.join(unread)}",)
+            if unread
+            else ()
+        )
+
     def merge_teacher(self) -> None:
         """Merge the teacher's BatchNorm into the preceding layers to save time, if its layers are accessible."""
         if has_access(self._teacher, "layers"):
@@ -99,10 +109,12 @@ class DistillationStep:
         """Return the named terms of the loss, scalars whose sum is the loss."""
         batch = self._with_disputed(batch)
         paths = self.matcher.student_paths if self.matcher else ()
-        with autocast_on_gpu(batch.images.device):
-            logits, outputs = forward_with_outputs(self._student, paths, batch.images)
+        with autocast_on_gpu(batch.images.device), recorded(self._student, paths) as values:
+            logits = self._student(batch.images)
         found = {"kl": distillation_loss(logits.float(), batch.logits, temperature=self._config.temperature)}
         if self.matcher:
+            # A layer can be skipped in a pass, as with stochastic depth.
+            outputs = [values.get(path) for path in paths]
             found["features"] = self._config.feature_weight * self.matcher(outputs, batch.outputs)
         return found
 
@@ -136,12 +148,13 @@ class DistillationStep:
         )
 
 
-def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int, memory: int) -> None:
+def check_memory(cost: PassCost, config: DistillationConfig, *, network: str, num_images: int, memory: int) -> None:
     """Check that a batch fits into memory. It cannot be split: BatchNorm and the loss need the whole batch.
 
     Args:
         cost: Memory of a step, from `step_cost`.
         config: How to train.
+        network: Name of the student's network.
         num_images: Number of images in the transfer set.
         memory: Available bytes.
 
@@ -154,7 +167,7 @@ def check_memory(cost: PassCost, config: DistillationConfig, *, num_images: int,
     fitting = cost.most_images(WHOLE_SHARE * memory)
     remedy = f"Set distillation.batch_size: {fitting}" if fitting > 1 else "Not even 2 fit: choose a smaller student"
     raise DistillationError(
-        f"A step of {config.student} on {count} images takes about {gibibytes(cost.of(count))}, but only "
+        f"A step of {network} on {count} images takes about {gibibytes(cost.of(count))}, but only "
         f"{gibibytes(WHOLE_SHARE * memory)} of the available {gibibytes(memory)} may be used. {remedy}, free memory or "
         "raise execution.memory_gib"
     )
@@ -173,7 +186,7 @@ def step_cost(
     """Measure the memory of a step, including the batches loaded ahead, on a temporary student."""
     # Images changed to make the networks disagree are processed in parts.
     config = dataclasses.replace(config, disagreement=dataclasses.replace(config.disagreement, share=0.0))
-    student = build_classifier(student_card(teacher.card, config), seed=seed).to(device).train()
+    student = drawn_student(teacher.card, config, seed=seed).to(device).train()
     step = DistillationStep(teacher, student, images, teacher_logits, config, seed=seed, device=device)
     # The first image several times, since the set may have fewer images.
     batches = {n: step.load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}

@@ -5,6 +5,7 @@
     timm:vit_tiny_patch16_224       timm.create_model, with the extra dfkd[timm]
     my_package.models:make_net      see `dfkd_core.models.factories`; called with the given arguments and the parameters
                                     of the shape that it takes
+    torchvision:resnet18@0.5        any of these with half the channels, see `dfkd_core.models.thinning`
 
 The name alone builds the architecture with weights drawn from the global generator; trained weights are loaded later.
 """
@@ -23,8 +24,10 @@ from torch import nn
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
-from dfkd_core.models.factories import FORMS, factory, nearest_factory, split_factory
+from dfkd_core.models.calls import NotThinnableError
+from dfkd_core.models.factories import FORMS, factory, nearest_factory, split_factory, split_width
 from dfkd_core.models.lazy_layers import initialised
+from dfkd_core.models.thinning import make_thinner
 
 __all__ = [
     "TIMM",
@@ -55,7 +58,12 @@ _SHAPE_NAMES = {
 
 def architecture_fault(name: str) -> str | None:
     """Return the fault in the form of a name, None if it is well formed; nothing is imported."""
-    if is_built_in(name) or (name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]):
+    if is_built_in(name):
+        return None
+    name, multiple = split_width(name)
+    if not 0 < multiple <= 1:
+        return f"the width multiple of {name!r} must be a number above 0 and up to 1, as in {name}@0.5"
+    if name.startswith((TORCHVISION, TIMM)) and name.partition(":")[2]:
         return None
     if split_factory(name):
         return None
@@ -63,17 +71,20 @@ def architecture_fault(name: str) -> str | None:
     meant = f"; did you mean {near}" if near else ""
     place = ", with its arguments in teacher.source.arguments or distillation.student_arguments" if "(" in name else ""
     return (
-        f"no network {name!r}{meant}{place}{'?' if near else ':'} it must be one of {', '.join(network_names())} (also "
-        f"thinner, as lenet5@0.5), torchvision:NAME, timm:NAME, {FORMS}"
+        f"no network {name!r}{meant}{place}{'?' if near else ':'} it must be one of {', '.join(network_names())}, "
+        f"torchvision:NAME, timm:NAME, {FORMS} (each also thinner, as lenet5@0.5)"
     )
 
 
 def is_plain_name(name: str) -> bool:
     """Return whether a name can only mean a network whose code is in dfkd, torchvision or timm, without their files."""
+    if is_built_in(name):
+        return True
+    name, _ = split_width(name)
     if name.startswith(TORCHVISION):
         return name.removeprefix(TORCHVISION) in _classifiers()
     # timm loads names such as hf-hub:OWNER/NAME and local-dir:FOLDER from elsewhere.
-    return is_built_in(name) or (name.startswith(TIMM) and bool(_PLAIN.fullmatch(name.removeprefix(TIMM))))
+    return name.startswith(TIMM) and bool(_PLAIN.fullmatch(name.removeprefix(TIMM)))
 
 
 def argument_fault(name: str, arguments: Mapping[str, Any]) -> str | None:
@@ -112,6 +123,16 @@ def build_architecture(
         return build_built_in(name, **shape)
     if fault := architecture_fault(name):
         raise ConfigError(fault[0].upper() + fault[1:])
+    base, multiple = split_width(name)
+    if base != name:
+        network = build_architecture(base, **shape, arguments=given)
+        try:
+            return make_thinner(network, multiple, (in_channels, image_size, image_size))
+        except NotThinnableError as error:
+            raise ConfigError(
+                f"{base} cannot be made thinner: {error}. Choose another network, or an argument of its function that "
+                "sets the widths"
+            ) from error
     try:
         if name.startswith(TORCHVISION):
             network = _build_torchvision(name.removeprefix(TORCHVISION), shape, given)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from dfkd_core.errors import ConfigError
 
-__all__ = ["build_network", "default_layer", "is_built_in", "network_names"]
+__all__ = ["build_network", "default_layer", "half_as_wide", "is_built_in", "network_names"]
 
 _MAX_MULTIPLE = 64.0
 
@@ -47,6 +47,19 @@ def default_layer(name: str) -> str:
     """
     entry, _ = _find(name)
     return entry.layer
+
+
+def half_as_wide(name: str) -> str:
+    """Return the name of the same network with half the widths; the name that papers use if there is one.
+
+    Args:
+        name: A built-in network, or any other with or without a width multiple, as `torchvision:resnet18`.
+    """
+    base, _, number = name.partition("@")
+    if not number:
+        papers = {thinner: alias for alias, thinner in _THINNER.items()}
+        return papers.get((base, 0.5), f"{base}@0.5")
+    return f"{base}@{float(number) / 2:g}"
 
 
 def build_network(name: str, *, in_channels: int, image_size: int, num_classes: int) -> nn.Module:

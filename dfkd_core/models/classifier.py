@@ -21,7 +21,7 @@ from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import default_layer, is_built_in
 from dfkd_core.models.layers import find_modelled_layer, forward_with_outputs
-from dfkd_core.models.outputs import OutputKind, select_output, to_logits
+from dfkd_core.models.outputs import OutputKind, find_output_key, select_output, to_logits
 
 __all__ = [
     "Classifier",
@@ -131,8 +131,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
-        output = select_output(self.network(self.normalise(images)), self.card.output_key)
-        return to_logits(output, self.card.outputs)
+        answer = self.network(self.normalise(images))
+        # In training, some networks return the outputs of auxiliary heads too.
+        key = self.card.output_key or (find_output_key(answer) if self.training else "")
+        return to_logits(select_output(answer, key), self.card.outputs)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return the network's input for images [n, c, h, w] in [0, 1]."""

@@ -38,6 +38,7 @@ __all__ = [
     "module_file",
     "nearest_factory",
     "split_factory",
+    "split_width",
 ]
 
 FORMS = "package.module:factory or package.module:Class.method"
@@ -47,16 +48,26 @@ _FILE_ENDINGS = "bin ckpt npz onnx pkl pt pt2 pth py safetensors torchscript ts 
 _ANNOTATE = "Annotate a function with `-> torch.nn.Module`, or name a class derived from torch.nn.Module"
 
 
+def split_width(name: str) -> tuple[str, float]:
+    """Return a name without its width multiple, and the multiple; 1 for a name that ends with none."""
+    base, _, number = name.rpartition("@")
+    try:
+        return base, float(number)
+    except ValueError:
+        return name, 1.0
+
+
 def split_factory(name: str) -> tuple[str, str] | None:
     """Return the module and the name in it of a factory; None if the name has not the form of one.
 
-    Without a colon, the last dot counts as one if the part before it is a module. Nothing is imported.
+    A width multiple is left out. Without a colon, the last dot counts as one if the part before it is a module. Nothing is imported.
 
     Example:
         >>> from dfkd_core.models.factories import split_factory
         >>> split_factory("my_nets:Net.small"), split_factory("torch.nn.Flatten"), split_factory("lenet5")
         (('my_nets', 'Net.small'), ('torch.nn', 'Flatten'), None)
     """
+    name, _ = split_width(name)
     module, separator, path = name.partition(":")
     if not separator:
         module, separator, path = name.rpartition(".")

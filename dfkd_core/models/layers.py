@@ -175,6 +175,11 @@ def forward_with_outputs(
     """
     with recorded(classifier, addresses) as found:
         logits = classifier(images)
+    if missing := [address for address in addresses if address not in found]:
+        raise TeacherError(
+            f"Layer {missing[0]!r} is not called in the network's forward pass, so its value cannot be read. Choose "
+            "another teacher.layer; see them with: dfkd layers"
+        )
     return logits, [found[address] for address in addresses]
 
 

@@ -13,6 +13,7 @@ from dfkd_core.models.architectures import (
     TORCHVISION,
     import_timm,
 )
+from dfkd_core.models.factories import split_width
 from dfkd_core.teachers.source import SourceConfig
 
 __all__ = ["PublishedWeights", "find_published", "usual_normalisation"]
@@ -84,6 +85,7 @@ def find_published(config: SourceConfig) -> PublishedWeights | None:
 
 def usual_normalisation(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
     """Return mean and standard deviation of the training of the package's own weights; None for other networks."""
+    name, _ = split_width(name)
     if name.startswith(TORCHVISION):
         from dfkd_core.common.vision import models
 

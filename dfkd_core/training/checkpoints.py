@@ -25,7 +25,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # The rest of a checkpoint is JSON under one metadata key: safetensors writes several keys in a random order.
 HEADER = "checkpoint"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -114,7 +114,7 @@ def run_epochs(
         batches = torch.randperm(schedule.num_images, generator=generator).tensor_split(schedule.steps_per_epoch)
         loaded = prefetched((step.load(positions, generator) for positions in batches), prefetch)
         rows = []
-        with closing(loaded):
+        with closing(loaded), single_values_normalised(trained):
             for done, batch in enumerate(loaded, start=(epoch - 1) * schedule.steps_per_epoch):
                 terms = _take_step(optimizer, batch, step, schedule.factor(done))
                 rows.append(torch.stack([term.detach() for term in terms.values()]))
@@ -138,6 +138,30 @@ def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "peak": learning_rate},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+@contextmanager
+def single_values_normalised(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm use its stored moments while the block runs if a batch has one value per channel.
+
+    Such a batch has no variance, and torch refuses it in training mode. It occurs if the last batch is a single image.
+    """
+    alone: set[nn.Module] = set()
+
+    def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if module.training and given and given[0].dim() > 1 and given[0].numel() == given[0].shape[1]:
+            alone.add(module.eval())
+
+    def after(module: nn.Module, given: object, output: object) -> None:
+        if module in alone:
+            alone.remove(module.train())
+
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    with ExitStack() as stack:
+        for norm in norms:
+            stack.callback(norm.register_forward_pre_hook(before).remove)
+            stack.callback(norm.register_forward_hook(after).remove)
+        yield
 
 
 def _take_step(optimizer: torch.optim.Optimizer, batch: Batch, step: Step[Batch], factor: float) -> dict[str, Tensor]:

@@ -148,6 +148,8 @@ def _data(config: DataConfig) -> Finding:
 
 def check_networks(params: Params) -> Iterator[Finding]:
     """Yield whether teacher and student can be found."""
+    from dfkd_core.distillation.config import AUTO
+
     source = params.teacher.source
     if source.model:
         yield _network("teacher", source.model, "dfkd run --teacher SOURCE")
@@ -156,7 +158,11 @@ def check_networks(params: Params) -> Iterator[Finding]:
     else:
         assert params.training_data
         yield ok("teacher", f"{params.teacher.network}, trained on {params.training_data.dataset}")
-    yield _network("student", params.distillation.student, "dfkd run --student SOURCE")
+    student = params.distillation.student
+    if student == AUTO:
+        yield ok("student", "auto: the teacher's network with half the widths")
+    else:
+        yield _network("student", student, "dfkd run --student SOURCE")
 
 
 def _network(area: str, name: str, change: str) -> Finding:

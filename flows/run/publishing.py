@@ -56,12 +56,14 @@ def publish(params: Params) -> Publication:
 
 def _publish(params: Params, experiment: str, results: str) -> Publication:
     tags = _lineage(results)
-    metrics = _figures(read_metrics())
+    found = read_metrics()
+    metrics = _figures(found)
     run_id, model_uri = find_run(results) or log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
     version = register_student(run_id, model_uri, name, tags)
     promotion = _decide(version, metrics, champion_metrics(name), params.registry)
-    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=promotion.reason)
+    reason = ". ".join([promotion.reason, *found.get("notes", [])])
+    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=reason)
     set_alias(made)
     return made
 

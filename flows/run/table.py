@@ -130,7 +130,8 @@ def render(params: Params) -> str:
     rows = list(_rows(metrics, params))
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
-    return "\n".join(["", *lines, "", *_seconds(), "", *_pointers(), ""])
+    notes = [f"Note: {note}" for note in metrics.get("notes", [])]
+    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(), "", *_pointers(), ""])
 
 
 def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:

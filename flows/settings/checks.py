@@ -8,8 +8,7 @@ from pathlib import Path
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.digests import json_digest, write_json
 from dfkd_core.data.datasets import DataConfig, dataset_spec, ensure_dataset, is_built_in, open_dataset
-from dfkd_core.distillation.pruning import check_thinner
-from dfkd_core.distillation.students import check_student, student_card
+from dfkd_core.distillation.students import check_start, check_student
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.built_in import default_layer
@@ -144,4 +143,4 @@ def _check_networks(classifier: Classifier, params: Params) -> None:
     quick = dataclasses.replace(params.statistics, spread="sigma", num_probes=2)
     build_synthesizer(params.synthesis, teacher, estimate_statistics(teacher, quick, seed=params.seed))
     if student.start == "pruned":
-        check_thinner(classifier.network, build_classifier(student_card(teacher.card, student), seed=0).network)
+        check_start(teacher, student)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prefect import flow
 
+from dfkd_core.models.storage import read_card
+from flows.session.display import say
 from flows.settings.params import Params
 from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from tasks.caching.workspace import (
@@ -16,7 +18,7 @@ from tasks.caching.workspace import (
     reference,
     work_folder,
 )
-from tasks.records.history import read_start
+from tasks.records.history import read_notes, read_start
 from tasks.stages.distillation import make_student
 
 __all__ = ["distill"]
@@ -45,4 +47,6 @@ def distill(params: Params) -> str:
     )
     place_folder(work / "out" / "model", STUDENT)
     place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
-    return f"{params.distillation.student} from a {read_start(STUDENT)} start, last loss {result.numbers['loss']:.4f}"
+    for note in read_notes(STUDENT):
+        say(f"  {note}")
+    return f"{read_card(STUDENT).network} from a {read_start(STUDENT)} start, last loss {result.numbers['loss']:.4f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd_core.common.digests import write_json
@@ -11,7 +11,7 @@ from dfkd_core.training.loop import EpochRecord
 from tasks.caching.stored import read_result
 from tasks.records.tables import write_csv
 
-__all__ = ["read_start", "write_history", "write_start"]
+__all__ = ["read_notes", "read_start", "write_history", "write_start"]
 
 _START_FILE = "start.json"
 
@@ -19,6 +19,7 @@ _START_FILE = "start.json"
 @dataclass(frozen=True, slots=True)
 class _Start:
     start: str
+    notes: list[str] = field(default_factory=list)
 
 
 def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
@@ -30,9 +31,9 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     write_csv(path, ["epoch", "loss", "learning_rate", *terms], rows)
 
 
-def write_start(folder: Path, start: str) -> None:
-    """Write into a student's folder whether its first weights were `random` or `pruned`."""
-    write_json(folder / _START_FILE, _Start(start))
+def write_start(folder: Path, start: str, notes: Sequence[str]) -> None:
+    """Write into a student's folder whether its first weights were `random` or `pruned`, and notes on its training."""
+    write_json(folder / _START_FILE, {"start": start} | ({"notes": list(notes)} if notes else {}))
 
 
 def read_start(folder: Path) -> str:
@@ -42,3 +43,12 @@ def read_start(folder: Path) -> str:
         DfkdError: The file is missing or damaged.
     """
     return read_result(folder / _START_FILE, _Start).start
+
+
+def read_notes(folder: Path) -> list[str]:
+    """Return the notes that `write_start` wrote; none for a folder without its file.
+
+    Raises:
+        DfkdError: The file is damaged.
+    """
+    return read_result(path, _Start).notes if (path := folder / _START_FILE).is_file() else []

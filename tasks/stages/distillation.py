@@ -52,6 +52,6 @@ def make_student(
         )
     out = clear_folder(Path(folder))
     save_model(out / "model", result.student)
-    write_start(out / "model", result.start)
+    write_start(out / "model", result.start, result.notes)
     write_history(out / "epochs.csv", result.history)
     return reference(out, {"loss": result.history[-1].loss})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -21,6 +22,7 @@ from dfkd_core.models.teacher import load_teacher
 from tasks.caching.policy import cached
 from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import Artifact, clear_folder, reference
+from tasks.records.history import read_notes
 from tasks.records.progress import report
 from tasks.records.tables import write_confusion_picture, write_csv
 from tasks.records.timing import timed
@@ -61,9 +63,11 @@ def make_evaluation(
         out = clear_folder(Path(folder))
         (out / "notes.txt").write_text("; ".join(images.notes if images else ()), encoding="utf-8")
         _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
-    metrics = {**found.to_metrics(), "num_images": found.num_images}
+    metrics: dict[str, Any] = {**found.to_metrics(), "num_images": found.num_images}
     if images and images.order == "by name":
         metrics["labels_ordered_by_name"] = 1
+    if notes := read_notes(Path(student.path)):
+        metrics["notes"] = notes
     write_json(out / "metrics.json", metrics)
     return reference(out, found.to_metrics()["proxy" if found.proxy else "student"])
 

@@ -25,6 +25,7 @@ from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
 from dfkd_core.transfer_set.manifest import verify_transfer_set
 from tasks.caching.workspace import Artifact, is_intact, reference
+from tasks.records.history import read_notes, read_start
 from tasks.records.tables import write_confusion_picture
 from tasks.stages.distillation import make_student
 from tasks.stages.evaluation import make_evaluation, measure_models
@@ -121,6 +122,22 @@ def test_make_student__learns_from_the_set_of_its_teacher_only(teacher: Artifact
     save_model(Path("other"), build_classifier(CARD, seed=1))
     with pytest.raises(TransferSetError, match="another teacher"):
         make_student.fn(reference(Path("other")), transfer_set, config, **settings)
+
+
+def test_a_student_that_is_no_copy__has_the_reason_in_its_folder_and_in_the_metrics(
+    teacher: Artifact, transfer_set: Artifact
+) -> None:
+    config = DistillationConfig(student="resnet18@0.03", epochs=1)
+    make_student.fn(teacher, transfer_set, config, seed=0, folder="student", checkpoint="c", compute=CPU)
+    student = Path("student/model")
+    (note,) = read_notes(student)
+    assert read_start(student) == "random"
+    assert "the student has no conv2" in note
+    assert "distillation.start: pruned" in note
+    without = DataConfig(dataset="none")
+    few = EvaluationConfig(num_held_out_images=30)
+    make_evaluation.fn(teacher, reference(student), without, few, folder="out", compute=CPU)
+    assert json.loads(Path("out/metrics.json").read_text())["notes"] == [note]
 
 
 def test_make_evaluation__writes_figures_and_tables(teacher: Artifact) -> None:

@@ -143,7 +143,7 @@ def test_a_finished_checkpoint_is_returned_at_once_and_holds_no_pickle(tmp_path)
     assert (again.history, model_digest(again.student)) == (first.history, model_digest(first.student))
     assert path.read_bytes() == before
     assert [item.name for item in path.parent.iterdir()] == [path.name]
-    assert {name.partition(".")[0] for name in load_file(path)} == {"network", "optimizer"}
+    assert {name.partition(".")[0] for name in load_file(path)} == {"network", "optimizer", "start"}
     with safe_open(path, framework="pt") as file:
         assert len(json.loads(file.metadata()["checkpoint"])["history"]) == 4
 

@@ -14,10 +14,14 @@ from flows.settings.params import Params
 
 def test_a_pruned_start_that_is_none_is_found_before_anything_runs():
     with pytest.raises(ConfigError, match=r"the student has no bn1;.*set distillation\.start: random"):
-        Params(teacher=TeacherConfig(network="resnet18"), distillation=DistillationConfig(start="pruned"))
+        Params(
+            teacher=TeacherConfig(network="resnet18"),
+            distillation=DistillationConfig(student="lenet5_half", start="pruned"),
+        )
     allowed: list[dict[str, Any]] = [
         {"start": "random"},
         {"start": "auto"},
+        {"start": "pruned"},
         {"student": "resnet18_half", "start": "pruned"},
     ]
     for settings in allowed:
