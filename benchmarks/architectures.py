@@ -1,6 +1,6 @@
 """What works with public architectures, as a Markdown table: one row per network, one column per capability.
 
-    python benchmarks/architectures.py                     # all; a few minutes on one thread
+    python benchmarks/architectures.py                     # all; about half an hour on one thread
     python benchmarks/architectures.py resnet mobilenet    # those whose names contain one of these words
 
 Weights are random and images are drawn, since neither decides what works. A cell is `yes` or a number, which refers to
@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from architecture_exports import EXPORT_COLUMNS
 
 from dfkd_core.common.pixels import quantise
 from dfkd_core.distillation.config import DistillationConfig
@@ -109,7 +110,7 @@ def thinner_start(subject: Subject) -> str:
     return build_student(teacher, images, config, seed=0).reason
 
 
-COLUMNS: Mapping[str, Callable[[Subject], str]] = {"thinner start": thinner_start}
+COLUMNS: Mapping[str, Callable[[Subject], str]] = {"thinner start": thinner_start, **EXPORT_COLUMNS}
 """Column of the table after "loaded", and the check that returns the reason of a "no", or an empty text for "yes".
 A `DfkdError` counts as a "no" with its message."""
 

@@ -60,7 +60,8 @@ def split_width(name: str) -> tuple[str, float]:
 def split_factory(name: str) -> tuple[str, str] | None:
     """Return the module and the name in it of a factory; None if the name has not the form of one.
 
-    A width multiple is left out. Without a colon, the last dot counts as one if the part before it is a module. Nothing is imported.
+    A width multiple is left out. Without a colon, the last dot counts as one if the part before it is a module. Nothing
+    is imported.
 
     Example:
         >>> from dfkd_core.models.factories import split_factory
