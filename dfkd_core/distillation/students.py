@@ -27,7 +27,7 @@ from dfkd_core.models.built_in import build_network, half_as_wide
 from dfkd_core.models.calls import NotThinnableError
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe, in_memory_format
 from dfkd_core.models.layers import OUTPUT
-from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, select_output
+from dfkd_core.models.outputs import OutputKind, find_output_key, find_output_kind, is_from_sigmoid, select_output
 from dfkd_core.models.storage import save_model
 from dfkd_core.training.loop import build_optimizer
 
@@ -42,9 +42,6 @@ _NUM_PROBES = 4
 # Small networks that take images of any number of channels, largest first.
 _BUILT_IN = ("lenet5_half", "alexnet_half", "resnet18_quarter")
 _FALLBACK = "resnet18_quarter"
-# Names of steps in a graph of gradients.
-_SIGMOIDS = ("Sigmoid", "Hardsigmoid")
-_RESHAPES = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
 
 
 def student_card(teacher: ModelCard, config: DistillationConfig) -> ModelCard:
@@ -105,21 +102,8 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
         student.train(is_training)
     if output.dim() == 1 or output.shape[1:] == (1,):
         # Drawn weights alone do not show whether one number is a logit or a probability.
-        kind = "binary_probability" if _is_sigmoid(output) else "binary_logit"
-    elif kind == "logits" and _is_sigmoid(output):
-        raise ConfigError(
-            f"The student {name} ends with a sigmoid for each class; it must return logits. Remove the sigmoid from "
-            "its forward"
-        )
+        kind = "binary_probability" if is_from_sigmoid(output) else "binary_logit"
     return key, kind
-
-
-def _is_sigmoid(output: Tensor) -> bool:
-    """Return whether an output, apart from its shape, comes from a sigmoid, by its graph of gradients."""
-    step = output.grad_fn
-    while step is not None and step.name().startswith(_RESHAPES):
-        step = step.next_functions[0][0]
-    return step is not None and step.name().startswith(_SIGMOIDS)
 
 
 def _default_network(teacher: ModelCard) -> tuple[str, str]:

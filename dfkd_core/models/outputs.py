@@ -20,6 +20,7 @@ __all__ = [
     "check_output_kind",
     "find_output_key",
     "find_output_kind",
+    "is_from_sigmoid",
     "output_doubt",
     "select_output",
     "to_logits",
@@ -96,7 +97,7 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
             f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "
             "return logits or probabilities"
         )
-    is_from_sigmoid, outputs = _is_from_sigmoid(outputs), outputs.detach()
+    ends_with_sigmoid, outputs = is_from_sigmoid(outputs), outputs.detach()
     if outputs.dim() == 1 or (outputs.dim() == 2 and outputs.shape[1] == 1):
         is_share = bool(((outputs >= 0) & (outputs <= 1)).all())
         return "binary_probability" if is_share else "binary_logit"
@@ -111,7 +112,7 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
     log_sums = outputs.double().exp().sum(1)
     if (outputs <= 0).all() and ((log_sums - 1).abs() < _SUM_TOLERANCE).all():
         return "log_probabilities"
-    if is_from_sigmoid:
+    if ends_with_sigmoid:
         return "sigmoids"
     lengths = outputs.double().norm(dim=1)
     if len(outputs) > 1 and ((lengths - 1).abs() < _LENGTH_TOLERANCE).all():
@@ -166,7 +167,7 @@ def _are_shares(outputs: Tensor) -> bool:
     return bool(((outputs >= 0) & (outputs <= 1 + _SUM_TOLERANCE)).all())
 
 
-def _is_from_sigmoid(outputs: Tensor) -> bool:
+def is_from_sigmoid(outputs: Tensor) -> bool:
     """Return whether a sigmoid was the last operation that changed the numbers."""
     node = outputs.grad_fn
     while node is not None and _RESHAPING.fullmatch(node.name().partition("Backward")[0].lstrip("_")):

@@ -378,5 +378,5 @@ def test_place__faults_of_the_store_and_of_dvc_have_their_commands(project: Path
     found = {finding.area: finding for finding in check_place(load_params())}
     assert found["mlflow"].verdict is found["dvc"].verdict is Verdict.FAULT
     assert found["mlflow"].text == "mlflow.db is damaged: file is not a database"
-    assert found["mlflow"].command.endswith("mv mlflow.db mlflow.db.old")
+    assert found["mlflow"].command.endswith("mv mlflow.db mlflow.db.old; dfkd run")
     assert found["dvc"].command == "Correct it, or restore it with: git checkout dvc.yaml"

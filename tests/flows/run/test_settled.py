@@ -86,7 +86,7 @@ EXTERNAL = ["--teacher", "mine"]
         ([*EXTERNAL, "--set", "data.dataset=file:twelve.npz"], 1, "go up to 11, but the teacher has 10 classes"),
         (["--set", "teacher.dataset=digits", "--set", "data.dataset=folder:nowhere"], 1, "No folder nowhere"),
         (["--set", "teacher.dataset=digits", "--set", "data.dataset=file:twelve.npz"], 1, "go up to 11"),
-        (["--teacher", "gone.pt2"], 2, "no network 'gone.pt2'"),
+        (["--teacher", "gone.pt2"], 2, "There is no file or folder gone.pt2"),
         (["--teacher", "own_students:fitting", "--weights", "gone.pt"], 1, "gone.pt"),
         (["--set", "execution.device=cuda:99"], 2, "execution.device is 'cuda:99'"),
         ([*BUILT_IN, "--set", "synthesis.method=inversion"], 1, "inversion method reads BatchNorm statistics"),

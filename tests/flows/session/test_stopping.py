@@ -13,8 +13,10 @@ import pytest
 from tasks.caching.code import ROOT
 
 # A command with one process below it, which ends after Ctrl-C or lives on.
+# The tests may have been started with nohup.
 COMMAND = """
 import signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from flows.session.stopping import stoppable
 {before}
 with stoppable("Continue with: dfkd run") as stop:
