@@ -89,7 +89,9 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
     """Return the key and the kind of a student's output."""
     name, is_training = student.card.network, student.training
     try:
-        answer = student.eval().network(student.normalise(_probes(teacher)))
+        # Only the graph of gradients distinguishes sigmoids from logits.
+        with torch.enable_grad():
+            answer = student.eval().network(student.normalise(_probes(teacher)))
         key = find_output_key(answer)
         output = select_output(answer, key)
         kind = find_output_kind(output)

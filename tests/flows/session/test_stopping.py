@@ -43,10 +43,18 @@ def start(*, before: str = "", below: str = BELOW, work: str = "time.sleep(60)")
 
 
 def has_ended(pid: int) -> bool:
+    """Return whether a process ends within a few seconds."""
+    deadline = time.monotonic() + 5
+    while _lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not _lives(pid)
+
+
+def _lives(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return False
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
