@@ -165,7 +165,19 @@ def test_a_method_that_prepares_something__through_the_whole_synthesis(code: Pat
     store_teacher(code)
     changes = ("method=toy", "num_images=50", "images_per_shard=25", "methods.toy.level=0.125")
     options = [option for change in changes for option in ("--set", f"synthesis.{change}")]
-    run(code, "-m", "flows.cli", "synthesize", "--teacher", "teacher", "--out", "set", *options)
+    run(
+        code,
+        "-m",
+        "flows.cli",
+        "synthesize",
+        "--teacher",
+        "teacher",
+        "--out",
+        "set",
+        *options,
+        "--set",
+        "execution.task_runner=threads",
+    )
     assert verify_transfer_set(code / "set").method == "toy"
     images = TransferSet(code / "set").images
     # Twice the level of the settings: the state came from `prepare`, once for both shards.

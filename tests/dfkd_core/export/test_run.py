@@ -53,7 +53,13 @@ def digests(folder):
 
 
 @pytest.mark.parametrize(
-    ("network", "channels"), [("lenet5", 1), ("lenet5_bn", 3), ("resnet18_eighth", 1), ("resnet18_eighth", 3)]
+    ("network", "channels"),
+    [
+        ("lenet5", 1),
+        ("lenet5_bn", 3),
+        pytest.param("resnet18_eighth", 1, marks=pytest.mark.slow),
+        ("resnet18_eighth", 3),
+    ],
 )
 def test_every_form_answers_as_the_student_for_any_batch(tmp_path, network, channels):
     student = make_student(network, channels)
