@@ -171,13 +171,15 @@ def check_student(teacher: ModelCard, config: DistillationConfig) -> None:
     """
     student = drawn_student(teacher, config, seed=0)
     name, num_classes = student.card.network, teacher.num_classes
-    with torch.no_grad():
-        shape = tuple(student.eval()(grey_images(2, teacher.image_shape)).shape)
-    if shape != (2, num_classes):
-        raise ConfigError(
-            f"The student {name} answers 2 images with shape {shape}; for the teacher's {num_classes} classes, it must "
-            f"be {(2, num_classes)}. Set distillation.student_arguments. {_proposal(teacher)}"
-        )
+    for count in (1, 2):
+        with torch.no_grad():
+            shape = tuple(student.eval()(grey_images(count, teacher.image_shape)).shape)
+        if shape != (count, num_classes):
+            raise ConfigError(
+                f"The student {name} answers {count} {'images' if count > 1 else 'image'} with shape {shape}; for the "
+                f"teacher's {num_classes} classes, it must be {(count, num_classes)}. Set "
+                f"distillation.student_arguments. {_proposal(teacher)}"
+            )
     if fault := _weights_fault(student) or _step_fault(student, config) or _storage_fault(student, teacher, config):
         raise ConfigError(f"The student {name} cannot be trained: {fault}. {_proposal(teacher)}")
 

@@ -50,7 +50,7 @@ def select_output(output: Any, key: str) -> Tensor:
     found = output
     if key:
         try:
-            found = output[int(key)] if key.lstrip("-").isdigit() and not isinstance(output, Mapping) else output[key]
+            found = output[int(key)] if key.lstrip("-").isdigit() and key not in _keys(output) else output[key]
         except (KeyError, IndexError, TypeError):
             found = getattr(output, key, None)
     if not isinstance(found, Tensor):
@@ -60,14 +60,24 @@ def select_output(output: Any, key: str) -> Tensor:
     return found
 
 
-def find_output_key(output: Any) -> str:
+def _keys(output: Any) -> list[Any]:
+    return list(output) if isinstance(output, Mapping) else []
+
+
+def find_output_key(output: Any, num_classes: int = 0) -> str:
     """Return the most likely key of the logits.
+
+    Args:
+        output: Output of a network.
+        num_classes: The number of classes that the user set; 0 if unknown.
 
     Raises:
         TeacherError: The output holds no tensor, or several tensors could be the logits.
     """
     if isinstance(output, Tensor):
         return ""
+    if num_classes and len(fitting := _of_width(output, num_classes)) == 1:
+        return fitting[0]
     if isinstance(output, Mapping):
         tensors = [str(name) for name, value in output.items() if isinstance(value, Tensor)]
         named = [name for name in ("logits", "out", "output", "predictions") if name in tensors]
@@ -79,6 +89,12 @@ def find_output_key(output: Any) -> str:
         f"The network returns {_describe(output)}, and it is unclear which part holds the logits. Set "
         "teacher.source.output_key to a key or an index"
     )
+
+
+def _of_width(output: Any, num_classes: int) -> list[str]:
+    """Return the keys of the tensors [n, k] with k classes."""
+    parts = output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple) else ())
+    return [str(key) for key, part in parts if isinstance(part, Tensor) and part.shape[1:] == (num_classes,)]
 
 
 def find_output_kind(outputs: Tensor) -> OutputKind:
@@ -160,6 +176,12 @@ def check_output_kind(outputs: Tensor, kind: OutputKind) -> None:
         raise TeacherError(
             f"teacher.source.outputs is {kind}, and the network returns numbers from {float(outputs.min()):.4g} to "
             f"{float(outputs.max()):.4g}. {allowed}"
+        )
+    sums = outputs.detach().double().sum(1) if kind == "probabilities" else outputs.new_ones(1)
+    if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
+        raise TeacherError(
+            f"teacher.source.outputs is {kind}, and the network returns rows with sums from {float(sums.min()):.4g} to "
+            f"{float(sums.max()):.4g}. {allowed}"
         )
 
 

@@ -69,6 +69,9 @@ def read_plain_file(path: Path) -> PlainContent:
     except pickle.UnpicklingError as error:
         raise TeacherError(_refusal(path, str(error), sorted(foreign))) from None
     except Exception as error:  # a damaged file can fail anywhere in the reader
+        if foreign and isinstance(error, (TypeError, ValueError, AttributeError)):
+            # A container in the place of an object cannot do what the object can, such as be a key.
+            raise TeacherError(more_than_tensors(path, sorted(foreign))) from None
         raise TeacherError(f"{path} is not a complete file of torch.save: {_first(error)}. Copy it again") from None
     return PlainContent(_converted(value, _DEPTH), tuple(sorted(foreign)))
 

@@ -73,8 +73,10 @@ def _cut_all(network: nn.Module, channels: Channels, kept: set[int]) -> None:
             left = _cut(channels.state[name], tensor, kept)
         else:
             continue
+        # Names of one tensor stay names of one tensor.
+        new = nn.Parameter(left.clone(), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else left.clone()
         for other in names[id(tensor)]:
-            _replace(network, other, left)
+            _replace(network, other, new)
     for module in network.modules():
         _set_widths(module)
 
@@ -106,12 +108,7 @@ def _is_kept(ids: Tensor, kept: Collection[int]) -> Tensor:
 
 def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, attribute = name.rpartition(".")
-    owner = network.get_submodule(path)
-    old = getattr(owner, attribute)
-    if isinstance(old, nn.Parameter):
-        setattr(owner, attribute, nn.Parameter(tensor.clone(), requires_grad=old.requires_grad))
-    else:
-        setattr(owner, attribute, tensor.clone())
+    setattr(network.get_submodule(path), attribute, tensor)
 
 
 def _set_widths(module: nn.Module) -> None:

@@ -177,12 +177,23 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceC
     faults = state_faults(network, fitted.state)
     if not faults:
         network.load_state_dict(fitted.state)
+        if differing := _overwritten(network, fitted.state):
+            raise TeacherError(
+                f"{config.model} has one tensor under several names, among them {differing[0]}, and {config.weights} "
+                "holds different ones for them. Use the network that the weights were trained with"
+            )
         return fitted.left_out
     kind = _OtherNames if network.state_dict().keys() != fitted.state.keys() else TeacherError
     raise kind(
         f"The weights in {config.weights} do not fit {config.model}: {'; '.join(faults)}. Correct the "
         f"architecture, teacher.source.num_classes, arguments or weights_key{_remedy(network, state, config.weights)}"
     )
+
+
+def _overwritten(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of loaded tensors whose values the network does not have: another name replaced them."""
+    loaded = network.state_dict()
+    return [name for name, tensor in state.items() if not torch.equal(loaded[name], tensor.to(loaded[name].dtype))]
 
 
 def _remedy(network: nn.Module, state: Mapping[str, Tensor], weights: str) -> str:

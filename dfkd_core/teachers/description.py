@@ -67,7 +67,7 @@ def describe_network(
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     inputs = (probe_images((channels, size, size)) - shift) / scale
     answer = try_forward(network, inputs)
-    key = str(config.output_key) or find_output_key(answer)
+    key = str(config.output_key) or find_output_key(answer, config.num_classes)
     output = select_output(answer, key)
     kind = _output_kind(network, inputs, output, key, config)
     notes.append(f"answers with {kind.replace('_', ' ')}" + (f" at {key!r}" if key else ""))
@@ -76,7 +76,8 @@ def describe_network(
     classes = to_logits(output, kind).shape[1]
     if config.num_classes not in (0, classes, output[0].numel()):
         raise TeacherError(
-            f"The network has {classes} outputs and teacher.source.num_classes is {config.num_classes}. Correct it"
+            f"The network has {classes} outputs{f' at {key!r}' if key else ''} and teacher.source.num_classes is "
+            f"{config.num_classes}. Correct it" + (", or set teacher.source.output_key" if key else "")
         )
     arguments = {**config.arguments, **(published.kept if published else {})}
     card = ModelCard(
@@ -143,18 +144,21 @@ def given_normalisation(config: SourceConfig, channels: int) -> _Normalisation:
         ConfigError: There are neither one nor as many as channels.
     """
     low, high = config.value_range
-    mean = _per_channel(values_of(config.mean) or (0.0,), channels)
-    std = _per_channel(values_of(config.std) or (1.0,), channels)
+    mean = _one_or_each(values_of(config.mean) or (0.0,), channels)
+    std = _one_or_each(values_of(config.std) or (1.0,), channels)
     return tuple((m - low) / (high - low) for m in mean), tuple(s / (high - low) for s in std)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return the published values of three channels, for one channel their mean."""
+    return (sum(values) / len(values),) if channels == 1 else _one_or_each(values, channels)
+
+
+def _one_or_each(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(float(value) for value in values)
     if len(values) == 1:
         return (float(values[0]),) * channels
-    if channels == 1:
-        return (sum(values) / len(values),)
     raise ConfigError(
         f"teacher.source.mean and std must have one value or one per channel, got {len(values)} for {channels} channels"
     )
