@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -145,9 +146,12 @@ def _check_member(stream: BinaryIO, info: zipfile.ZipInfo, end: int) -> None:
     if signature != b"PK\x03\x04" or name != written or flags != info.flag_bits or method != info.compress_type:
         raise ValueError(f"the header of its member {info.filename!r} and its directory differ")
     _extra_fields(info.extra)
-    wide = list(struct.unpack(f"<{len(extra.get(_ZIP_64, b'')) // 8}Q", extra.get(_ZIP_64, b"")))
+    count = len(extra.get(_ZIP_64, b"")) // 8
+    wide = list(struct.unpack_from(f"<{count}Q", extra.get(_ZIP_64, b"")))
     plain = wide.pop(0) if plain == _FULL_32 and wide else plain
     packed = wide.pop(0) if packed == _FULL_32 and wide else packed
+    if any(wide):
+        raise ValueError(f"the header of its member {info.filename!r} has sizes that it does not need")
     told, known = (crc, packed, plain), (info.CRC, info.compress_size, info.file_size)
     rest = end - (info.header_offset + _LOCAL.size + name_length + extra_length + info.compress_size)
     if flags & _HAS_DESCRIPTOR:
@@ -210,9 +214,13 @@ def check_npz(stream: BinaryIO) -> None:
     """
     archive = check_zip(stream, members=r".+\.npy")
     for info in archive.infolist():
-        with archive.open(info) as member:
-            shape, dtype = _array_header(member, info.filename)
-            length = info.file_size - member.tell()
+        try:
+            with archive.open(info) as member:
+                shape, dtype = _array_header(member, info.filename)
+                length = info.file_size - member.tell()
+        # NumPy evaluates the header as Python, and zlib has an error of its own.
+        except (RecursionError, MemoryError, OverflowError, TypeError, SyntaxError, struct.error, zlib.error) as error:
+            raise ValueError(f"the header of {info.filename} cannot be read ({type(error).__name__})") from None
         if not dtype.hasobject and math.prod(shape) * dtype.itemsize != length:
             raise ValueError(f"{info.filename} has {length:,} bytes for shape {shape} of {dtype}")
     stream.seek(0)
@@ -224,6 +232,8 @@ def _array_header(member: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any
     if version not in readers:
         raise ValueError(f"{name} is no array of plain numbers")
     shape, _, dtype = readers[version](member)
+    if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError(f"{name} has the shape {shape}")
     return shape, dtype
 
 

@@ -7,13 +7,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import ConfigError
 
 __all__ = ["Stale", "check_output_folder", "finish_replacing", "is_vacant", "replacing_files"]
 
 # States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
+_PLAN = ".plan.json"
 _STATES = _UNFINISHED, _COMPLETE, _MOVING = ".dfkd-unfinished-", ".dfkd-complete-", ".dfkd-moving-"
 
 Stale = Callable[[Path], Iterable[str]]
@@ -75,7 +79,7 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
     check_output_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    finish_replacing(folder, last=last, stale=stale)
+    finish_replacing(folder, last=last)
     for path in folder.iterdir():
         if _is_own(path, _UNFINISHED) and not _is_running(_owner(path)):
             shutil.rmtree(path)
@@ -83,6 +87,7 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-"))
     try:
         yield staged
+        _write_plan(staged, folder, stale)
         complete = _in_state(staged, _COMPLETE)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -90,29 +95,79 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         raise
-    _exchange(complete, folder, last, stale)
+    _exchange(complete, folder, last, _read_plan(complete))
 
 
-def finish_replacing(folder: Path, *, last: str, stale: Stale) -> None:
+def finish_replacing(folder: Path, *, last: str) -> None:
     """Move the files of a finished result whose command was killed before all were moved, if there are any.
 
-    Arguments as in `replacing_files`; nothing happens if the folder does not exist.
+    Only files that the killed command noted with their digests are moved, replaced or deleted. A folder that only has
+    the name of such a result is left alone.
+
+    Args:
+        folder: Folder of the result; nothing happens if it does not exist.
+        last: As in `replacing_files`.
     """
     if not folder.is_dir():
         return
     for path in list(folder.iterdir()):
-        if _is_own(path, _COMPLETE, _MOVING) and (_owner(path) == os.getpid() or not _is_running(_owner(path))):
-            _exchange(path, folder, last, stale)
+        is_left = _is_own(path, _COMPLETE, _MOVING) and (_owner(path) == os.getpid() or not _is_running(_owner(path)))
+        if is_left and (plan := _read_plan(path)) and _is_true(plan, path, folder):
+            _exchange(path, folder, last, plan)
 
 
-def _exchange(staged: Path, folder: Path, last: str, stale: Stale) -> None:
-    names = sorted((path.name for path in staged.iterdir()), key=last.__eq__)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The digests of the files that a result consists of, and of those in its place before."""
+
+    new: dict[str, str]
+    old: dict[str, str]
+
+
+def _write_plan(staged: Path, folder: Path, stale: Stale) -> None:
+    new = {path.name: file_sha256(path) for path in sorted(staged.iterdir())}
+    names = sorted({*new, *stale(folder)})
+    old = {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}
+    write_json(staged / _PLAN, _Plan(new, old))
+
+
+def _read_plan(staged: Path) -> _Plan:
+    """Return what the command noted; an empty plan if it noted nothing that can be read."""
+    try:
+        content = read_json_object(staged / _PLAN)
+        found = _Plan(**{part: dict(content[part]) for part in ("new", "old")})
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Plan({}, {})
+    return found if all(Path(name).name == name for name in (*found.new, *found.old)) else _Plan({}, {})
+
+
+def _is_true(plan: _Plan, staged: Path, folder: Path) -> bool:
+    """Return whether the files in both folders are those of a plan, so that no other file is lost."""
+    waiting = {path.name for path in staged.iterdir()} - {_PLAN}
+    if not plan.new or not waiting <= plan.new.keys():
+        return False
+    if any(not _has_digest(staged / name, plan.new[name]) for name in waiting):
+        return False
+    return all(
+        _has_digest(folder / name, plan.new.get(name, ""), plan.old.get(name, ""))
+        for name in {*plan.new, *plan.old}
+        if os.path.lexists(folder / name) or (name in plan.new and name not in waiting)
+    )
+
+
+def _has_digest(path: Path, *digests: str) -> bool:
+    return path.is_file() and not path.is_symlink() and file_sha256(path) in digests
+
+
+def _exchange(staged: Path, folder: Path, last: str, plan: _Plan) -> None:
+    names = sorted((path.name for path in staged.iterdir() if path.name != _PLAN), key=last.__eq__)
     if staged.name.startswith(_COMPLETE):
-        for name in set(stale(folder)) - set(names):
+        for name in plan.old.keys() - plan.new.keys():
             (folder / name).unlink(missing_ok=True)
         staged = _in_state(staged, _MOVING)
     for name in names:
         (staged / name).replace(folder / name)
+    (staged / _PLAN).unlink()
     staged.rmdir()
 
 

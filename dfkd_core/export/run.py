@@ -74,7 +74,7 @@ def check_export_target(out: Path) -> None:
         ConfigError: It cannot be written, or it is not empty and is not an earlier export.
     """
     check_output_folder(out)
-    finish_replacing(out, last=EXPORT_FILE, stale=unchanged_files)
+    finish_replacing(out, last=EXPORT_FILE)
     if not is_vacant(out) and read_digests(out) is None:
         raise ConfigError(f"--out {out} exists and is not an earlier export. Give a new or an empty folder")
 

@@ -56,12 +56,17 @@ def external_place(path: Path, tensor: Any) -> Place:
     parts = location.split("/")
     if not location or os.path.isabs(location) or ".." in parts or "\\" in location or "\0" in location:
         raise TeacherError(f"{refused}, which is not a path within its folder. Export it again into one folder")
-    folder, file = path.parent.resolve(), (path.parent / location).resolve()
-    if not file.is_relative_to(folder):
-        raise TeacherError(f"{refused}, a link to another folder. Copy the file itself into the folder")
-    if not file.is_file():
-        raise TeacherError(f"{refused}, which is missing or no regular file. Copy it into {folder}")
-    size = file.stat().st_size
+    folder = path.parent.resolve()
+    missing = TeacherError(f"{refused}, which is missing or no regular file. Copy it into {folder}")
+    try:
+        file = (path.parent / location).resolve()
+        if not file.is_relative_to(folder):
+            raise TeacherError(f"{refused}, a link to another folder. Copy the file itself into the folder")
+        if not file.is_file():
+            raise missing
+        size = file.stat().st_size
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a loop of links
+        raise missing from None
     offset, length = _number(entries, "offset", 0), _number(entries, "length", -1)
     length = size - offset if length < 0 else length
     if not 0 <= offset <= offset + length <= size:
@@ -74,7 +79,7 @@ def _number(entries: dict[str, str], name: str, default: int) -> int:
     if not text:
         return default
     # Too large for any file, if it is no number.
-    return int(text) if text.isascii() and text.isdigit() else 2**63
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 2**63
 
 
 def load_external(path: Path, model: Any) -> None:

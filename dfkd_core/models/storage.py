@@ -28,6 +28,8 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
 _LARGEST = {"in_channels": 10_000, "image_size": 16_384, "num_classes": 10_000_000}
+# Pixel values, after division by 255 or not.
+_LARGEST_PIXEL = 10**6
 _LARGEST_ARGUMENT = 100_000
 # Files in which other packages keep the weights of a folder.
 _OTHER_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin", "open_clip_model.safetensors")
@@ -113,7 +115,10 @@ def load_model(folder: Path, *, trusted_factories: Collection[str] = ()) -> Clas
     weights = read_safetensors(folder / WEIGHTS_FILE, missing=missing)
     classifier = _build(folder, card, weights)
     if faults := state_faults(classifier.network, weights):
-        raise TeacherError(f"The weights in {folder} do not fit the network: {'; '.join(faults)}")
+        raise TeacherError(
+            f"The weights in {folder} do not fit the network: {'; '.join(faults)}. Copy the folder again, or make it "
+            "with: dfkd run"
+        )
     classifier.network.load_state_dict(weights)
     return classifier.eval()
 
@@ -171,7 +176,9 @@ def read_card(folder: Path) -> ModelCard:
     except (FileNotFoundError, NotADirectoryError):
         raise TeacherError(f"No model in {path.parent}: {path.name} is missing. Make one with: dfkd run") from None
     except (OSError, ValueError) as error:
-        raise TeacherError(f"{path} does not describe a model: {error}") from error
+        raise TeacherError(
+            f"{path} does not describe a model: {error}. Copy the folder again, or make it with: dfkd run"
+        ) from error
 
 
 def _of_another_package(folder: Path, fields: Mapping[str, Any]) -> str:
@@ -196,13 +203,13 @@ def _is_size(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) in (int, float) for item in value)
+    return isinstance(value, list) and all(type(item) in (int, float) and abs(item) <= _LARGEST_PIXEL for item in value)
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("network", "layer", "outputs", "output_key", "program_sha256"), (_is_text, "a text")),
     **dict.fromkeys(("in_channels", "image_size", "num_classes"), (_is_size, "an integer above 0")),
-    **dict.fromkeys(("mean", "std"), (_are_numbers, "a list of numbers")),
+    **dict.fromkeys(("mean", "std"), (_are_numbers, f"a list of numbers up to {_LARGEST_PIXEL:,}")),
     "class_names": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of texts"),
     "arguments": (lambda value: isinstance(value, dict), "an object"),
     "channels_last": (lambda value: isinstance(value, bool), "true or false"),

@@ -27,7 +27,7 @@ def check_target(folder: Path) -> None:
         ConfigError: The folder cannot be written, or the new set could replace a file that no earlier set lists.
     """
     check_output_folder(folder)
-    finish_replacing(folder, last=MANIFEST_NAME, stale=_set_files)
+    finish_replacing(folder, last=MANIFEST_NAME)
     if is_vacant(folder):
         return
     manifest = _earlier_set(folder)

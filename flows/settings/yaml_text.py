@@ -70,14 +70,32 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path} is not YAML, {error}. {restore}") from None
 
 
+_MOST_NODES = 100_000
+
+
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
         ConfigError: It is not YAML; the message has the line and the fault, without a full stop.
     """
+    _check_size(compose_yaml(text))
     with _faults_in_words():
         return yaml.load(text, _Loader)
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """Refuse anchors that contain themselves, or that repeat so much that the text becomes huge."""
+    waiting = [root] if root else []
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            return
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    raise ConfigError(f"its anchors refer to themselves or repeat too much: it has more than {_MOST_NODES:,} values")
 
 
 def compose_yaml(text: str) -> yaml.Node | None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import DfkdError
 
 __all__ = ["read_note", "read_result"]
@@ -43,9 +44,8 @@ def read_result(path: Path, kind: type[T]) -> T:
     except FileNotFoundError:
         raise DfkdError(f"There are no results yet: {path} is missing. Make them with: dfkd run") from None
     except OSError as error:
-        raise DfkdError(
-            f"{path} cannot be read: {error.strerror}. Make it again with: rm -r {path}; dfkd run"
-        ) from None
+        reason = error.strerror or "it is no regular file"
+        raise DfkdError(f"{path} cannot be read: {reason}. Make it again with: rm -r {path}; dfkd run") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -54,7 +54,7 @@ def read_result(path: Path, kind: type[T]) -> T:
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    read: T = _adapter(kind).validate_json(path.read_bytes())  # type: ignore[arg-type]  # a type is hashable
+    read: T = _adapter(kind).validate_json(read_regular(path))  # type: ignore[arg-type]  # a type is hashable
     return read
 
 

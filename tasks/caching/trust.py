@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, write_json
 from dfkd_core.common.json_files import parse_json
+from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.factories import allows, module_file, split_factory
 from dfkd_core.models.storage import CONFIG_FILE, read_card
@@ -57,7 +58,7 @@ def _word(folder: Path) -> dict[str, str] | None:
 
 def _read() -> list[dict[str, str]]:
     try:
-        found = parse_json(_WORDS.read_bytes())
+        found = parse_json(read_regular(_WORDS))
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []

@@ -94,6 +94,11 @@ def test_a_student_that_cannot_be_trained__is_refused_in_one_sentence_with_stude
         check_student(teacher_of().card, config)
 
 
+def test_check_student__refuses_one_that_loses_the_dimension_of_one_image() -> None:
+    with pytest.raises(ConfigError, match=r"answers 1 image with shape \(10,\); for the teacher's 10 classes"):
+        check_student(teacher_of().card, DistillationConfig(student="students_zoo:Squeezed"))
+
+
 def test_check_student__changes_no_global_state() -> None:
     state = torch.get_rng_state()
     check_student(teacher_of().card, DistillationConfig(student="resnet18_eighth"))

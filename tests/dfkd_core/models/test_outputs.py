@@ -151,3 +151,20 @@ def test_sigmoids_that_are_saturated_stay_finite():
     logits = to_logits(torch.tensor([[0.0, 1.0]]), "sigmoids")
     assert torch.isfinite(logits).all()
     assert logits[0, 1] > logits[0, 0]
+
+
+def test_the_number_of_classes_that_the_user_set__chooses_the_output():
+    features, logits = torch.zeros(2, 8), LOGITS
+    assert find_output_key((features, logits)) == "0"
+    assert find_output_key((features, logits), 3) == "1"
+    assert find_output_key({"features": features, "scores": logits}, 3) == "scores"
+
+
+def test_a_key_of_a_mapping_may_be_a_number():
+    assert select_output({1: LOGITS}, "1") is LOGITS
+
+
+def test_probabilities__must_sum_to_1():
+    check_output_kind(LOGITS.softmax(1), "probabilities")
+    with pytest.raises(TeacherError, match="returns rows with sums from"):
+        check_output_kind(LOGITS.sigmoid(), "probabilities")

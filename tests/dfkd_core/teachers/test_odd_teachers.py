@@ -294,6 +294,8 @@ def test_weights_drawn_at_random_are_a_warning_and_own_ones_are_not(tmp_path):
 def test_one_number_is_the_mean_of_all_channels(tmp_path):
     card = bring(tmp_path, model="odd_nets:Coordinates", mean=0.5, std=[0.25]).classifier.card
     assert (card.mean, card.std) == ((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(ConfigError, match="got 3 for 1 channels"):
+        bring(tmp_path, model="odd_nets:Tied", image_size=16, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
     with pytest.raises(ConfigError, match="got 2 for 3 channels"):
         bring(tmp_path, model="odd_nets:Coordinates", mean=(0.5, 0.5))
 

@@ -207,3 +207,19 @@ def test_a_full_disk__leaves_the_earlier_set(tmp_path):
     with pytest.raises(TransferSetError, match=r"Cannot write .*No space left"), replacing_set(tmp_path):
         raise OSError(28, "No space left on device")
     assert verify_transfer_set(tmp_path) == before
+
+
+@pytest.mark.parametrize("state", ["complete", "moving"])
+def test_a_folder_that_only_has_the_name_of_a_killed_commands_files__changes_nothing(tmp_path, state):
+    for name, text in (("a.jpg", "mine"), (shard_name(0), "mine"), (MANIFEST_NAME, "mine")):
+        (tmp_path / name).write_text(text)
+    fake = tmp_path / f".dfkd-{state}-4000000-x"
+    fake.mkdir()
+    for name in ("a.jpg", MANIFEST_NAME, shard_name(0)):
+        (fake / name).write_text("other")
+    for plan in (None, '{"new": {}, "old": {}}', '{"new": {"a.jpg": "0"}, "old": {"../x": "0"}}', "[", "[]"):
+        if plan is not None:
+            (fake / ".plan.json").write_text(plan)
+        with pytest.raises(ConfigError):
+            check_target(tmp_path)
+        assert [(tmp_path / name).read_text() for name in ("a.jpg", shard_name(0), MANIFEST_NAME)] == ["mine"] * 3

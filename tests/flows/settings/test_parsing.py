@@ -109,6 +109,12 @@ def test_flatten__gives_dotted_paths() -> None:
         (b"seed: *gone\n", "line 1: found undefined alias 'gone'"),
         (b"seed: !!python/object:os.system {}\n", "could not determine a constructor"),
         (b"[" * 1200, "nested too deeply"),
+        (b"data: &a {x: *a}\n", "anchors refer to themselves or repeat too much"),
+        (
+            b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + b"".join(b"%c: &%c [%s]\n" % (98 + n, 98 + n, b",".join([b"*%c" % (97 + n)] * 10)) for n in range(8)),
+            "anchors refer to themselves or repeat too much",
+        ),
     ],
 )
 def test_load_params__a_damaged_file_is_one_sentence_with_the_way_out(

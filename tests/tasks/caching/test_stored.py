@@ -44,5 +44,5 @@ def test_read__no_file(tmp_path: Path) -> None:
     assert read_note(tmp_path, Note) is None
     with pytest.raises(DfkdError, match=r"none is missing\. Make them with: dfkd run"):
         read_result(tmp_path / "none", Note)
-    with pytest.raises(DfkdError, match="cannot be read: Is a directory"):
+    with pytest.raises(DfkdError, match="cannot be read: it is no regular file"):
         read_result(tmp_path, Note)
