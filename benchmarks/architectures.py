@@ -180,6 +180,11 @@ def _loaded(architecture: Architecture, scratch: Path) -> Subject:
 @torch.no_grad()
 def _settle(network: torch.nn.Module, image_shape: tuple[int, int, int]) -> None:
     """Give BatchNorm statistics: with those of a new one, some deep networks answer all images alike."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            # The mean over all passes, in place of one that forgets.
+            module.reset_running_stats()
+            module.momentum = None
     network.train()
     for number in range(NUM_PASSES):
         network(probe_images(image_shape, 16 + number))
