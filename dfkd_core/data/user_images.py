@@ -29,6 +29,7 @@ __all__ = ["FILE_SUFFIXES", "RawImages", "check_labels", "fingerprint", "open_fi
 FILE_SUFFIXES = (".npz", ".safetensors")
 """Suffixes of a file with arrays."""
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK_IMAGES = 4096
 _ARRAYS = "A file holds the arrays `images` and `labels`, see docs/data.md"
@@ -109,7 +110,7 @@ def check_labels(labels: Tensor, source: str) -> Tensor:
     Raises:
         DataError: They are not whole numbers, have another shape, are empty, or some are negative.
     """
-    if labels.dtype == torch.bool or labels.is_complex() or (labels.is_floating_point() and not _are_whole(labels)):
+    if labels.dtype not in _WHOLE and not (labels.dtype in _FLOATS and _are_whole(labels)):
         raise DataError(f"The labels in {source} are {_type_name(labels)}: they must be integers, the class from 0")
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels.flatten()

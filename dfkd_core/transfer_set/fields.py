@@ -110,7 +110,7 @@ _Check = tuple[Callable[[Any], bool], str]
 _FIELDS: dict[str, _Check] = {
     "method": (lambda value: isinstance(value, str) and value.isprintable() and bool(value), "a name"),
     "method_config": (lambda value: isinstance(value, dict), "an object"),
-    "temperature": (lambda value: _is_number(value) and value > 0, "a number greater than 0"),
+    "temperature": (lambda value: _is_number(value) and 1e-6 <= value <= 1e6, "a number from 1e-6 to 1e6"),
     "teacher_digest": (_is_text, "a text"),
     "statistics_digest": (lambda value: value is None or _is_text(value), "a text or null"),
     "code_version": (_is_text, "a text"),

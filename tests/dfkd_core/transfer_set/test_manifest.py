@@ -145,7 +145,7 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(tmp_path, name):
         (lambda content: content.update(class_histogram=[11, -1, 0]), "class_histogram must be a list of integers"),
         (lambda content: content.update(mean_confidence=1.5), "mean_confidence must be a number from 0 to 1"),
         (lambda content: content.update(target_agreement=None), "target_agreement must be a number from 0 to 1"),
-        (lambda content: content.update(temperature=0), "temperature must be a number greater than 0"),
+        (lambda content: content.update(temperature=0), "temperature must be a number from 1e-6 to 1e6"),
         (lambda content: content.update(method_config=[]), "method_config must be an object"),
         (lambda content: content.update(method="a\x1b[2J"), "method must be a name"),
         (lambda content: content.update(teacher_digest=None), "teacher_digest must be a text"),
