@@ -1,4 +1,4 @@
-"""Every error that a user of this package may want to catch.
+"""Every error that a user of this package may want to catch, and the first line of an error of a library.
 
     DfkdError
     ├── ConfigError         a parameter is unknown, ill-typed or out of range
@@ -21,6 +21,7 @@ __all__ = [
     "SynthesisError",
     "TeacherError",
     "TransferSetError",
+    "first_line",
 ]
 
 
@@ -63,3 +64,13 @@ class DistillationError(DfkdError):
 
 class ExportError(DfkdError):
     """An exported form cannot be made, or does not compute the same as the student."""
+
+
+def first_line(error: BaseException, *, longest: int | None = 200) -> str:
+    """Return the first line of an error's text, or the name of its class if it has none.
+
+    Args:
+        error: Any error, for example of a library.
+        longest: Most characters; None for no limit.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]

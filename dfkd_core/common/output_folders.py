@@ -16,8 +16,8 @@ from dfkd_core.errors import ConfigError
 
 __all__ = ["Stale", "check_output_folder", "finish_replacing", "is_vacant", "replacing_files"]
 
-# States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
 _PLAN = ".plan.json"
+# States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
 _STATES = _UNFINISHED, _COMPLETE, _MOVING = ".dfkd-unfinished-", ".dfkd-complete-", ".dfkd-moving-"
 
 Stale = Callable[[Path], Iterable[str]]
@@ -87,7 +87,7 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-"))
     try:
         yield staged
-        _write_plan(staged, folder, stale)
+        plan = _write_plan(staged, folder, stale)
         complete = _in_state(staged, _COMPLETE)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -95,7 +95,7 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         raise
-    _exchange(complete, folder, last, _read_plan(complete))
+    _exchange(complete, folder, last, plan)
 
 
 def finish_replacing(folder: Path, *, last: str) -> None:
@@ -124,21 +124,24 @@ class _Plan:
     old: dict[str, str]
 
 
-def _write_plan(staged: Path, folder: Path, stale: Stale) -> None:
+def _write_plan(staged: Path, folder: Path, stale: Stale) -> _Plan:
+    """Note the digests of the files that are to be moved, and of those that they replace, and return them."""
     new = {path.name: file_sha256(path) for path in sorted(staged.iterdir())}
     names = sorted({*new, *stale(folder)})
     old = {name: file_sha256(folder / name) for name in names if (folder / name).is_file()}
-    write_json(staged / _PLAN, _Plan(new, old))
+    plan = _Plan(new, old)
+    write_json(staged / _PLAN, plan)
+    return plan
 
 
-def _read_plan(staged: Path) -> _Plan:
-    """Return what the command noted; an empty plan if it noted nothing that can be read."""
+def _read_plan(staged: Path) -> _Plan | None:
+    """Return what the command noted; None if it noted nothing that can be read."""
     try:
         content = read_json_object(staged / _PLAN)
         found = _Plan(**{part: dict(content[part]) for part in ("new", "old")})
     except (OSError, ValueError, KeyError, TypeError):
-        return _Plan({}, {})
-    return found if all(Path(name).name == name for name in (*found.new, *found.old)) else _Plan({}, {})
+        return None
+    return found if all(Path(name).name == name for name in (*found.new, *found.old)) else None
 
 
 def _is_true(plan: _Plan, staged: Path, folder: Path) -> bool:

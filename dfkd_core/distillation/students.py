@@ -20,7 +20,7 @@ from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.config import AUTO, DistillationConfig
 from dfkd_core.distillation.pruning import check_copy, fill_copy, no_copy
 from dfkd_core.distillation.soft_labels import distillation_loss
-from dfkd_core.errors import ConfigError, DfkdError
+from dfkd_core.errors import ConfigError, DfkdError, first_line
 from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.architectures import architecture_fault, build_architecture
 from dfkd_core.models.built_in import build_network, half_as_wide
@@ -97,7 +97,7 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
         kind = find_output_kind(output)
     except Exception as error:  # the forward of a user's network can raise anything
         raise ConfigError(
-            f"The student {name} rejects images of shape {teacher.image_shape}: {_first_line(error)}. "
+            f"The student {name} rejects images of shape {teacher.image_shape}: {first_line(error)}. "
             f"{_proposal(teacher)}"
         ) from error
     finally:
@@ -213,7 +213,7 @@ def _step_fault(student: Classifier, config: DistillationConfig) -> str:
             with torch.no_grad():
                 after = student.eval()(images)
     except Exception as error:  # the forward of a user's network can raise anything
-        return f"a training step on {len(images)} images fails ({_first_line(error)})"
+        return f"a training step on {len(images)} images fails ({first_line(error)})"
     trained = [weight for weight in student.parameters() if weight.grad is not None]
     if not any(bool(weight.grad.any()) for weight in trained if weight.grad is not None):
         return "no gradient reaches its weights"
@@ -232,17 +232,13 @@ def _storage_fault(student: Classifier, teacher: ModelCard, config: Distillation
         again.network.load_state_dict(student.network.state_dict())
         torch.testing.assert_close(again(images), student.eval()(images), rtol=1e-3, atol=1e-3)
     except Exception as error:  # a user's network can have hooks that raise anything
-        return f"it cannot be stored and built again from its name, arguments and weights ({_first_line(error)})"
+        return f"it cannot be stored and built again from its name, arguments and weights ({first_line(error)})"
     return ""
 
 
 def _probes(card: ModelCard) -> Tensor:
     """Return different images in [0, 1], few, but more than one for BatchNorm."""
     return torch.rand(_NUM_PROBES, *card.image_shape, generator=derive_generator(0, "student probes"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass(frozen=True, slots=True)

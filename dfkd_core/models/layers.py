@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.common.seeding import derive_generator
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import TeacherError, first_line
 
 __all__ = [
     "OUTPUT",
@@ -257,7 +257,7 @@ def rest_fault(classifier: nn.Module, address: str, images: Tensor) -> str:
             logits, (values,) = forward_with_outputs(classifier, [address], images[:count])
             fault = _rest_gap(classifier, address, values, logits, torch.zeros_like(images[:1]))
         except Exception as error:  # the network's own code can raise any exception
-            return f"the features of {count} images cannot be passed on: {_first_line(error)}"
+            return f"the features of {count} images cannot be passed on: {first_line(error, longest=None)}"
         if fault:
             return fault
     return ""
@@ -345,7 +345,3 @@ def _rest_gap(classifier: nn.Module, address: str, values: Tensor, logits: Tenso
 
 def _has_one_position(value: Tensor) -> bool:
     return all(size == 1 for size in value.shape[2:])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

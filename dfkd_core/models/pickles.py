@@ -23,7 +23,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from dfkd_core.common.regular_files import open_regular
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import TeacherError, first_line
 from dfkd_core.models.factories import look_here
 from dfkd_core.models.program_checks import check_saved
 
@@ -72,7 +72,7 @@ def read_plain_file(path: Path) -> PlainContent:
         if foreign and isinstance(error, (TypeError, ValueError, AttributeError)):
             # A container in the place of an object cannot do what the object can, such as be a key.
             raise TeacherError(more_than_tensors(path, sorted(foreign))) from None
-        raise TeacherError(f"{path} is not a complete file of torch.save: {_first(error)}. Copy it again") from None
+        raise TeacherError(f"{path} is not a complete file of torch.save: {first_line(error)}. Copy it again") from None
     return PlainContent(_converted(value, _DEPTH), tuple(sorted(foreign)))
 
 
@@ -232,7 +232,3 @@ def _converted(value: Any, depth: int) -> Any:
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes that the file sets on a replaced object."""
     return dict(vars(value)) if type(value) is Counter else {}
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

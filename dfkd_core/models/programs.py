@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.common.regular_files import read_regular
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import TeacherError, first_line
 from dfkd_core.models.layouts import ChannelsFirst, channels_are_last
 from dfkd_core.models.onnx_files import check_graph, external_place, external_tensors, load_external
 from dfkd_core.models.program_checks import check_exported, check_script
@@ -105,7 +105,7 @@ def load_program(path: Path, kind: ProgramKind, *, sha256: str | None = None) ->
     except ModuleNotFoundError as error:
         raise TeacherError(f"Reading {path} needs {error.name}. Install it with: pip install 'dfkd[onnx]'") from None
     except Exception as error:  # each reader has a dozen errors for an incomplete file
-        raise TeacherError(f"{path} cannot be read as {kind}: {_first_line(error)}. Export it again") from error
+        raise TeacherError(f"{path} cannot be read as {kind}: {first_line(error)}. Export it again") from error
     tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
     precision = tensors[0].dtype if tensors else torch.float32
     if shape and channels_are_last(shape):
@@ -182,7 +182,7 @@ def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: 
             torch.export.save(trace_program(network.eval(), torch.zeros(2, *image_shape)), path)
     except Exception as error:  # any error from a forward that cannot be traced
         raise TeacherError(
-            f"The module cannot be exported: {_first_line(error)}. Load it as package.module:factory with a state dict"
+            f"The module cannot be exported: {first_line(error)}. Load it as package.module:factory with a state dict"
         ) from error
 
 
@@ -252,7 +252,7 @@ def _parse_onnx(path: Path, content: bytes) -> Any:
     try:
         return onnx.load_model_from_string(content)
     except Exception as error:  # protobuf has a separate class for each kind of corruption
-        raise TeacherError(f"{path} is not an ONNX file: {_first_line(error)}. Export it again") from error
+        raise TeacherError(f"{path} is not an ONNX file: {first_line(error)}. Export it again") from error
 
 
 def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
@@ -354,8 +354,3 @@ def _as_float(output: Any) -> Any:
 
 def _shape_of(value: Any) -> str:
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

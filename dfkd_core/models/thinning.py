@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_core.common.pixels import grey_images
+from dfkd_core.errors import first_line
 from dfkd_core.models.calls import NotThinnableError
 from dfkd_core.models.channels import Channels, LayerUse, find_channels
 
@@ -44,7 +45,9 @@ def make_thinner(network: nn.Module, multiple: float, image_shape: tuple[int, in
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         if isinstance(error, NotThinnableError):
             raise
-        raise NotThinnableError(f"its forward works with its own widths alone ({_first_line(error)})") from error
+        raise NotThinnableError(
+            f"its forward works with its own widths alone ({first_line(error, longest=150)})"
+        ) from error
     if after != before:
         raise NotThinnableError(f"with fewer channels its output for 2 images is {after} instead of {before}")
     return network.train(is_training)
@@ -140,7 +143,3 @@ def _tensor_shapes(answer: object) -> Iterator[tuple[int, ...]]:
     for value in torch.utils._pytree.tree_leaves(answer):
         if isinstance(value, Tensor):
             yield tuple(value.shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:150]
