@@ -197,19 +197,18 @@ def synthesize(
     """Make a transfer set for any stored teacher, outside of DVC."""
     here = Path.cwd()
     with _reporting(debug, "Finished shards are kept. Continue with the same command."):
-        from dfkd_core.models.teacher import load_teacher
         from dfkd_core.transfer_set.target import check_target
         from flows.settings.overrides import apply_overrides
         from flows.settings.parsing import load_params
         from flows.settings.trust import allow
         from flows.stages.command import run_flow
-        from tasks.caching.trust import trusted_factories
+        from tasks.caching.stored_models import load_allowed_teacher
 
         params = apply_overrides(load_params(), assignments or [])
         teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
         check_target(out)
         allow(params, trust_factory or (), teacher)
-        load_teacher(teacher, trusted_factories=trusted_factories(teacher))
+        load_allowed_teacher(teacher)
         run_flow("synthesize", "flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
 
@@ -228,10 +227,10 @@ def verify(
     """Check everything that a student relies on in a transfer set: hashes, shapes, positions, values and figures."""
     here = Path.cwd()
     with _reporting(debug):
-        from dfkd_core.models.teacher import load_teacher
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
-        from tasks.caching.trust import allow_factories, trusted_factories
+        from tasks.caching.stored_models import load_allowed_teacher
+        from tasks.caching.trust import allow_factories
         from tasks.caching.workspace import TEACHER, TRANSFER_SET
 
         path = here / folder if folder else TRANSFER_SET
@@ -239,7 +238,7 @@ def verify(
         digest = None
         if owner:
             allow_factories(owner, trust_factory or ())
-            digest = load_teacher(owner, trusted_factories=trusted_factories(owner)).digest
+            digest = load_allowed_teacher(owner).digest
         manifest = verify_transfer_set(path, digest)
         count = f"{len(manifest.shards)} shards" if len(manifest.shards) > 1 else "1 shard"
         typer.echo(f"{path} is whole: {manifest.num_images} images in {count} by {manifest.method}")

@@ -15,12 +15,12 @@ from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import ModelCard
-from dfkd_core.models.storage import load_model
 from dfkd_core.transfer_set.reader import TransferSet
 from flows.session.display import say
 from flows.settings.parsing import load_params
 from flows.settings.trust import allow
-from tasks.caching.trust import allow_factories, trusted_factories
+from tasks.caching.stored_models import load_allowed_model
+from tasks.caching.trust import allow_factories
 from tasks.caching.workspace import STUDENT, TRANSFER_SET
 
 __all__ = ["export_student"]
@@ -67,7 +67,7 @@ def export_student(
         allow(load_params(), trusted)
     else:
         allow_factories(folder, trusted)
-    student = load_model(folder, trusted_factories=trusted_factories(folder))
+    student = load_allowed_model(folder)
     if int8 and transfer_set is None:
         if student_folder is not None:
             raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")

@@ -10,12 +10,13 @@ from pathlib import Path
 from dfkd_core.errors import ConfigError
 from dfkd_core.inspection import Fit, Inspection, inspect_teacher
 from dfkd_core.models.layers import layer_candidates
-from dfkd_core.models.storage import CONFIG_FILE, load_model
+from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.teachers.loading import WARNING, BroughtTeacher, bring_teacher
 from dfkd_core.teachers.preflight import probe_images
 from flows.settings.params import Params
 from flows.settings.trust import allow
+from tasks.caching.stored_models import load_allowed_model
 from tasks.caching.trust import trusted_factories
 from tasks.caching.workspace import TEACHER
 from tasks.mlflow_store.registry import local_source
@@ -58,7 +59,7 @@ def _loaded(params: Params, trusted: Collection[str]) -> Iterator[BroughtTeacher
         if not (TEACHER / CONFIG_FILE).is_file():
             raise ConfigError("There is no teacher yet. Name one with --teacher SOURCE, or train one with: dfkd run")
         allow(params, trusted)
-        yield BroughtTeacher(load_model(TEACHER, trusted_factories=trusted_factories(TEACHER)), ())
+        yield BroughtTeacher(load_allowed_model(TEACHER), ())
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -18,8 +18,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import DfkdError
-from dfkd_core.models.storage import load_model
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_model
 from tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
 from tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
 from tasks.mlflow_store.readiness import artifact_folder
@@ -163,7 +162,7 @@ def log_run(
     with mlflow.start_run(experiment_id=experiment_id, tags=dict(tags)) as run:
         # The model takes over the run's parameters; figures are logged on both afterwards.
         log_figures(run.info.run_id, [], params)
-        model_uri = log_student(load_model(STUDENT, trusted_factories=trusted_factories(STUDENT)))
+        model_uri = log_student(load_allowed_model(STUDENT))
         model_id = model_uri.removeprefix("models:/")
         log_figures(run.info.run_id, [*epoch_metrics(model_id), *make_metrics(metrics, model_id=model_id)], {})
         _log_files()

@@ -10,11 +10,10 @@ from dfkd_core.common.compute import Compute, settled
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill
 from dfkd_core.models.storage import save_model
-from dfkd_core.models.teacher import load_teacher
 from dfkd_core.transfer_set.manifest import verify_transfer_set
 from dfkd_core.transfer_set.reader import TransferSet
 from tasks.caching.policy import cached
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_teacher
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.history import write_history, write_start
 from tasks.records.progress import report
@@ -37,8 +36,7 @@ def make_student(
     """Distil from the stored transfer set and write `model/` and `epochs.csv` into `folder`."""
     compute = settled(compute)
     with timed("distill"):
-        path = Path(teacher.path)
-        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         verify_transfer_set(Path(transfer_set.path), loaded.digest)
         images = TransferSet(Path(transfer_set.path))
         result = distill(

@@ -17,10 +17,8 @@ from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.evaluation.latency import measure_latency
 from dfkd_core.evaluation.proxy import held_out_images
 from dfkd_core.models.classifier import Classifier, ModelCard
-from dfkd_core.models.storage import load_model
-from dfkd_core.models.teacher import load_teacher
 from tasks.caching.policy import cached
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.history import read_notes
 from tasks.records.progress import report
@@ -47,8 +45,7 @@ def make_evaluation(
     digest of the user's own files, which distinguishes results of different files with the same name.
     """
     with timed("evaluate"):
-        path = Path(teacher.path)
-        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         images = load_evaluation_data(data, loaded.card)
         found = evaluate(
             _load(student),
@@ -85,8 +82,7 @@ def measure_models(teacher: Artifact, student: Artifact, *, num_runs: int, path:
 
 
 def _load(model: Artifact) -> Classifier:
-    path = Path(model.path)
-    return load_model(path, trusted_factories=trusted_factories(path))
+    return load_allowed_model(Path(model.path))
 
 
 def _class_names(card: ModelCard) -> Sequence[str]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from prefect import task
 
 from dfkd_core.common.compute import Compute
-from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import save_statistics
 from tasks.caching.policy import cached
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_teacher
 from tasks.caching.workspace import Artifact, clear_folder, reference
 from tasks.records.timing import timed
 
@@ -24,8 +23,7 @@ def make_statistics(
 ) -> Artifact:
     """Estimate the statistics of the stored teacher and write them into `folder`."""
     with timed("statistics"):
-        path = Path(teacher.path)
-        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         statistics = estimate_statistics(loaded, config, seed=seed)
     out = clear_folder(Path(folder))
     save_statistics(out, statistics)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from dfkd_core.common.compute import Compute
 from dfkd_core.common.digests import canonical_json, write_atomically
-from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.features import load_statistics
 from dfkd_core.synthesis.base import NO_STATE
 from dfkd_core.synthesis.guards import check_set
@@ -24,7 +23,7 @@ from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
 from dfkd_core.transfer_set.target import replacing_set
 from tasks.caching.code import code_digest
 from tasks.caching.policy import cached
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_teacher
 from tasks.caching.workspace import Artifact, place_file, reference
 from tasks.records.progress import noting, report
 from tasks.records.tables import write_image_grid
@@ -43,8 +42,7 @@ def prepare(
 ) -> Artifact:
     """Let the method train or search what all its images need, and write the state into `folder`."""
     with timed("synthesize"):
-        source = Path(teacher.path)
-        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         features = load_statistics(Path(statistics.path))
         state = prepare_method(config, loaded, features, seed=seed, on_progress=report)
     path = Path(folder, _STATE_FILE)
@@ -73,8 +71,7 @@ def make_shard(
     torch.set_num_threads(1)
     path = Path(folder, shard_name(index))
     with timed("synthesize"), noting(path.with_suffix(".progress"), len(shard_indices(config, index))) as note:
-        source = Path(teacher.path)
-        loaded = load_teacher(source, compute=compute, trusted_factories=trusted_factories(source))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         features = load_statistics(Path(statistics.path))
         state = load_file(prepared.path) if prepared else NO_STATE
         synthesizer = build_synthesizer(config, loaded, features, state)
@@ -99,8 +96,7 @@ def assemble_transfer_set(
     An earlier set in `folder` stays until the new one is complete.
     """
     out = Path(folder)
-    path = Path(teacher.path)
-    loaded = load_teacher(path, trusted_factories=trusted_factories(path))
+    loaded = load_allowed_teacher(Path(teacher.path))
     features = load_statistics(Path(statistics.path))
     with replacing_set(out) as staged:
         manifest = write_manifest(

@@ -11,10 +11,9 @@ from dfkd_core.common.compute import Compute
 from dfkd_core.compression import make_student
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.evaluation.proxy import proxy_score
-from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.features import load_statistics
 from dfkd_core.synthesis.methods import SynthesisConfig
-from tasks.caching.trust import trusted_factories
+from tasks.caching.stored_models import load_allowed_teacher
 from tasks.caching.workspace import Artifact
 from tasks.records.timing import timed
 
@@ -33,8 +32,7 @@ def try_settings(
 ) -> float:
     """Make a transfer set and a student, and return the student's proxy score on the seed's images."""
     with timed("tune"):
-        path = Path(teacher.path)
-        loaded = load_teacher(path, compute=compute, trusted_factories=trusted_factories(path))
+        loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         features = load_statistics(Path(statistics.path))
         student = make_student(loaded, features, synthesis, distillation, seed=seed, prefetch=compute.prefetch)
         return proxy_score(loaded, student, seed=seed)
