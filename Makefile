@@ -20,14 +20,14 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(BIN)/python -m flows.session.prepare
+	$(BIN)/python -m dfkd_flows.session.prepare
 	@touch $@
 
 run: $(READY) ## Run everything that has changed and show the table
 	@$(BIN)/dfkd run
 
 params: $(READY) ## Write params.yaml anew from the defaults and their documentation
-	$(BIN)/python -m flows.settings.file_text
+	$(BIN)/python -m dfkd_flows.settings.file_text
 
 test: $(READY) ## Run the tests, a file at a time on each core
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -47,7 +47,7 @@ faults: $(READY) ## Inject faults into a small copy of the project; options: FAU
 check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dfkd_core tasks flows tests benchmarks
+	$(BIN)/mypy src/dfkd_core src/dfkd_tasks src/dfkd_flows tests benchmarks
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ast-grep test -c styles/sgconfig.yml --skip-snapshot-tests
 	$(BIN)/ast-grep scan -c styles/sgconfig.yml $(PROSE)

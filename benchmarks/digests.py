@@ -73,7 +73,9 @@ def main() -> int:
 
 def run(checkout: Path) -> dict[str, str]:
     """Return the digests of a checkout, computed in a separate process."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
+    # Versions before 0.2 have their packages in the root.
+    path = os.pathsep.join((str(checkout.resolve() / "src"), str(checkout.resolve())))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     made = subprocess.run(
         [sys.executable, str(Path(__file__).resolve())],
         cwd=checkout,

@@ -214,13 +214,13 @@ def _pause(terminal: Terminal | None) -> None:
 
 
 def _is_program(words: list[str], name: str) -> bool:
-    return words[1:3] == ["-m", "tasks.dvc_project.program"] and words[3:4] == [name]
+    return words[1:3] == ["-m", "dfkd_tasks.dvc_project.program"] and words[3:4] == [name]
 
 
 _KINDS: dict[str, Callable[[list[str], str], bool]] = {
     "command": lambda words, stage: words[2:3] == ["run"],
     "status": lambda words, stage: _is_program(words, "status"),
-    "server": lambda words, stage: words[1:3] == ["-m", "flows.session.server"],
+    "server": lambda words, stage: words[1:3] == ["-m", "dfkd_flows.session.server"],
     "dvc": lambda words, stage: _is_program(words, "repro"),
     "stage": lambda words, stage: words[2:4] == ["stage", stage],
     "worker": lambda words, stage: any("spawn_main" in word for word in words),

@@ -151,7 +151,7 @@ def _words(process: object) -> list[str]:
         return []
 
 
-_NIGHTLY = "from flows.pipeline import pipeline; pipeline(overrides=['seed=9'])"
+_NIGHTLY = "from dfkd_flows.pipeline import pipeline; pipeline(overrides=['seed=9'])"
 _TRIALS: dict[str, Callable[[Workspace, Outcome], None]] = {
     "a full disk, 200 kB free": partial(_full_disk, free=200_000),
     "a full disk, 3 MB free": partial(_full_disk, free=3_000_000),

@@ -155,7 +155,7 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 def make_workspace(root: Path) -> Workspace:
     """Copy the files of this checkout into `root`, commit them, and run everything once; use an earlier one again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_SITE_CACHE_DIR": str(root / "work" / "site")}
-    environment["PYTHONPATH"] = str(root / "work" / "project")
+    environment["PYTHONPATH"] = str(root / "work" / "project" / "src")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     workspace = Workspace(root=root, environment=environment)
     if not (root / "base").is_dir():
@@ -172,9 +172,10 @@ def make_workspace(root: Path) -> Workspace:
 def _copy_checkout(project: Path) -> None:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in filter(None, subprocess.check_output(listed, cwd=CHECKOUT, text=True).split("\0")):
-        if (CHECKOUT / name).is_file() and name != "dvc.lock":
+        if (CHECKOUT / name).exists() and name != "dvc.lock":
             (project / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CHECKOUT / name, project / name)
+            # The packages' names in src/ are links to folders.
+            shutil.copy2(CHECKOUT / name, project / name, follow_symlinks=False)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
         subprocess.run(["git", *arguments], cwd=project, check=True)

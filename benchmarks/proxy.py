@@ -37,8 +37,8 @@ from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.models.teacher import Teacher, load_teacher
 from dfkd_core.statistics.estimation import estimate_statistics
 from dfkd_core.teachers.training import train_teacher
-from flows.settings.overrides import apply_overrides, apply_preset
-from flows.settings.params import Params
+from dfkd_flows.settings.overrides import apply_overrides, apply_preset
+from dfkd_flows.settings.params import Params
 
 CACHE = Path(".dfkd/benchmarks/proxy")
 PICTURE = Path("docs/images/proxy.png")

@@ -45,8 +45,8 @@ from dfkd_core.synthesis.methods import build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
 from dfkd_core.teachers.training import train_teacher
 from dfkd_core.transfer_set.shards import Shard
-from flows.settings.overrides import apply_overrides, apply_preset
-from flows.settings.params import ExecutionConfig, Params
+from dfkd_flows.settings.overrides import apply_overrides, apply_preset
+from dfkd_flows.settings.params import ExecutionConfig, Params
 
 CACHE = Path(".dfkd/benchmarks")
 REFINEMENT = "synthesis.methods.{}.refinement.{}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from flows.settings.params import Params
+    from dfkd_flows.settings.params import Params
 
 __all__ = ["app", "main"]
 
@@ -92,8 +92,8 @@ _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
 
 def main() -> None:
     """Run the command line, with the code of the project's folder if this holds some."""
-    from flows.session.own_code import run_own_code
-    from tasks.processes.lifeline import end_with_callers
+    from dfkd_flows.session.own_code import run_own_code
+    from dfkd_tasks.processes.lifeline import end_with_callers
 
     run_own_code()
     end_with_callers()
@@ -123,11 +123,11 @@ def run(
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle or trust_factory
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
-        from flows.run.ahead import look_ahead
+        from dfkd_flows.run.ahead import look_ahead
 
         outlook = None if preset or assignments or named else look_ahead()
-        from flows.run.command import run_all
-        from flows.settings.teacher_source import source_assignments
+        from dfkd_flows.run.command import run_all
+        from dfkd_flows.settings.teacher_source import source_assignments
 
         changes = source_assignments(
             here=here, teacher=teacher, weights=weights, student=student, trust_pickle=trust_pickle
@@ -156,7 +156,7 @@ def tune(
     no model was trained on. An interrupted search continues when it is started again.
     """
     with _reporting(debug, "Finished trials are kept. Continue with the same command."):
-        from flows.tune.command import tune_all
+        from dfkd_flows.tune.command import tune_all
 
         tune_all(preset, assignments or [], minutes=minutes, trials=trials, apply=apply)
 
@@ -168,8 +168,8 @@ def stage(
 ) -> None:
     """Run one stage with the current params.yaml, even if nothing has changed. DVC calls this."""
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."), _only_run():
-        from flows.settings.parsing import load_params
-        from flows.stages.command import run_stage
+        from dfkd_flows.settings.parsing import load_params
+        from dfkd_flows.stages.command import run_stage
 
         run_stage(name, load_params())
 
@@ -198,18 +198,18 @@ def synthesize(
     here = Path.cwd()
     with _reporting(debug, "Finished shards are kept. Continue with the same command."):
         from dfkd_core.transfer_set.target import check_target
-        from flows.settings.overrides import apply_overrides
-        from flows.settings.parsing import load_params
-        from flows.settings.trust import allow
-        from flows.stages.command import run_flow
-        from tasks.caching.stored_models import load_allowed_teacher
+        from dfkd_flows.settings.overrides import apply_overrides
+        from dfkd_flows.settings.parsing import load_params
+        from dfkd_flows.settings.trust import allow
+        from dfkd_flows.stages.command import run_flow
+        from dfkd_tasks.caching.stored_models import load_allowed_teacher
 
         params = apply_overrides(load_params(), assignments or [])
         teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
         check_target(out)
         allow(params, trust_factory or (), teacher)
         load_allowed_teacher(teacher)
-        run_flow("synthesize", "flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
+        run_flow("synthesize", "dfkd_flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
 
 
@@ -229,9 +229,9 @@ def verify(
     with _reporting(debug):
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
-        from tasks.caching.stored_models import load_allowed_teacher
-        from tasks.caching.trust import allow_factories
-        from tasks.caching.workspace import TEACHER, TRANSFER_SET
+        from dfkd_tasks.caching.stored_models import load_allowed_teacher
+        from dfkd_tasks.caching.trust import allow_factories
+        from dfkd_tasks.caching.workspace import TEACHER, TRANSFER_SET
 
         path = here / folder if folder else TRANSFER_SET
         owner = here / teacher if teacher else None if folder else TEACHER
@@ -261,7 +261,7 @@ def layers(
     """List the layers of a teacher whose features can be modelled, and mark the one that a run uses."""
     here = Path.cwd()
     with _reporting(debug):
-        from flows.commands.inspecting import list_layers
+        from dfkd_flows.commands.inspecting import list_layers
 
         params = _with_teacher(here, teacher, weights, trust_pickle, assignments)
         typer.echo(list_layers(params, trusted=trust_factory or ()))
@@ -283,7 +283,7 @@ def inspect(
     with _reporting(debug):
         import torch
 
-        from flows.commands.inspecting import describe_teacher
+        from dfkd_flows.commands.inspecting import describe_teacher
 
         torch.set_num_threads(1)
         params = _with_teacher(here, teacher, weights, trust_pickle, assignments)
@@ -339,7 +339,7 @@ def export(
     """Write a student as safetensors, torch.export and ONNX. Each file is compared with it before it is kept."""
     here = Path.cwd()
     with _reporting(debug):
-        from flows.commands.exporting import export_student
+        from dfkd_flows.commands.exporting import export_student
 
         export_student(
             student and here / student,
@@ -357,8 +357,8 @@ def export(
 def show(debug: Debug = False) -> None:
     """Show the table of the last run and commands to explore its results."""
     with _reporting(debug):
-        from flows.run.table import render
-        from flows.settings.parsing import load_params
+        from dfkd_flows.run.table import render
+        from dfkd_flows.settings.parsing import load_params
 
         typer.echo(render(load_params()))
 
@@ -366,7 +366,7 @@ def show(debug: Debug = False) -> None:
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
     """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""
-    from flows.doctor import Verdict, examine, render
+    from dfkd_flows.doctor import Verdict, examine, render
 
     findings = examine(debug=debug)
     typer.echo(render(findings))
@@ -378,9 +378,9 @@ def _with_teacher(
     here: Path, teacher: str | None, weights: str | None, trust_pickle: bool, assignments: list[str] | None
 ) -> Params:
     """Return the project's parameters with a teacher and changes that are not written."""
-    from flows.settings.overrides import apply_overrides
-    from flows.settings.parsing import load_params
-    from flows.settings.teacher_source import source_assignments
+    from dfkd_flows.settings.overrides import apply_overrides
+    from dfkd_flows.settings.parsing import load_params
+    from dfkd_flows.settings.teacher_source import source_assignments
 
     changes = source_assignments(here=here, teacher=teacher, weights=weights, student=None, trust_pickle=trust_pickle)
     return apply_overrides(load_params(), [*changes, *(assignments or [])])
@@ -390,9 +390,9 @@ def _with_teacher(
 def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
     """Enter the project; turn an error or a signal into one message and an exit code."""
     from dfkd_core.errors import DfkdError
-    from flows.session.environment import DEBUG, disk_is_full, enter_project, prepare_environment
-    from flows.session.stopping import stoppable
-    from tasks.processes.endings import remedy
+    from dfkd_flows.session.environment import DEBUG, disk_is_full, enter_project, prepare_environment
+    from dfkd_flows.session.stopping import stoppable
+    from dfkd_tasks.processes.endings import remedy
 
     debug = debug or DEBUG in os.environ
     with stoppable(when_stopped) as stop:
@@ -418,7 +418,7 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
 
 @contextmanager
 def _only_run(*, wait: bool = False) -> Iterator[None]:
-    from flows.session.one_run import only_run
+    from dfkd_flows.session.one_run import only_run
 
     with only_run(wait=wait):
         yield
@@ -426,7 +426,7 @@ def _only_run(*, wait: bool = False) -> Iterator[None]:
 
 def _exit_code(error: Exception) -> int:
     from dfkd_core.errors import ConfigError
-    from flows.session.one_run import BusyError
+    from dfkd_flows.session.one_run import BusyError
 
     if isinstance(error, BusyError):
         return _BUSY

@@ -8,14 +8,14 @@ from importlib import import_module
 from prefect import flow
 
 from dfkd_core.errors import DfkdError
-from flows.run.ready import check_ready
-from flows.session.environment import enter_project, prepare_environment
-from flows.session.one_run import only_run
-from flows.settings.params import Params
-from flows.settings.settling import planned, settle
-from flows.stages.caching import FLOW_OPTIONS
-from tasks.dvc_project.versioning import pull as dvc_pull
-from tasks.dvc_project.versioning import push, reproduce
+from dfkd_flows.run.ready import check_ready
+from dfkd_flows.session.environment import enter_project, prepare_environment
+from dfkd_flows.session.one_run import only_run
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.settling import planned, settle
+from dfkd_flows.stages.caching import FLOW_OPTIONS
+from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
+from dfkd_tasks.dvc_project.versioning import push, reproduce
 
 __all__ = ["NotPushedError", "pipeline", "settled_pipeline"]
 
@@ -51,12 +51,12 @@ def settled_pipeline(params: Params) -> dict[str, str]:
 
 def _run(params: Params, *, pull: bool) -> dict[str, str]:
     # MLflow takes seconds to import, during which the stages already run.
-    threading.Thread(target=import_module, args=["tasks.mlflow_store.publishing"], daemon=True).start()
+    threading.Thread(target=import_module, args=["dfkd_tasks.mlflow_store.publishing"], daemon=True).start()
     if pull:
         dvc_pull()
     reproduce()
     pushed = push.submit()
-    from flows.run.publishing import publish
+    from dfkd_flows.run.publishing import publish
 
     made = publish(params)
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.session.environment import prepare_environment
+from dfkd_flows.session.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_SECONDS = 550
@@ -118,13 +118,14 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         for relative in filter(None, listed.split("\0")):
             source = ROOT / relative
             # A lock file of earlier results is not part of what is tested.
-            if source.is_file() and relative != "dvc.lock":
+            if source.exists() and relative != "dvc.lock":
                 (path / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, path / relative)
+                # The packages' names in src/ are links to folders.
+                shutil.copy2(source, path / relative, follow_symlinks=False)
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
         for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "start"]):
             subprocess.run(["git", *arguments], cwd=path, check=True)
-        environment = _BEFORE | {"PYTHONPATH": str(path)}
+        environment = _BEFORE | {"PYTHONPATH": str(path / "src")}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         return Workspace(path=path, environment=environment)
 

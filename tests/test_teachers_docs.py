@@ -26,8 +26,9 @@ from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.storage import save_model
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
-from flows.cli import app
-from tasks.caching.code import ROOT
+from dfkd_flows.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
 
 DOCUMENT = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)

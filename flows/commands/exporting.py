@@ -16,12 +16,12 @@ from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, Exp
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.transfer_set.reader import TransferSet
-from flows.session.display import say
-from flows.settings.parsing import load_params
-from flows.settings.trust import allow
-from tasks.caching.stored_models import load_allowed_model
-from tasks.caching.trust import allow_factories
-from tasks.caching.workspace import STUDENT, TRANSFER_SET
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.settings.trust import allow
+from dfkd_tasks.caching.stored_models import load_allowed_model
+from dfkd_tasks.caching.trust import allow_factories
+from dfkd_tasks.caching.workspace import STUDENT, TRANSFER_SET
 
 __all__ = ["export_student"]
 

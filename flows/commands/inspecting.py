@@ -14,12 +14,12 @@ from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.teachers.loading import WARNING, BroughtTeacher, bring_teacher
 from dfkd_core.teachers.preflight import probe_images
-from flows.settings.params import Params
-from flows.settings.trust import allow
-from tasks.caching.stored_models import load_allowed_model
-from tasks.caching.trust import trusted_factories
-from tasks.caching.workspace import TEACHER
-from tasks.mlflow_store.registry import local_source
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.trust import allow
+from dfkd_tasks.caching.stored_models import load_allowed_model
+from dfkd_tasks.caching.trust import trusted_factories
+from dfkd_tasks.caching.workspace import TEACHER
+from dfkd_tasks.mlflow_store.registry import local_source
 
 __all__ = ["describe_teacher", "list_layers"]
 

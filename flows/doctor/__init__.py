@@ -4,7 +4,7 @@ It checks only what DVC, MLflow and Prefect do not report at their first command
 nothing but the folder `.dfkd` is written: what is tried in MLflow's store is undone. A check that fails unexpectedly is
 a fault, and the other checks still run.
 
-Imports: flows.session, flows.settings, tasks, dfkd_core. Begin with `findings`
+Imports: dfkd_flows.session, dfkd_flows.settings, dfkd_tasks, dfkd_core. Begin with `findings`
 (the outcome of a check); one file per area.
 """
 
@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
-from flows.doctor import machine, project, services, versions
-from flows.doctor.findings import Finding, Verdict, fault, render
-from flows.session.environment import enter_project, prepare_environment
+from dfkd_flows.doctor import machine, project, services, versions
+from dfkd_flows.doctor.findings import Finding, Verdict, fault, render
+from dfkd_flows.session.environment import enter_project, prepare_environment
 
 __all__ = ["Finding", "Verdict", "examine", "render"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError
-from flows.doctor.findings import Finding, fault, note, ok
+from dfkd_flows.doctor.findings import Finding, fault, note, ok
 
 __all__ = ["check_machine", "device_findings", "num_cores", "parallelism_findings"]
 
@@ -123,7 +123,7 @@ def _gpu(index: int) -> Finding:
 
 def device_findings(device: str) -> Iterator[Finding]:
     """Yield whether the machine has the device of the parameters."""
-    from flows.settings.checks import check_device
+    from dfkd_flows.settings.checks import check_device
 
     try:
         found = check_device(device)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd_core.errors import ConfigError, DataError, DfkdError
-from flows.doctor.findings import Finding, fault, note, ok
-from flows.doctor.machine import device_findings, num_cores, parallelism_findings
-from flows.session.environment import check_writable
+from dfkd_flows.doctor.findings import Finding, fault, note, ok
+from dfkd_flows.doctor.machine import device_findings, num_cores, parallelism_findings
+from dfkd_flows.session.environment import check_writable
 
 if TYPE_CHECKING:
     from dfkd_core.data.datasets import DataConfig
-    from flows.settings.params import Params
+    from dfkd_flows.settings.params import Params
 
 __all__ = [
     "check_data",
@@ -36,7 +36,7 @@ _MEBIBYTE = 2**20
 
 def read_params(project: Path) -> tuple[Params | None, Finding]:
     """Return the parameters of the current project, None if they have faults, and the finding about them."""
-    from flows.settings.parsing import PARAMS_FILE, load_params
+    from dfkd_flows.settings.parsing import PARAMS_FILE, load_params
 
     try:
         return load_params(), ok("project", f"{project}, {PARAMS_FILE} is valid")
@@ -60,7 +60,7 @@ def check_execution(params: Params) -> Iterator[Finding]:
 
 def check_disk(params: Params) -> Iterator[Finding]:
     """Yield whether the transfer set fits on the disk."""
-    from flows.settings.readiness import image_bytes
+    from dfkd_flows.settings.readiness import image_bytes
 
     yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, image_bytes(params))
 
@@ -86,8 +86,8 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
 
 def check_place(params: Params) -> Iterator[Finding]:
     """Yield what would stop a run at its start, and whether its results can be traced to a commit."""
-    from flows.settings.readiness import project_faults
-    from tasks.dvc_project.status import git_commit
+    from dfkd_flows.settings.readiness import project_faults
+    from dfkd_tasks.dvc_project.status import git_commit
 
     found = [finding for area, text in project_faults(params) if (finding := _place_fault(area, text))]
     yield from found
@@ -170,7 +170,7 @@ def _network(area: str, name: str, change: str) -> Finding:
     from dfkd_core.models.built_in import is_built_in
     from dfkd_core.models.factories import factory
     from dfkd_core.models.storage import CONFIG_FILE
-    from tasks.mlflow_store.registry import SCHEMES
+    from dfkd_tasks.mlflow_store.registry import SCHEMES
 
     path = Path(name)
     if area == "teacher" and name.startswith(SCHEMES):
@@ -190,7 +190,7 @@ def _network(area: str, name: str, change: str) -> Finding:
 
 
 def _registered(name: str) -> Finding:
-    from tasks.caching.workspace import STORE
+    from dfkd_tasks.caching.workspace import STORE
 
     if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
         return ok("teacher", f"{name}, which the next run loads from MLflow")

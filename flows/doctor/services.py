@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from flows.doctor.findings import Finding, fault, note, ok
-from flows.session.environment import TELEMETRY_OFF
-from flows.session.server import API_URL, answers
+from dfkd_flows.doctor.findings import Finding, fault, note, ok
+from dfkd_flows.session.environment import TELEMETRY_OFF
+from dfkd_flows.session.server import API_URL, answers
 
 __all__ = ["check_prefect", "check_telemetry", "without_secrets"]
 

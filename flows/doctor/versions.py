@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from flows.doctor.findings import Finding, fault, note, ok
+from dfkd_flows.doctor.findings import Finding, fault, note, ok
 
 __all__ = ["check_packages", "check_torch", "check_versions", "package_findings"]
 

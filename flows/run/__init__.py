@@ -1,4 +1,4 @@
 """`dfkd run`: changed stages, the order of the work, publishing, promotion and the table of results.
 
-Imports: flows.stages, flows.settings, flows.session, tasks. Begin with `command`.
+Imports: dfkd_flows.stages, dfkd_flows.settings, dfkd_flows.session, dfkd_tasks. Begin with `command`.
 """

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dfkd_core.errors import DfkdError
-from flows.session.server import ServerProcess, start_server
-from tasks.dvc_project.files import file_faults
-from tasks.dvc_project.status import changed_stages
+from dfkd_flows.session.server import ServerProcess, start_server
+from dfkd_tasks.dvc_project.files import file_faults
+from dfkd_tasks.dvc_project.status import changed_stages
 
 __all__ = ["Outlook", "look_ahead"]
 

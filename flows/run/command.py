@@ -6,15 +6,15 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
-from flows.run.ahead import Outlook, look_ahead
-from flows.run.ready import check_ready
-from flows.run.table import is_published, note_run, render
-from flows.session.display import say
-from flows.session.server import await_server, needing_server, start_server
-from flows.settings.params import Params
-from flows.settings.settling import Plan, planned, settle
-from flows.stages.command import STAGES
-from tasks.dvc_project.status import LOCK, changed_stages
+from dfkd_flows.run.ahead import Outlook, look_ahead
+from dfkd_flows.run.ready import check_ready
+from dfkd_flows.run.table import is_published, note_run, render
+from dfkd_flows.session.display import say
+from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.settling import Plan, planned, settle
+from dfkd_flows.stages.command import STAGES
+from dfkd_tasks.dvc_project.status import LOCK, changed_stages
 
 __all__ = ["run_all"]
 
@@ -75,7 +75,7 @@ def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
         say("All stages are up to date; the student is not registered yet")
     server = ahead.server or start_server()
     # Imported while the server starts.
-    from flows.pipeline import NotPushedError, settled_pipeline
+    from dfkd_flows.pipeline import NotPushedError, settled_pipeline
 
     await_server(server)
     try:

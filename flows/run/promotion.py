@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flows.settings.params import RegistryConfig
+from dfkd_flows.settings.params import RegistryConfig
 
 __all__ = ["ACCURACY", "AGREEMENT", "PROXY", "Promotion", "decide_promotion"]
 

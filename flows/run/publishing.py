@@ -10,15 +10,15 @@ from typing import Any
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.transfer_set.manifest import read_manifest
-from flows.run.promotion import Promotion, decide_promotion
-from flows.run.table import PUBLISHED, read_latency, read_metrics
-from flows.settings.params import Params, RegistryConfig
-from flows.settings.parsing import flatten
-from flows.settings.trust import allow
-from flows.stages.command import STAGES
-from tasks.caching.workspace import STUDENT, TRANSFER_SET
-from tasks.dvc_project.status import LOCK, git_commit, results_digest
-from tasks.mlflow_store.publishing import (
+from dfkd_flows.run.promotion import Promotion, decide_promotion
+from dfkd_flows.run.table import PUBLISHED, read_latency, read_metrics
+from dfkd_flows.settings.params import Params, RegistryConfig
+from dfkd_flows.settings.parsing import flatten
+from dfkd_flows.settings.trust import allow
+from dfkd_flows.stages.command import STAGES
+from dfkd_tasks.caching.workspace import STUDENT, TRANSFER_SET
+from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
+from dfkd_tasks.mlflow_store.publishing import (
     Champion,
     Publication,
     champion_metrics,
@@ -31,7 +31,7 @@ from tasks.mlflow_store.publishing import (
     register_student,
     set_alias,
 )
-from tasks.records.timing import stage_seconds
+from dfkd_tasks.records.timing import stage_seconds
 
 __all__ = ["model_name", "publish"]
 

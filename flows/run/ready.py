@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dfkd_core.errors import DfkdError
-from flows.session.environment import check_writable
-from flows.settings.params import Params
-from flows.settings.readiness import project_faults
+from dfkd_flows.session.environment import check_writable
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.readiness import project_faults
 
 __all__ = ["check_ready"]
 

@@ -12,13 +12,13 @@ from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
-from flows.settings.params import Params
-from flows.stages.command import STAGES
-from tasks.caching.stored import read_note, read_result
-from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
-from tasks.dvc_project.status import LOCK, results_digest
-from tasks.records.history import read_start
-from tasks.records.timing import stage_seconds
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.command import STAGES
+from dfkd_tasks.caching.stored import read_note, read_result
+from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from dfkd_tasks.dvc_project.status import LOCK, results_digest
+from dfkd_tasks.records.history import read_start
+from dfkd_tasks.records.timing import stage_seconds
 
 __all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "read_metrics", "render"]
 

@@ -1,4 +1,4 @@
 """The processes around a flow: environment, Prefect's server, their common end, and the terminal.
 
-Imports: flows.settings (to prepare a project only), tasks. Begin with `environment`.
+Imports: dfkd_flows.settings (to prepare a project only), dfkd_tasks. Begin with `environment`.
 """

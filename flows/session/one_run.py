@@ -13,10 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dfkd_core.errors import DfkdError
-from flows.session.display import say
-from flows.session.environment import check_writable
-from tasks.caching.half_files import clear_half_files
-from tasks.processes.lifeline import OWNER, works_for_owner
+from dfkd_flows.session.display import say
+from dfkd_flows.session.environment import check_writable
+from dfkd_tasks.caching.half_files import clear_half_files
+from dfkd_tasks.processes.lifeline import OWNER, works_for_owner
 
 __all__ = ["BusyError", "only_run"]
 

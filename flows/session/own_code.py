@@ -10,12 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from flows.session.environment import find_project
-from tasks.caching.code import ROOT
+from dfkd_flows.session.environment import find_project
+from dfkd_tasks.caching.code import PACKAGES
 
 __all__ = ["is_foreign", "run_own_code"]
 
-_PACKAGES = ("dfkd_core", "tasks", "flows")
+_NAMES = ("dfkd_core", "dfkd_tasks", "dfkd_flows")
 _PATH = "PYTHONPATH"
 
 
@@ -24,14 +24,18 @@ def run_own_code() -> None:
     project = find_project(Path.cwd())
     if project is None or not is_foreign(project):
         return
-    path = os.environ.get(_PATH, "")
-    if path.split(os.pathsep)[0] == str(project):
-        sys.exit(f"dfkd: {project} holds code, but Python imports that of {ROOT}. Install it with: make setup")
-    own = os.pathsep.join(filter(None, (str(project), path)))
+    source, path = str(_packages_of(project)), os.environ.get(_PATH, "")
+    if path.split(os.pathsep)[0] == source:
+        sys.exit(f"dfkd: {project} holds code, but Python imports that of {PACKAGES}. Install it with: make setup")
+    own = os.pathsep.join(filter(None, (source, path)))
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, _PATH: own})
 
 
-def is_foreign(project: Path, imported_from: Path = ROOT) -> bool:
-    """Return whether `project` holds the packages and they were imported from another folder."""
-    holds_code = all((project / name / "__init__.py").is_file() for name in _PACKAGES)
-    return holds_code and project.resolve() != imported_from
+def is_foreign(project: Path, packages: Path = PACKAGES) -> bool:
+    """Return whether `project` is a checkout with code of its own, and the imported packages are in another folder."""
+    own = _packages_of(project)
+    return all((own / name / "__init__.py").is_file() for name in _NAMES) and own.resolve() != packages.resolve()
+
+
+def _packages_of(checkout: Path) -> Path:
+    return checkout / "src"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from flows.session.environment import enter_project, prepare_environment
-from flows.settings.parsing import load_params
+from dfkd_flows.session.environment import enter_project, prepare_environment
+from dfkd_flows.settings.parsing import load_params
 
 __all__ = ["main"]
 
@@ -16,7 +16,7 @@ def main() -> None:
     prepare_environment(enter_project())
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
-    from tasks.mlflow_store.publishing import open_store
+    from dfkd_tasks.mlflow_store.publishing import open_store
 
     open_store(load_params().registry.experiment)
 

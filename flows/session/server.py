@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dfkd_core.errors import DfkdError
-from tasks.processes.endings import count_oom_kills, ending, signal_of
-from tasks.processes.lifeline import descendants, end_with, kill
+from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.processes.lifeline import descendants, end_with, kill
 
 __all__ = ["API_URL", "ServerProcess", "answers", "await_server", "needing_server", "start_server"]
 
@@ -43,7 +43,7 @@ class ServerProcess:
         os.environ[API_URL] = self.url
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
-            command = [sys.executable, "-m", "flows.session.server", str(port), str(os.getpid())]
+            command = [sys.executable, "-m", "dfkd_flows.session.server", str(port), str(os.getpid())]
             # In its own session the server does not receive Ctrl-C, so the flow can still report its end to it.
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
@@ -153,7 +153,7 @@ def answers(url: str) -> bool:
 def _serve(port: int, owner: int) -> None:
     import psutil
 
-    from flows.session.environment import prepare_environment
+    from dfkd_flows.session.environment import prepare_environment
 
     end_with([psutil.Process(owner)])
     prepare_environment(Path.cwd())

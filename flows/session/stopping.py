@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from tasks.processes.lifeline import descendants, interrupt, kill
+from dfkd_tasks.processes.lifeline import descendants, interrupt, kill
 
 __all__ = ["Stop", "stoppable"]
 

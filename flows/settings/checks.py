@@ -19,10 +19,10 @@ from dfkd_core.statistics.estimation import estimate_statistics
 from dfkd_core.synthesis.methods import build_synthesizer, check_num_images
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
-from flows.settings.params import Params
-from tasks.caching.stored import read_note
-from tasks.caching.trust import trusted_factories
-from tasks.caching.workspace import STATE
+from dfkd_flows.settings.params import Params
+from dfkd_tasks.caching.stored import read_note
+from dfkd_tasks.caching.trust import trusted_factories
+from dfkd_tasks.caching.workspace import STATE
 
 __all__ = ["check_device", "check_run"]
 

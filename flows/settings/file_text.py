@@ -1,4 +1,7 @@
-"""The text of params.yaml from the defaults and the docstrings of the fields: `python -m flows.settings.file_text`."""
+"""The text of params.yaml from the defaults and the docstrings of the fields.
+
+Print it into the file with `python -m dfkd_flows.settings.file_text`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from dfkd_core.sections import OneOf
-from flows.settings.params import Params
-from flows.settings.yaml_text import value_text
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.yaml_text import value_text
 
 __all__ = ["params_text"]
 

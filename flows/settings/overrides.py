@@ -10,10 +10,10 @@ from typing import Any
 
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import ConfigError
-from flows.settings.params import Params
-from flows.settings.parsing import PARAMS_FILE, flatten, parse_params
-from flows.settings.yaml_edit import edit_yaml
-from flows.settings.yaml_text import parse_yaml, read_yaml, value_text
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import PARAMS_FILE, flatten, parse_params
+from dfkd_flows.settings.yaml_edit import edit_yaml
+from dfkd_flows.settings.yaml_text import parse_yaml, read_yaml, value_text
 
 __all__ = ["Change", "apply_overrides", "apply_preset", "changes_between", "preset_names", "write_params"]
 

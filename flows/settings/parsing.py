@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
-from flows.settings.params import Params
-from flows.settings.yaml_text import read_yaml
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.yaml_text import read_yaml
 
 __all__ = ["PARAMS_FILE", "flatten", "load_params", "parse_params"]
 

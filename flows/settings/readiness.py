@@ -9,11 +9,11 @@ from pathlib import Path
 from dfkd_core.data.datasets import dataset_spec, is_built_in
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import CONFIG_FILE, read_card
-from flows.settings.params import Params
-from tasks.caching.workspace import REPORTS, STATE, STUDENTS, TEACHER, TRANSFER_SET, WORK
-from tasks.caching.writing import write_fault
-from tasks.dvc_project.files import file_faults, storage_faults
-from tasks.mlflow_store.readiness import check_store
+from dfkd_flows.settings.params import Params
+from dfkd_tasks.caching.workspace import REPORTS, STATE, STUDENTS, TEACHER, TRANSFER_SET, WORK
+from dfkd_tasks.caching.writing import write_fault
+from dfkd_tasks.dvc_project.files import file_faults, storage_faults
+from dfkd_tasks.mlflow_store.readiness import check_store
 
 __all__ = ["image_bytes", "project_faults"]
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.teachers.source import SourceConfig
-from flows.settings.checks import check_run
-from flows.settings.overrides import Change, apply_overrides, apply_preset, changes_between, write_params
-from flows.settings.params import Params
-from flows.settings.parsing import load_params
-from flows.settings.trust import allow
-from tasks.caching.source_files import student_digest, teacher_digest
-from tasks.mlflow_store.registry import local_source
+from dfkd_flows.settings.checks import check_run
+from dfkd_flows.settings.overrides import Change, apply_overrides, apply_preset, changes_between, write_params
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.settings.trust import allow
+from dfkd_tasks.caching.source_files import student_digest, teacher_digest
+from dfkd_tasks.mlflow_store.registry import local_source
 
 __all__ = ["Plan", "planned", "settle"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from flows.settings.params import Params
-from tasks.caching.trust import allow_factories
-from tasks.caching.workspace import STUDENT, TEACHER
+from dfkd_flows.settings.params import Params
+from dfkd_tasks.caching.trust import allow_factories
+from dfkd_tasks.caching.workspace import STUDENT, TEACHER
 
 __all__ = ["allow"]
 

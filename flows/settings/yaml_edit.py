@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flows.settings.yaml_text import compose_yaml, value_text
+from dfkd_flows.settings.yaml_text import compose_yaml, value_text
 
 __all__ = ["edit_yaml"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dfkd_core.errors import ConfigError
-from tasks.dvc_project.files import merge_marker
+from dfkd_tasks.dvc_project.files import merge_marker
 
 __all__ = ["compose_yaml", "parse_yaml", "read_yaml", "value_text"]
 

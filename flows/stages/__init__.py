@@ -1,4 +1,4 @@
 """One Prefect flow per stage of dvc.yaml, and the command that runs one.
 
-Imports: flows.settings, flows.session, tasks. Begin with `command`.
+Imports: dfkd_flows.settings, dfkd_flows.session, dfkd_tasks. Begin with `command`.
 """

@@ -9,8 +9,8 @@ from prefect import Task
 from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.memory import GIB, memory_at_hand
-from flows.settings.params import ExecutionConfig
-from tasks.caching.workspace import Artifact, is_intact
+from dfkd_flows.settings.params import ExecutionConfig
+from dfkd_tasks.caching.workspace import Artifact, is_intact
 
 __all__ = ["FLOW_OPTIONS", "compute_for", "run_cached"]
 

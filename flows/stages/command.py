@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from dfkd_core.errors import ConfigError
-from flows.session.display import Display, say
-from flows.session.server import await_server, needing_server, start_server
-from flows.settings.params import Params
-from flows.settings.trust import allow
-from tasks.caching.code import code_digest
-from tasks.processes.worker import needing_workers
-from tasks.records.progress import listening
-from tasks.records.timing import clear_seconds, stage_seconds
+from dfkd_flows.session.display import Display, say
+from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.trust import allow
+from dfkd_tasks.caching.code import code_digest
+from dfkd_tasks.processes.worker import needing_workers
+from dfkd_tasks.records.progress import listening
+from dfkd_tasks.records.timing import clear_seconds, stage_seconds
 
 __all__ = ["STAGES", "run_flow", "run_stage"]
 
 STAGES = {
-    "teacher": ("flows.stages.teacher", "teacher"),
-    "statistics": ("flows.stages.statistics", "statistics"),
-    "synthesize": ("flows.stages.synthesis", "synthesize"),
-    "distill": ("flows.stages.distillation", "distill"),
-    "evaluate": ("flows.stages.evaluation", "evaluate"),
+    "teacher": ("dfkd_flows.stages.teacher", "teacher"),
+    "statistics": ("dfkd_flows.stages.statistics", "statistics"),
+    "synthesize": ("dfkd_flows.stages.synthesis", "synthesize"),
+    "distill": ("dfkd_flows.stages.distillation", "distill"),
+    "evaluate": ("dfkd_flows.stages.evaluation", "evaluate"),
 }
 """Module and flow of each stage, in the order of dvc.yaml. A module is imported when its stage runs."""
 

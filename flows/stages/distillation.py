@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from dfkd_core.models.storage import read_card
-from flows.session.display import say
-from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from tasks.caching.workspace import (
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_tasks.caching.workspace import (
     REPORTS,
     STUDENT,
     TEACHER,
@@ -18,8 +18,8 @@ from tasks.caching.workspace import (
     reference,
     work_folder,
 )
-from tasks.records.history import read_notes, read_start
-from tasks.stages.distillation import make_student
+from dfkd_tasks.records.history import read_notes, read_start
+from dfkd_tasks.stages.distillation import make_student
 
 __all__ = ["distill"]
 

@@ -7,10 +7,10 @@ import json
 from prefect import flow
 
 from dfkd_core.data.datasets import data_fingerprint
-from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from tasks.caching.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
-from tasks.stages.evaluation import make_evaluation, measure_models
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_tasks.caching.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
+from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
 
 __all__ = ["evaluate"]
 

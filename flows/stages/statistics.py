@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from tasks.caching.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
-from tasks.stages.statistics import make_statistics
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
+from dfkd_tasks.stages.statistics import make_statistics
 
 __all__ = ["estimate", "statistics"]
 

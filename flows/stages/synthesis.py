@@ -21,11 +21,11 @@ from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
 from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_core.transfer_set.target import check_target
-from flows.session.display import say
-from flows.settings.params import ExecutionConfig, Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from flows.stages.statistics import estimate
-from tasks.caching.workspace import (
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.params import ExecutionConfig, Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_flows.stages.statistics import estimate
+from dfkd_tasks.caching.workspace import (
     REPORTS,
     STATISTICS,
     TEACHER,
@@ -35,9 +35,9 @@ from tasks.caching.workspace import (
     reference,
     work_folder,
 )
-from tasks.processes.worker import start_worker
-from tasks.records.progress import count_noted, report
-from tasks.stages.synthesis import assemble_transfer_set, make_shard, prepare
+from dfkd_tasks.processes.worker import start_worker
+from dfkd_tasks.records.progress import count_noted, report
+from dfkd_tasks.stages.synthesis import assemble_transfer_set, make_shard, prepare
 
 __all__ = ["shard_runner", "synthesize", "synthesize_anywhere"]
 

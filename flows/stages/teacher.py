@@ -10,12 +10,12 @@ from dfkd_core.data.datasets import DataConfig
 from dfkd_core.distillation.students import check_student
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.storage import read_card
-from flows.session.display import say
-from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from tasks.caching.trust import allow_factories
-from tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
-from tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_tasks.caching.trust import allow_factories
+from dfkd_tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
+from dfkd_tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
 
 __all__ = ["teacher"]
 

@@ -1,4 +1,4 @@
 """`dfkd tune`: a search for better settings without real data.
 
-Imports: flows.stages, flows.settings, flows.session, tasks. Begin with `command`.
+Imports: dfkd_flows.stages, dfkd_flows.settings, dfkd_flows.session, dfkd_tasks. Begin with `command`.
 """

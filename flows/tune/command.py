@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from dfkd_core.errors import ConfigError
-from flows.session.display import say
-from flows.session.one_run import only_run
-from flows.session.server import await_server, needing_server, start_server
-from flows.settings.settling import planned, settle
-from flows.stages.command import run_flow
-from flows.tune.space import search_space
+from dfkd_flows.session.display import say
+from dfkd_flows.session.one_run import only_run
+from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.settings.settling import planned, settle
+from dfkd_flows.stages.command import run_flow
+from dfkd_flows.tune.space import search_space
 
 __all__ = ["tune_all"]
 
@@ -42,14 +42,14 @@ def tune_all(
         params = plan.params
         server = start_server()
         # Imported while the server starts.
-        from flows.tune.flow import make_inputs
-        from flows.tune.results import apply_best, open_search, render
+        from dfkd_flows.tune.flow import make_inputs
+        from dfkd_flows.tune.results import apply_best, open_search, render
 
         await_server(server)
         with needing_server(server):
             make_inputs()
         torch.set_num_threads(params.execution.num_threads)
-        run_flow("tune", "flows.tune.flow", "tune", params, minutes, trials)
+        run_flow("tune", "dfkd_flows.tune.flow", "tune", params, minutes, trials)
         search = open_search(params)
         say(render(search))
         if apply:

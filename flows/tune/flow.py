@@ -7,16 +7,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.session.display import say
-from flows.settings.overrides import apply_overrides
-from flows.settings.params import Params
-from flows.stages.caching import FLOW_OPTIONS, compute_for
-from flows.tune.results import assignments, changes_text, open_search
-from flows.tune.search import Tried
-from flows.tune.space import reduced
-from tasks.caching.workspace import STATISTICS, TEACHER, reference
-from tasks.dvc_project.versioning import reproduce
-from tasks.stages.tuning import try_settings
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.overrides import apply_overrides
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for
+from dfkd_flows.tune.results import assignments, changes_text, open_search
+from dfkd_flows.tune.search import Tried
+from dfkd_flows.tune.space import reduced
+from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, reference
+from dfkd_tasks.dvc_project.versioning import reproduce
+from dfkd_tasks.stages.tuning import try_settings
 
 __all__ = ["make_inputs", "tune"]
 

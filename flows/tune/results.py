@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dfkd_core.common.digests import json_digest
-from flows.session.display import say
-from flows.settings.overrides import apply_overrides, changes_between, write_params
-from flows.settings.params import Params
-from flows.settings.parsing import flatten
-from flows.tune.search import NUM_REPEATS, Search, Tried
-from flows.tune.space import reduced, search_space
-from tasks.caching.code import code_digest
-from tasks.caching.workspace import STATE, STATISTICS, TEACHER, reference
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.overrides import apply_overrides, changes_between, write_params
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten
+from dfkd_flows.tune.search import NUM_REPEATS, Search, Tried
+from dfkd_flows.tune.space import reduced, search_space
+from dfkd_tasks.caching.code import code_digest
+from dfkd_tasks.caching.workspace import STATE, STATISTICS, TEACHER, reference
 
 __all__ = ["apply_best", "assignments", "changes_text", "open_search", "render"]
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dfkd_core.common.seeding import derive_seed
 from dfkd_core.errors import DfkdError
-from flows.tune.space import Domain, LogRange
+from dfkd_flows.tune.space import Domain, LogRange
 
 __all__ = ["NUM_REPEATS", "Score", "Search", "Tried"]
 

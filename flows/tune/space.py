@@ -9,8 +9,8 @@ from typing import Any
 
 from dfkd_core.errors import ConfigError
 from dfkd_core.evaluation.proxy import HELD_OUT_PRIOR
-from flows.settings.params import Params
-from flows.settings.parsing import flatten
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten
 
 __all__ = ["Domain", "LogRange", "reduced", "search_space"]
 

@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["ENTRY_MODULES", "ROOT", "code_digest", "code_files"]
+__all__ = ["ENTRY_MODULES", "PACKAGES", "code_digest", "code_files"]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGES = Path(__file__).absolute().parent.parent.parent
+"""Folder that holds the packages: src in a checkout, else that of the installed packages."""
 
 ENTRY_MODULES = {
-    "teacher": "tasks.stages.teacher",
-    "statistics": "tasks.stages.statistics",
-    "synthesize": "tasks.stages.synthesis",
-    "distill": "tasks.stages.distillation",
-    "evaluate": "tasks.stages.evaluation",
-    "tune": "tasks.stages.tuning",
+    "teacher": "dfkd_tasks.stages.teacher",
+    "statistics": "dfkd_tasks.stages.statistics",
+    "synthesize": "dfkd_tasks.stages.synthesis",
+    "distill": "dfkd_tasks.stages.distillation",
+    "evaluate": "dfkd_tasks.stages.evaluation",
+    "tune": "dfkd_tasks.stages.tuning",
 }
 """The module that holds the tasks of each stage of dvc.yaml, in their order, and of `dfkd tune`."""
 
@@ -36,7 +37,7 @@ _ATTEMPTS = 10
 _SECONDS_BETWEEN_ATTEMPTS = 0.05
 
 
-def code_digest(stage: str, root: Path = ROOT) -> str:
+def code_digest(stage: str, root: Path = PACKAGES) -> str:
     """Return the SHA-256 of the code that decides a stage's result, 64 hex digits.
 
     Args:
@@ -56,7 +57,7 @@ def _code_digest(stage: str, root: Path) -> str:
     return digest.hexdigest()
 
 
-def code_files(stage: str, root: Path = ROOT) -> list[Path]:
+def code_files(stage: str, root: Path = PACKAGES) -> list[Path]:
     """Return the files whose code decides a stage's result, sorted: the entry module and what it imports, at any depth.
 
     Arguments as in `code_digest`.

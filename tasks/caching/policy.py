@@ -10,7 +10,7 @@ from prefect.cache_policies import INPUTS, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.code import code_digest
+from dfkd_tasks.caching.code import code_digest
 
 __all__ = ["StageCode", "cached", "is_worth_a_retry"]
 

@@ -10,8 +10,8 @@ from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_digest, source_files
 from dfkd_core.teachers.source import SourceConfig
-from tasks.caching.stored import read_note
-from tasks.caching.workspace import STATE
+from dfkd_tasks.caching.stored import read_note
+from dfkd_tasks.caching.workspace import STATE
 
 __all__ = ["student_digest", "teacher_digest"]
 

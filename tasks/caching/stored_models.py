@@ -8,7 +8,7 @@ from dfkd_core.common.compute import CPU, Compute
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.storage import load_model
 from dfkd_core.models.teacher import Teacher, load_teacher
-from tasks.caching.trust import trusted_factories
+from dfkd_tasks.caching.trust import trusted_factories
 
 __all__ = ["load_allowed_model", "load_allowed_teacher"]
 

@@ -14,7 +14,7 @@ from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.factories import allows, module_file, split_factory
 from dfkd_core.models.storage import CONFIG_FILE, read_card
-from tasks.caching.workspace import STATE
+from dfkd_tasks.caching.workspace import STATE
 
 __all__ = ["allow_factories", "trusted_factories"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_atomically
 from dfkd_core.errors import ConfigError
-from tasks.caching.code import code_digest
+from dfkd_tasks.caching.code import code_digest
 
 __all__ = [
     "LATENCY",

@@ -10,8 +10,8 @@ from urllib.request import url2pathname
 
 import yaml
 
-from tasks.caching.writing import write_fault
-from tasks.dvc_project.status import LOCK
+from dfkd_tasks.caching.writing import write_fault
+from dfkd_tasks.dvc_project.status import LOCK
 
 __all__ = ["file_faults", "merge_marker", "storage_faults"]
 

@@ -16,7 +16,7 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from dvc.utils.serialize import load_yaml
 from voluptuous import Invalid
 
-from tasks.dvc_project.status import LOCK
+from dfkd_tasks.dvc_project.status import LOCK
 
 __all__ = ["clear_dead_locks", "set_aside_damaged_lock"]
 

@@ -1,4 +1,4 @@
-"""The process that runs DVC: `python -m tasks.dvc_project.program repro|status|push|pull [STAGE ...]`.
+"""The process that runs DVC: `python -m dfkd_tasks.dvc_project.program repro|status|push|pull [STAGE ...]`.
 
 Unlike the `dvc` command it ends with its caller, waits for DVC's lock, needs no git, clears what a killed DVC left
 behind, and prints DVC's messages whole.
@@ -13,8 +13,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from tasks.processes.endings import count_oom_kills, ending, remedy, signal_of
-from tasks.processes.lifeline import end_with_callers
+from dfkd_tasks.processes.endings import count_oom_kills, ending, remedy, signal_of
+from dfkd_tasks.processes.lifeline import end_with_callers
 
 __all__ = ["main"]
 
@@ -34,7 +34,7 @@ def main(command: str, *stages: str) -> int:
     from dvc.repo import Repo, lock_repo
     from scmrepo.exceptions import SCMError
 
-    from tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
+    from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
 
     # DVC's own --quiet also hides errors.
     logging.getLogger("dvc").setLevel(logging.ERROR)

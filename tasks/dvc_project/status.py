@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from dfkd_core.errors import DfkdError
-from tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 
 __all__ = ["LOCK", "changed_stages", "dvc_program", "git_commit", "results_digest", "run_dvc"]
 
@@ -69,7 +69,7 @@ def run_dvc(command: str) -> str:
 
 def dvc_program(*arguments: str) -> list[str]:
     """Return the command line of the process that runs DVC."""
-    return [sys.executable, "-m", "tasks.dvc_project.program", *arguments]
+    return [sys.executable, "-m", "dfkd_tasks.dvc_project.program", *arguments]
 
 
 def git_commit() -> str:

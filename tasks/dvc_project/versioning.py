@@ -8,8 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.errors import DfkdError
-from tasks.dvc_project.status import dvc_program, run_dvc
-from tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.dvc_project.status import dvc_program, run_dvc
+from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 
 __all__ = ["StageFailedError", "pull", "push", "reproduce"]
 

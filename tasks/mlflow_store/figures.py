@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.workspace import REPORTS
+from dfkd_tasks.caching.workspace import REPORTS
 
 __all__ = ["NOT_FINITE_TAG", "epoch_metrics", "log_figures", "make_metrics"]
 

@@ -18,11 +18,11 @@ from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import DfkdError
-from tasks.caching.stored_models import load_allowed_model
-from tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
-from tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
-from tasks.mlflow_store.readiness import artifact_folder
-from tasks.mlflow_store.student import log_student
+from dfkd_tasks.caching.stored_models import load_allowed_model
+from dfkd_tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
+from dfkd_tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
+from dfkd_tasks.mlflow_store.readiness import artifact_folder
+from dfkd_tasks.mlflow_store.student import log_student
 
 __all__ = [
     "CHALLENGER",

@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.workspace import STORE
-from tasks.caching.writing import write_fault
+from dfkd_tasks.caching.workspace import STORE
+from dfkd_tasks.caching.writing import write_fault
 
 __all__ = ["artifact_folder", "check_store"]
 

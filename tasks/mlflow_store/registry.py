@@ -9,7 +9,7 @@ from pathlib import Path
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.teachers.source import SourceConfig
-from tasks.caching.workspace import STORE
+from dfkd_tasks.caching.workspace import STORE
 
 __all__ = ["SCHEMES", "local_source"]
 

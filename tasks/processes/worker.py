@@ -13,9 +13,9 @@ from multiprocessing.process import BaseProcess
 import psutil
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.code import code_digest
-from tasks.processes.endings import count_oom_kills, ending, signal_of
-from tasks.processes.lifeline import end_with
+from dfkd_tasks.caching.code import code_digest
+from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.processes.lifeline import end_with
 
 __all__ = ["needing_workers", "start_worker"]
 

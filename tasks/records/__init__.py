@@ -1,4 +1,4 @@
 """The records of a run: histories, tables, pictures, seconds and progress. Nothing here changes a result.
 
-Imports: dfkd_core, tasks.caching (paths).
+Imports: dfkd_core, dfkd_tasks.caching (paths).
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dfkd_core.common.digests import write_json
 from dfkd_core.training.loop import EpochRecord
-from tasks.caching.stored import read_result
-from tasks.records.tables import write_csv
+from dfkd_tasks.caching.stored import read_result
+from dfkd_tasks.records.tables import write_csv
 
 __all__ = ["read_notes", "read_start", "write_history", "write_start"]
 

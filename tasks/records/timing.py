@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from tasks.caching.workspace import STATE
+from dfkd_tasks.caching.workspace import STATE
 
 __all__ = ["clear_seconds", "stage_seconds", "timed"]
 

@@ -12,12 +12,12 @@ from dfkd_core.distillation.run import distill
 from dfkd_core.models.storage import save_model
 from dfkd_core.transfer_set.manifest import verify_transfer_set
 from dfkd_core.transfer_set.reader import TransferSet
-from tasks.caching.policy import cached
-from tasks.caching.stored_models import load_allowed_teacher
-from tasks.caching.workspace import Artifact, clear_folder, reference
-from tasks.records.history import write_history, write_start
-from tasks.records.progress import report
-from tasks.records.timing import timed
+from dfkd_tasks.caching.policy import cached
+from dfkd_tasks.caching.stored_models import load_allowed_teacher
+from dfkd_tasks.caching.workspace import Artifact, clear_folder, reference
+from dfkd_tasks.records.history import write_history, write_start
+from dfkd_tasks.records.progress import report
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["make_student"]
 

@@ -17,13 +17,13 @@ from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.evaluation.latency import measure_latency
 from dfkd_core.evaluation.proxy import held_out_images
 from dfkd_core.models.classifier import Classifier, ModelCard
-from tasks.caching.policy import cached
-from tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
-from tasks.caching.workspace import Artifact, clear_folder, reference
-from tasks.records.history import read_notes
-from tasks.records.progress import report
-from tasks.records.tables import write_confusion_picture, write_csv
-from tasks.records.timing import timed
+from dfkd_tasks.caching.policy import cached
+from dfkd_tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
+from dfkd_tasks.caching.workspace import Artifact, clear_folder, reference
+from dfkd_tasks.records.history import read_notes
+from dfkd_tasks.records.progress import report
+from dfkd_tasks.records.tables import write_confusion_picture, write_csv
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["make_evaluation", "measure_models"]
 

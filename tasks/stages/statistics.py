@@ -9,10 +9,10 @@ from prefect import task
 from dfkd_core.common.compute import Compute
 from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistics
 from dfkd_core.statistics.features import save_statistics
-from tasks.caching.policy import cached
-from tasks.caching.stored_models import load_allowed_teacher
-from tasks.caching.workspace import Artifact, clear_folder, reference
-from tasks.records.timing import timed
+from dfkd_tasks.caching.policy import cached
+from dfkd_tasks.caching.stored_models import load_allowed_teacher
+from dfkd_tasks.caching.workspace import Artifact, clear_folder, reference
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["make_statistics"]
 

@@ -21,13 +21,13 @@ from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
 from dfkd_core.transfer_set.target import replacing_set
-from tasks.caching.code import code_digest
-from tasks.caching.policy import cached
-from tasks.caching.stored_models import load_allowed_teacher
-from tasks.caching.workspace import Artifact, place_file, reference
-from tasks.records.progress import noting, report
-from tasks.records.tables import write_image_grid
-from tasks.records.timing import timed
+from dfkd_tasks.caching.code import code_digest
+from dfkd_tasks.caching.policy import cached
+from dfkd_tasks.caching.stored_models import load_allowed_teacher
+from dfkd_tasks.caching.workspace import Artifact, place_file, reference
+from dfkd_tasks.records.progress import noting, report
+from dfkd_tasks.records.tables import write_image_grid
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["assemble_transfer_set", "make_shard", "prepare"]
 

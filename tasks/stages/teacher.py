@@ -15,14 +15,14 @@ from dfkd_core.models.storage import save_model
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
 from dfkd_core.teachers.training import TeacherConfig, train_teacher
-from tasks.caching.policy import cached
-from tasks.caching.source_files import teacher_digest
-from tasks.caching.trust import trusted_factories
-from tasks.caching.workspace import Artifact, clear_folder, reference
-from tasks.mlflow_store.registry import local_source
-from tasks.records.history import write_history
-from tasks.records.progress import report
-from tasks.records.timing import timed
+from dfkd_tasks.caching.policy import cached
+from dfkd_tasks.caching.source_files import teacher_digest
+from dfkd_tasks.caching.trust import trusted_factories
+from dfkd_tasks.caching.workspace import Artifact, clear_folder, reference
+from dfkd_tasks.mlflow_store.registry import local_source
+from dfkd_tasks.records.history import write_history
+from dfkd_tasks.records.progress import report
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["NOTES_FILE", "make_teacher", "take_teacher"]
 

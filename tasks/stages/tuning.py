@@ -13,9 +13,9 @@ from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.evaluation.proxy import proxy_score
 from dfkd_core.statistics.features import load_statistics
 from dfkd_core.synthesis.methods import SynthesisConfig
-from tasks.caching.stored_models import load_allowed_teacher
-from tasks.caching.workspace import Artifact
-from tasks.records.timing import timed
+from dfkd_tasks.caching.stored_models import load_allowed_teacher
+from dfkd_tasks.caching.workspace import Artifact
+from dfkd_tasks.records.timing import timed
 
 __all__ = ["try_settings"]
 

@@ -10,10 +10,13 @@ import yaml
 from dvc.repo import Repo
 from dvc_objects.fs.local import LocalFileSystem
 
-from flows.settings.params import Params
-from flows.settings.parsing import flatten
-from flows.stages.command import STAGES
-from tasks.caching.code import ENTRY_MODULES, ROOT, code_files
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten
+from dfkd_flows.stages.command import STAGES
+from dfkd_tasks.caching.code import ENTRY_MODULES, code_files
+
+ROOT = Path(__file__).resolve().parents[2]
+
 
 MOST_CODE_DEPS = 8
 STAGE_DEFINITIONS: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -29,7 +32,7 @@ def test_stages__are_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps__cover_what_the_stage_imports_and_nothing_else(stage: str) -> None:
-    files, deps = code_files(stage), code_deps(stage)
+    files, deps = [file.resolve() for file in code_files(stage)], code_deps(stage)
     assert [file for file in files if not any(file.is_relative_to(dep) for dep in deps)] == []
     assert [dep for dep in deps if not any(file.is_relative_to(dep) for file in files)] == []
     assert len(deps) <= MOST_CODE_DEPS

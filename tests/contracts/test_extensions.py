@@ -14,7 +14,9 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_core.transfer_set.manifest import verify_transfer_set
 from dfkd_core.transfer_set.reader import TransferSet
-from tasks.caching.code import ROOT
+from dfkd_tasks.caching.code import PACKAGES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Extend = Callable[[str, str, str, str], None]
 
@@ -89,8 +91,8 @@ class ToySynthesizer:
 def code(tmp_path: Path) -> Path:
     """A copy of the product that may be changed."""
     folder = tmp_path / "code"
-    for name in ("dfkd_core", "tasks", "flows", "presets"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dfkd_core", "dfkd_tasks", "dfkd_flows"):
+        shutil.copytree(PACKAGES / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -134,7 +136,7 @@ def test_a_prior(code: Path, extend: Extend) -> None:
     table = "dfkd_core/priors/table.py"
     extend("dfkd_core/priors/flat.py", PRIOR, table, 'ImagePrior]] = {|    "flat": FlatPrior,|FlatPrior')
     script = (
-        "from flows.settings.parsing import parse_params\n"
+        "from dfkd_flows.settings.parsing import parse_params\n"
         "from dfkd_core.priors.table import build_prior\n"
         "steps = {'methods': {'soft_target': {'refinement': {'prior': 'flat'}}}}\n"
         "config = parse_params({'synthesis': steps}, source='a test').synthesis\n"
@@ -168,7 +170,7 @@ def test_a_method_that_prepares_something__through_the_whole_synthesis(code: Pat
     run(
         code,
         "-m",
-        "flows.cli",
+        "dfkd_flows.cli",
         "synthesize",
         "--teacher",
         "teacher",

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.caching.code import ROOT
+from dfkd_tasks.caching.code import PACKAGES
 
 MOST_LEVELS = 5
+TESTS = Path(__file__).resolve().parents[1]
+TESTED_IN = {"dfkd_tasks": "tasks", "dfkd_flows": "flows"}
 FOLDERS = {
-    package: sorted(path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file())
-    for package in ("dfkd_core", "tasks", "flows")
+    package: sorted(path.name for path in (PACKAGES / package).iterdir() if (path / "__init__.py").is_file())
+    for package in ("dfkd_core", "dfkd_tasks", "dfkd_flows")
 }
 
 
@@ -28,7 +30,7 @@ def imported_folders(folder: Path) -> set[str]:
 
 
 def test_core__is_on_few_levels() -> None:
-    needs = {name: imported_folders(ROOT / "dfkd_core" / name) for name in FOLDERS["dfkd_core"]}
+    needs = {name: imported_folders(PACKAGES / "dfkd_core" / name) for name in FOLDERS["dfkd_core"]}
     levels = []
     placed: set[str] = set()
     while placed < needs.keys():
@@ -39,25 +41,27 @@ def test_core__is_on_few_levels() -> None:
     assert len(levels) <= MOST_LEVELS, levels
 
 
-@pytest.mark.parametrize(("package", "files"), [("tasks", set()), ("flows", {"cli.py", "pipeline.py"})])
+@pytest.mark.parametrize(("package", "files"), [("dfkd_tasks", set()), ("dfkd_flows", {"cli.py", "pipeline.py"})])
 def test_packages__hold_folders_and_their_entry_points_alone(package: str, files: set[str]) -> None:
-    assert {path.name for path in (ROOT / package).glob("*.py")} == files | {"__init__.py"}
+    assert {path.name for path in (PACKAGES / package).glob("*.py")} == files | {"__init__.py"}
 
 
 @pytest.mark.parametrize("folder", [f"{package}/{name}" for package, names in FOLDERS.items() for name in names])
 def test_every_folder__names_what_it_owns_imports_and_where_to_begin(folder: str) -> None:
-    text = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text())) or ""
+    text = ast.get_docstring(ast.parse((PACKAGES / folder / "__init__.py").read_text())) or ""
     assert len(text.splitlines()) >= 3
     assert "Imports:" in text
 
 
 def test_tests__mirror_the_packages() -> None:
     for package, names in FOLDERS.items():
-        folders = {path.name for path in (ROOT / "tests" / package).iterdir() if path.is_dir()} - {"__pycache__"}
+        folders = {path.name for path in (TESTS / TESTED_IN.get(package, package)).iterdir() if path.is_dir()} - {
+            "__pycache__"
+        }
         assert folders <= set(names)
 
 
 def test_flows__hide_no_module_of_the_standard_library() -> None:
     # Prefect puts the folder of a deployed flow in front of the import path.
-    names = {path.stem for path in (ROOT / "flows").glob("*.py")} | set(FOLDERS["flows"])
+    names = {path.stem for path in (PACKAGES / "dfkd_flows").glob("*.py")} | set(FOLDERS["dfkd_flows"])
     assert names & set(sys.stdlib_module_names) == set()

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from flows.settings.overrides import apply_preset, preset_names
-from flows.settings.params import Params
-from flows.settings.parsing import flatten, load_params
-from tasks.caching.code import ROOT
+from dfkd_flows.settings.overrides import apply_preset, preset_names
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten, load_params
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import dfkd_core
-from tasks.caching.code import ROOT
+
+ROOT = Path(__file__).resolve().parents[2]
+
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

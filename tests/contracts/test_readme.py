@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from dfkd_core.export.run import choose_images, export_model, probe_images
 from dfkd_core.models.built_in import build_network
 from dfkd_core.models.classifier import ModelCard, build_classifier
-from flows.cli import app
-from tasks.caching.code import ROOT
+from dfkd_flows.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

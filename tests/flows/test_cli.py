@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
-from flows.cli import app
+from dfkd_flows.cli import app
 
 
 def call(*arguments: str) -> Result:

@@ -16,15 +16,15 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.doctor import Finding, Verdict, render
-from flows.doctor.findings import fault, note, ok
-from flows.doctor.machine import device_findings, num_cores, parallelism_findings
-from flows.doctor.project import check_data, check_disk, check_networks, check_place, disk_finding
-from flows.doctor.services import check_prefect, check_telemetry, without_secrets
-from flows.doctor.versions import check_packages, check_torch, check_versions, package_findings
-from flows.settings.overrides import apply_overrides
-from flows.settings.parsing import load_params, parse_params
+from dfkd_flows.cli import app
+from dfkd_flows.doctor import Finding, Verdict, render
+from dfkd_flows.doctor.findings import fault, note, ok
+from dfkd_flows.doctor.machine import device_findings, num_cores, parallelism_findings
+from dfkd_flows.doctor.project import check_data, check_disk, check_networks, check_place, disk_finding
+from dfkd_flows.doctor.services import check_prefect, check_telemetry, without_secrets
+from dfkd_flows.doctor.versions import check_packages, check_torch, check_versions, package_findings
+from dfkd_flows.settings.overrides import apply_overrides
+from dfkd_flows.settings.parsing import load_params, parse_params
 
 
 def only(findings: Iterator[Finding]) -> Finding:

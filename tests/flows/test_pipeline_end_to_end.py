@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dfkd_core.models.storage import load_model
-from tasks.caching.workspace import STUDENT
+from dfkd_tasks.caching.workspace import STUDENT
 
 SECONDS_TO_SEE_A_SHARD = 200
 # Few images, but every one refined for seconds per shard: what a killed run started ends within half a second.
@@ -149,7 +149,7 @@ def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) 
 @pytest.mark.parametrize(
     ("victim", "said"),
     [
-        (("-m", "flows.session.server"), "Prefect's server was ended by SIGKILL (signal 9)."),
+        (("-m", "dfkd_flows.session.server"), "Prefect's server was ended by SIGKILL (signal 9)."),
         (("bin/dfkd", "run"), ""),
     ],
     ids=["server", "command"],

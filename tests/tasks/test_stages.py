@@ -24,14 +24,14 @@ from dfkd_core.statistics.features import load_statistics
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
 from dfkd_core.transfer_set.manifest import verify_transfer_set
-from tasks.caching.workspace import Artifact, is_intact, reference
-from tasks.records.history import read_notes, read_start
-from tasks.records.tables import write_confusion_picture
-from tasks.stages.distillation import make_student
-from tasks.stages.evaluation import make_evaluation, measure_models
-from tasks.stages.statistics import make_statistics
-from tasks.stages.synthesis import assemble_transfer_set, make_shard
-from tasks.stages.teacher import make_teacher
+from dfkd_tasks.caching.workspace import Artifact, is_intact, reference
+from dfkd_tasks.records.history import read_notes, read_start
+from dfkd_tasks.records.tables import write_confusion_picture
+from dfkd_tasks.stages.distillation import make_student
+from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
+from dfkd_tasks.stages.statistics import make_statistics
+from dfkd_tasks.stages.synthesis import assemble_transfer_set, make_shard
+from dfkd_tasks.stages.teacher import make_teacher
 
 CARD = ModelCard(
     network="lenet5",

@@ -23,7 +23,9 @@ from dfkd_core.export.report import ExportReport
 from dfkd_core.export.run import choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe
 from dfkd_core.models.storage import load_model, model_digest
-from tasks.caching.code import ROOT
+
+ROOT = Path(__file__).resolve().parents[3]
+
 
 LAYERS = {"lenet5": "fc1", "lenet5_bn": "fc1", "resnet18_eighth": "pool"}
 

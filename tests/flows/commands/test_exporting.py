@@ -15,7 +15,7 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
-from flows.cli import app
+from dfkd_flows.cli import app
 
 SPEC = dataset_spec("digits")
 STUDENT = Path("artifacts/students/default")

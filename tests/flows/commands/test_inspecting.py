@@ -2,7 +2,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from flows.cli import app
+from dfkd_flows.cli import app
 
 QUICK = ["--set", "synthesis.batch_size=8", "--set", "statistics.num_probes=8", "--set", "teacher.source.image_size=32"]
 

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
-from flows.cli import app
-from flows.run.table import is_published, note_run, read_latency, read_metrics, render
-from flows.settings.params import Params
-from tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
-from tasks.dvc_project.status import results_digest
-from tasks.records.history import write_start
-from tasks.records.timing import timed
+from dfkd_flows.cli import app
+from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics, render
+from dfkd_flows.settings.params import Params
+from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from dfkd_tasks.dvc_project.status import results_digest
+from dfkd_tasks.records.history import write_start
+from dfkd_tasks.records.timing import timed
 
 SCORES = {"num_parameters": 61706, "size_bytes": 247000, "accuracy": 0.9, "ece": 0.1}
 GOOD = {"teacher": SCORES, "student": {**SCORES, "agreement": 0.95, "kl": 0.2}, "num_images": 20}

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from flows.run.promotion import decide_promotion
-from flows.settings.params import RegistryConfig
+from dfkd_flows.run.promotion import decide_promotion
+from dfkd_flows.settings.params import RegistryConfig
 
 RULES = RegistryConfig(min_agreement=0.5, min_improvement=0.01)
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows.settings.params import Params
-from tasks.caching.code import ROOT
+from dfkd_flows.settings.params import Params
+from dfkd_tasks.caching.code import PACKAGES
+
+ROOT = Path(__file__).resolve().parents[3]
+
 
 WHOLE = {
     "runs": ["FINISHED"],
@@ -32,7 +35,7 @@ def states(folder: Path, point: str) -> list[Any]:
         [sys.executable, "-W", "ignore", str(script), str(folder), point],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1", "HOME": str(folder)},
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
-from flows.cli import app
-from flows.run.ready import check_ready
-from flows.settings.params import Params
-from flows.settings.parsing import parse_params
-from tasks.caching.workspace import TRANSFER_SET, WORK
+from dfkd_flows.cli import app
+from dfkd_flows.run.ready import check_ready
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import parse_params
+from dfkd_tasks.caching.workspace import TRANSFER_SET, WORK
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_core.teachers.loading import source_digest
 from dfkd_core.teachers.source import SourceConfig
-from flows.cli import app
-from flows.settings.parsing import load_params
-from flows.settings.settling import Plan, planned, settle
-from tasks.stages.teacher import take_teacher
+from dfkd_flows.cli import app
+from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.settings.settling import Plan, planned, settle
+from dfkd_tasks.stages.teacher import take_teacher
 
 STUDENTS = """
 from torch import nn

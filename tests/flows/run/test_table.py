@@ -2,9 +2,9 @@ import pytest
 
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.teachers.training import TeacherConfig
-from flows.run.publishing import model_name
-from flows.run.table import heading
-from flows.settings.params import Params
+from dfkd_flows.run.publishing import model_name
+from dfkd_flows.run.table import heading
+from dfkd_flows.settings.params import Params
 
 
 def params(dataset: str) -> Params:

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
-from flows.cli import app
-from flows.session.environment import check_writable, find_project
-from tasks.processes.endings import remedy
+from dfkd_flows.cli import app
+from dfkd_flows.session.environment import check_writable, find_project
+from dfkd_tasks.processes.endings import remedy
 
 
 def test_writable_folder__passes_and_keeps_no_file(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.session.one_run import BusyError, only_run
-from tasks.caching.code import ROOT
-from tasks.processes.lifeline import OWNER
+from dfkd_flows.cli import app
+from dfkd_flows.session.one_run import BusyError, only_run
+from dfkd_tasks.caching.code import PACKAGES
+from dfkd_tasks.processes.lifeline import OWNER
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_waiting_run__starts_after_the_other_has_ended(project: Path, capsys: py
 
 
 def test_process_of_the_run__works_in_its_lock(project: Path) -> None:
-    script = "from flows.session.one_run import only_run\nwith only_run():\n    print('works')\n"
+    script = "from dfkd_flows.session.one_run import only_run\nwith only_run():\n    print('works')\n"
     command = [sys.executable, "-c", script]
-    environment = {"PYTHONPATH": str(ROOT)}
+    environment = {"PYTHONPATH": str(PACKAGES)}
     with only_run():
         mine = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
         assert mine.stdout == "works\n"
@@ -64,10 +64,11 @@ def test_the_lock__goes_with_the_run_and_with_a_process_that_is_killed(project: 
     with only_run():
         pass
     script = (
-        "from flows.session.one_run import only_run\nwith only_run():\n    print('held', flush=True)\n    input()\n"
+        "from dfkd_flows.session.one_run import only_run\n"
+        "with only_run():\n    print('held', flush=True)\n    input()\n"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(PACKAGES)}, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with holder:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.session.own_code import is_foreign
-from tasks.caching.code import ROOT
+from dfkd_flows.session.own_code import is_foreign
+from dfkd_tasks.caching.code import PACKAGES
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_clone__runs_its_own_code(tmp_path: Path, make_project: Callable[[Path], Path]) -> None:
@@ -17,13 +19,14 @@ def test_clone__runs_its_own_code(tmp_path: Path, make_project: Callable[[Path],
     make_project(clone)
     for name in ("dfkd_core", "tasks", "flows"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", clone / "src", symlinks=True)
     cli = clone / "flows" / "cli.py"
     cli.write_text(cli.read_text().replace("Data-free knowledge distillation:", "The clone:"))
     command = tmp_path / "dfkd"
-    command.write_text("from flows.cli import main\nmain()\n")
+    command.write_text("from dfkd_flows.cli import main\nmain()\n")
 
     def shown(folder: Path) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
         done = subprocess.run(
             [sys.executable, str(command), "--help"], cwd=folder, env=environment, capture_output=True, text=True,
             check=True,

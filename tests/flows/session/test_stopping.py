@@ -10,14 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.caching.code import ROOT
+from dfkd_tasks.caching.code import PACKAGES
 
 # A command with one process below it, which ends after Ctrl-C or lives on.
 # The tests may have been started with nohup.
 COMMAND = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from flows.session.stopping import stoppable
+from dfkd_flows.session.stopping import stoppable
 {before}
 with stoppable("Continue with: dfkd run") as stop:
     below = subprocess.Popen([sys.executable, "-c", {below!r}], stdout=subprocess.PIPE)
@@ -35,7 +35,7 @@ DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + BELOW
 def start(*, before: str = "", below: str = BELOW, work: str = "time.sleep(60)") -> tuple[subprocess.Popen[str], int]:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND.format(before=before, below=below, work=work)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout
@@ -97,7 +97,8 @@ def test_closed_terminal__ends_the_command_with_its_code(tmp_path: Path) -> None
     script = COMMAND.format(before="", below=BELOW, work="time.sleep(60)")
     process = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{script}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=other, stdout=other, stderr=other, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)}, stdin=other, stdout=other, stderr=other,
+        start_new_session=True,
     )  # fmt: skip
     os.close(other)
     below = int(os.read(own, 100))

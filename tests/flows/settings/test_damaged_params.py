@@ -9,7 +9,7 @@ from fault_inputs import PARAMS, Damage
 from fault_workspace import has_next_command
 
 from dfkd_core.errors import DfkdError
-from flows.settings.settling import planned, settle
+from dfkd_flows.settings.settling import planned, settle
 
 
 @pytest.mark.parametrize("damage", PARAMS.values(), ids=PARAMS.keys())

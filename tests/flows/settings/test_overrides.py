@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.errors import ConfigError
-from flows.settings.overrides import apply_overrides, apply_preset, changes_between, preset_names, write_params
-from flows.settings.params import Params
-from flows.settings.parsing import load_params
+from dfkd_flows.settings.overrides import apply_overrides, apply_preset, changes_between, preset_names, write_params
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import load_params
 
 
 def write(preset: str | None, *assignments: str) -> list[str]:

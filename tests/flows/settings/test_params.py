@@ -9,7 +9,7 @@ from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig
 from dfkd_core.synthesis.refinement import RefinementConfig
 from dfkd_core.synthesis.soft_target import SoftTargetConfig
 from dfkd_core.teachers.training import TeacherConfig
-from flows.settings.params import Params
+from dfkd_flows.settings.params import Params
 
 
 def test_a_pruned_start_that_is_none_is_found_before_anything_runs():

@@ -7,9 +7,9 @@ import yaml
 
 from dfkd_core.common.digests import json_digest
 from dfkd_core.errors import ConfigError
-from flows.settings.overrides import PRESETS, apply_preset, preset_names
-from flows.settings.params import Params
-from flows.settings.parsing import flatten, load_params, parse_params
+from dfkd_flows.settings.overrides import PRESETS, apply_preset, preset_names
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten, load_params, parse_params
 
 
 def test_parse_params__empty_gives_the_defaults() -> None:

@@ -13,12 +13,12 @@ from typer.testing import CliRunner, Result
 from dfkd_core.models.storage import save_model
 from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.source import SourceConfig
-from flows.cli import app
-from flows.settings.overrides import apply_overrides
-from flows.settings.parsing import load_params
-from flows.settings.trust import allow
-from tasks.caching.trust import trusted_factories
-from tasks.caching.workspace import STUDENT, TEACHER
+from dfkd_flows.cli import app
+from dfkd_flows.settings.overrides import apply_overrides
+from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.settings.trust import allow
+from dfkd_tasks.caching.trust import trusted_factories
+from dfkd_tasks.caching.workspace import STUDENT, TEACHER
 
 NAME = "command_nets:make"
 MODULE = """

@@ -2,8 +2,8 @@ import pytest
 
 from dfkd_core.common.memory import GIB, memory_at_hand
 from dfkd_core.errors import ConfigError
-from flows.settings.params import ExecutionConfig
-from flows.stages.caching import compute_for
+from dfkd_flows.settings.params import ExecutionConfig
+from dfkd_flows.stages.caching import compute_for
 
 
 def test_memory__what_the_parameters_say_is_shared_by_the_workers() -> None:

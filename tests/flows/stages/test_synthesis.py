@@ -5,9 +5,9 @@ import pytest
 from dfkd_core.errors import ConfigError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
-from flows.settings.params import Params
-from flows.stages.synthesis import synthesize
-from tasks.caching.workspace import TEACHER, TRANSFER_SET
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.synthesis import synthesize
+from dfkd_tasks.caching.workspace import TEACHER, TRANSFER_SET
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.3,), std=(0.3,), layer="fc1")
 

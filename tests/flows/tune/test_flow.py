@@ -18,14 +18,14 @@ from dfkd_core.models.teacher import load_teacher
 from dfkd_core.statistics.estimation import estimate_statistics
 from dfkd_core.statistics.features import save_statistics
 from dfkd_core.teachers.training import TeacherConfig, train_teacher
-from flows.settings.overrides import apply_overrides
-from flows.settings.params import Params
-from flows.settings.parsing import flatten, load_params
-from flows.tune.results import apply_best, assignments, open_search, render
-from flows.tune.search import Search, Tried
-from flows.tune.space import Domain, LogRange, reduced, search_space
-from tasks.caching.workspace import STATISTICS, TEACHER, reference
-from tasks.stages.tuning import try_settings
+from dfkd_flows.settings.overrides import apply_overrides
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import flatten, load_params
+from dfkd_flows.tune.results import apply_best, assignments, open_search, render
+from dfkd_flows.tune.search import Search, Tried
+from dfkd_flows.tune.space import Domain, LogRange, reduced, search_space
+from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, reference
+from dfkd_tasks.stages.tuning import try_settings
 
 SPACE: dict[str, Domain] = {
     "distillation.temperature": LogRange(1.0, 20.0),
@@ -195,7 +195,7 @@ def test_reduced__is_never_larger() -> None:
 def test_search_with_a_teacher__and_apply(
     teacher: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tasks.stages.tuning.proxy_score", partial(proxy_score, num_images=500))
+    monkeypatch.setattr("dfkd_tasks.stages.tuning.proxy_score", partial(proxy_score, num_images=500))
     params = apply_overrides(load_params(), TINY)
 
     def score(changes: Mapping[str, Any], seed_offset: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tasks.caching.code import ENTRY_MODULES, ROOT, code_digest, code_files
+from dfkd_tasks.caching.code import ENTRY_MODULES, PACKAGES, code_digest, code_files
 
 ALL = set(ENTRY_MODULES)
 
@@ -28,9 +28,9 @@ WITHOUT_EFFECT = {
     "a report of progress": ("dfkd_core/progress.py", "unit: str", "unit: str | None"),
     "a check of a range": ("dfkd_core/sections.py", '"at least"', '"not less than"'),
     "the downloader": ("dfkd_core/downloads.py", "Acquire::Retries=1", "Acquire::Retries=3"),
-    "a table of the run's records": ("tasks/records/tables.py", 'colour = "white"', 'colour = "yellow"'),
-    "what MLflow logs": ("tasks/mlflow_store/publishing.py", '"reports")', '"report")'),
-    "the cache itself": ("tasks/caching/workspace.py", "_KEPT_WORK_FOLDERS = 3", "_KEPT_WORK_FOLDERS = 4"),
+    "a table of the run's records": ("dfkd_tasks/records/tables.py", 'colour = "white"', 'colour = "yellow"'),
+    "what MLflow logs": ("dfkd_tasks/mlflow_store/publishing.py", '"reports")', '"report")'),
+    "the cache itself": ("dfkd_tasks/caching/workspace.py", "_KEPT_WORK_FOLDERS = 3", "_KEPT_WORK_FOLDERS = 4"),
     "an export form": ("dfkd_core/export/forms.py", 'input_names=["images"]', 'input_names=["image"]'),
     "what `dfkd inspect` finds out": ("dfkd_core/inspection.py", "_TIMED_STEPS = 2", "_TIMED_STEPS = 3"),
 }
@@ -54,15 +54,15 @@ WITH_EFFECT = {
     "a loss": ("dfkd_core/distillation/soft_labels.py", "temperature**2 *", "temperature *", {"distill", "tune"}),
     "a figure": ("dfkd_core/evaluation/metrics.py", "1, num_bins) - 1", "1, num_bins) - 2", {"evaluate"}),
     "a default": ("dfkd_core/distillation/config.py", "PositiveInt = 40", "PositiveInt = 41", {"distill", "tune"}),
-    "a stage's task": ("tasks/stages/distillation.py", '"epochs.csv"', '"epoch.csv"', {"distill"}),
+    "a stage's task": ("dfkd_tasks/stages/distillation.py", '"epochs.csv"', '"epoch.csv"', {"distill"}),
 }  # fmt: skip
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the code."""
-    for package in ("dfkd_core", "tasks"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("dfkd_core", "dfkd_tasks"):
+        shutil.copytree(PACKAGES / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfkd_core.common.digests import write_atomically
-from tasks.caching.half_files import clear_half_files
+from dfkd_tasks.caching.half_files import clear_half_files
 
 
 def test_half_files__are_deleted_and_whole_ones_stay(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_core.teachers.loading import source_digest
 from dfkd_core.teachers.source import SourceConfig
-from tasks.caching.code import ROOT
-from tasks.caching.source_files import teacher_digest
+from dfkd_tasks.caching.source_files import teacher_digest
+
+ROOT = Path(__file__).resolve().parents[3]
+
 
 # Older than the seconds within which time stamps prove nothing.
 OLD = ROOT / "LICENSE"

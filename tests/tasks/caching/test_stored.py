@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.stored import read_note, read_result
+from dfkd_tasks.caching.stored import read_note, read_result
 
 DAMAGED = [
     b"",

@@ -9,7 +9,7 @@ import pytest
 
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
-from tasks.caching.trust import allow_factories, trusted_factories
+from dfkd_tasks.caching.trust import allow_factories, trusted_factories
 
 CARD = ModelCard(network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.5,), layer="fc1")
 NAME = "trusted_nets:make"

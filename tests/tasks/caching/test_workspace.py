@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.errors import ConfigError
-from tasks.caching.workspace import is_intact, place_folder, reference, work_folder
+from dfkd_tasks.caching.workspace import is_intact, place_folder, reference, work_folder
 
 
 @pytest.fixture(autouse=True)

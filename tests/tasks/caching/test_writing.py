@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from tasks.caching.writing import write_fault
+from dfkd_tasks.caching.writing import write_fault
 
 
 def test_write_fault__existing_and_new_folders_leave_no_trace(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dvc_project.files import file_faults, merge_marker, storage_faults
+from dfkd_tasks.dvc_project.files import file_faults, merge_marker, storage_faults
 
 MARKED = "stages:\n<<<<<<< HEAD\n  a: {}\n=======\n  b: {}\n>>>>>>> other\n"
 

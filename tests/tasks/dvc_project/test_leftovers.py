@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
+from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
 
 
 @pytest.fixture

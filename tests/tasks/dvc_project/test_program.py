@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.errors import DfkdError
-from tasks.caching.code import ROOT
-from tasks.dvc_project.status import changed_stages, git_commit, run_dvc
+from dfkd_tasks.caching.code import PACKAGES
+from dfkd_tasks.dvc_project.status import changed_stages, git_commit, run_dvc
 
 Made = Callable[..., Path]
 
@@ -30,14 +30,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         return tmp_path
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGES))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.setenv("SHELL", "/bin/sh")
     return made
 
 
 def dvc(command: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "tasks.dvc_project.program", command]
+    program = [sys.executable, "-m", "dfkd_tasks.dvc_project.program", command]
     return subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 

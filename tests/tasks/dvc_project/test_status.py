@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from dfkd_core.errors import DfkdError
-from tasks.dvc_project.status import results_digest
+from dfkd_tasks.dvc_project.status import results_digest
 
 
 def lock(folder: Path, *, code: str = "c", out: str = "o", epochs: int = 1) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.mlflow_store.publishing import open_store
+from dfkd_tasks.mlflow_store.publishing import open_store
 
 
 @pytest.fixture(scope="session")

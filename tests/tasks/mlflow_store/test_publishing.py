@@ -11,15 +11,15 @@ import torch
 from mlflow.entities import Metric
 
 from dfkd_core.models.classifier import ModelCard, build_classifier
-from tasks.mlflow_store.figures import NOT_FINITE_TAG, log_figures
-from tasks.mlflow_store.publishing import (
+from dfkd_tasks.mlflow_store.figures import NOT_FINITE_TAG, log_figures
+from dfkd_tasks.mlflow_store.publishing import (
     RESULTS_TAG,
     champion_metrics,
     discard_unfinished,
     find_publication,
     open_store,
 )
-from tasks.mlflow_store.student import log_student
+from dfkd_tasks.mlflow_store.student import log_student
 
 NAME = "dfkd-student-digits"
 

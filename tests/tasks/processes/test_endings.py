@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.caching.code import ROOT
-from tasks.processes.lifeline import OWNER
+from dfkd_tasks.caching.code import PACKAGES
+from dfkd_tasks.processes.lifeline import OWNER
 
 SECONDS_TO_END = 5.0
 # Starts a program that ends with its callers, prints its id, and lives on.
@@ -22,7 +22,7 @@ input()
 """
 WORKER = """
 import subprocess, sys, time
-from tasks.processes.lifeline import end_with_callers
+from dfkd_tasks.processes.lifeline import end_with_callers
 end_with_callers()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
@@ -34,7 +34,7 @@ time.sleep(60)
 
 def start(script: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(PACKAGES), **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_stage_that_dvc_started__ends_with_it(tmp_path: Path, program: list[str]
     starter = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {WORKER!r}])\ninput()\n"
     (tmp_path / "dvc").write_text(starter)
     (tmp_path / "dvc.py").write_text(starter)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "DVC_STAGE": "distill"}
+    environment = {**os.environ, "PYTHONPATH": f"{PACKAGES}{os.pathsep}{tmp_path}", "DVC_STAGE": "distill"}
     environment.pop(OWNER, None)
     command = [sys.executable, *program]
     with subprocess.Popen(

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from dfkd_core.errors import DfkdError
-from tasks.processes.worker import needing_workers, start_worker
+from dfkd_tasks.processes.worker import needing_workers, start_worker
 
 
 def pool(workers: int) -> ProcessPoolExecutor:

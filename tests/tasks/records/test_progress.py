@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_core.progress import Progress
-from tasks.records.progress import count_noted, listening, noting, report
+from dfkd_tasks.records.progress import count_noted, listening, noting, report
 
 
 def progress(done: int) -> Progress:

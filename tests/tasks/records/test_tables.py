@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.records.tables import write_confusion_picture, write_image_grid
+from dfkd_tasks.records.tables import write_confusion_picture, write_image_grid
 
 
 @pytest.mark.parametrize(("size", "expected"), [(8, (2 * 28, 2 * 19)), (100, (304, 203))])

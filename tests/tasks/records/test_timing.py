@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.records.timing import clear_seconds, stage_seconds, timed
+from dfkd_tasks.records.timing import clear_seconds, stage_seconds, timed
 
 
 @pytest.fixture(autouse=True)
