@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.errors import SynthesisError
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.passes import joined
@@ -21,7 +22,6 @@ from dfkd_core.priors.table import PriorName, build_prior, build_toned_prior
 from dfkd_core.priors.tone import are_pixel_statistics
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, config_section
-from dfkd_core.synthesis.cuda_graphs import recorded_on_gpu
 
 __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]
 
