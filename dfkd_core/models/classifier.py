@@ -123,6 +123,8 @@ class Classifier(nn.Module):
         self.network = network
         self.card = card
         self.program = program
+        self.training_key: str | None = None
+        """Key of the output in training mode if a check has found it; None takes the usual one."""
         self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
@@ -132,9 +134,13 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
         answer = self.network(self.normalise(images))
+        return to_logits(select_output(answer, self._output_key(answer)), self.card.outputs)
+
+    def _output_key(self, answer: Any) -> str:
         # In training, some networks return the outputs of auxiliary heads too.
-        key = self.card.output_key or (find_output_key(answer) if self.training else "")
-        return to_logits(select_output(answer, key), self.card.outputs)
+        if self.training and self.training_key is not None:
+            return self.training_key
+        return self.card.output_key or (find_output_key(answer) if self.training else "")
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return the network's input for images [n, c, h, w] in [0, 1]."""

@@ -17,12 +17,15 @@ from dfkd_core.errors import TeacherError
 
 __all__ = [
     "OutputKind",
+    "Role",
     "check_output_kind",
+    "describe_output",
     "find_output_key",
     "find_output_kind",
     "is_from_sigmoid",
     "output_doubt",
     "select_output",
+    "tensor_keys",
     "to_logits",
 ]
 
@@ -30,6 +33,17 @@ OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoids",
 """Logits up to a constant per image, probabilities, a sigmoid per class, or one number for two classes before or after
 the sigmoid."""
 
+Role = Literal["teacher", "student"]
+"""Whose output it is, for the remedies in messages: a student has no settings of its output."""
+
+_CHOOSE: dict[Role, str] = {
+    "teacher": "Set teacher.source.output_key to a key or an index",
+    "student": "Let its forward return the logits alone, or in a dictionary under the key logits",
+}
+_KEEP: dict[Role, str] = {
+    "teacher": ", or set teacher.source.outputs to logits if the numbers are scores",
+    "student": "",
+}
 # Well below the rounding of a softmax in half precision over 1,000 classes.
 _SUM_TOLERANCE = 2e-3
 _LENGTH_TOLERANCE = 1e-4
@@ -41,7 +55,7 @@ _RESHAPING = re.compile(
 )
 
 
-def select_output(output: Any, key: str) -> Tensor:
+def select_output(output: Any, key: str, role: Role = "teacher") -> Tensor:
     """Return the tensor at `key` of a network's output: an index of a tuple, a key of a mapping, empty for a tensor.
 
     Raises:
@@ -55,21 +69,34 @@ def select_output(output: Any, key: str) -> Tensor:
             found = getattr(output, key, None)
     if not isinstance(found, Tensor):
         raise TeacherError(
-            f"The network returns {_describe(output)}, in which {key!r} is not a tensor. Set teacher.source.output_key"
+            f"The network returns {describe_output(output)}, in which {key!r} is not a tensor. {_CHOOSE[role]}"
         )
     return found
+
+
+def tensor_keys(output: Any) -> list[str]:
+    """Return the keys of all tensors in a network's output, as `select_output` takes them."""
+    if isinstance(output, Tensor):
+        return [""]
+    parts = output.items() if isinstance(output, Mapping) else enumerate(output if _is_row(output) else ())
+    return [str(key) for key, part in parts if isinstance(part, Tensor)]
+
+
+def _is_row(output: Any) -> bool:
+    return isinstance(output, (tuple, list))
 
 
 def _keys(output: Any) -> list[Any]:
     return list(output) if isinstance(output, Mapping) else []
 
 
-def find_output_key(output: Any, num_classes: int = 0) -> str:
+def find_output_key(output: Any, num_classes: int = 0, role: Role = "teacher") -> str:
     """Return the most likely key of the logits.
 
     Args:
         output: Output of a network.
         num_classes: The number of classes that the user set; 0 if unknown.
+        role: Whose output it is, for the message.
 
     Raises:
         TeacherError: The output holds no tensor, or several tensors could be the logits.
@@ -79,38 +106,37 @@ def find_output_key(output: Any, num_classes: int = 0) -> str:
     if num_classes and len(fitting := _of_width(output, num_classes)) == 1:
         return fitting[0]
     if isinstance(output, Mapping):
-        tensors = [str(name) for name, value in output.items() if isinstance(value, Tensor)]
+        tensors = tensor_keys(output)
         named = [name for name in ("logits", "out", "output", "predictions") if name in tensors]
         if named or len(tensors) == 1:
             return (named or tensors)[0]
-    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+    elif _is_row(output) and output and isinstance(output[0], Tensor):
         return "0"
     raise TeacherError(
-        f"The network returns {_describe(output)}, and it is unclear which part holds the logits. Set "
-        "teacher.source.output_key to a key or an index"
+        f"The network returns {describe_output(output)}, and it is unclear which part holds the logits. {_CHOOSE[role]}"
     )
 
 
 def _of_width(output: Any, num_classes: int) -> list[str]:
     """Return the keys of the tensors [n, k] with k classes."""
-    parts = output.items() if isinstance(output, Mapping) else enumerate(output if isinstance(output, tuple) else ())
-    return [str(key) for key, part in parts if isinstance(part, Tensor) and part.shape[1:] == (num_classes,)]
+    return [key for key in tensor_keys(output) if select_output(output, key).shape[1:] == (num_classes,)]
 
 
-def find_output_kind(outputs: Tensor) -> OutputKind:
+def find_output_kind(outputs: Tensor, role: Role = "teacher") -> OutputKind:
     """Return the kind of a network's output, detected from its values and, for sigmoids, from its autograd graph.
 
     Args:
         outputs: Outputs [n, k] to n different images, with their graph if it is available.
+        role: Whose outputs they are, for the message.
 
     Raises:
         TeacherError: The outputs are not of rank 2, are not numbers or are the vectors of an embedding.
     """
     if outputs.is_complex():
-        raise TeacherError("The network returns complex numbers. A teacher must return logits or probabilities")
+        raise TeacherError(f"The network returns complex numbers. A {role} must return logits or probabilities")
     if not outputs.is_floating_point():
         raise TeacherError(
-            f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A teacher must "
+            f"The network returns {outputs.dtype}, which has no gradient: class numbers, perhaps. A {role} must "
             "return logits or probabilities"
         )
     ends_with_sigmoid, outputs = is_from_sigmoid(outputs), outputs.detach()
@@ -120,7 +146,7 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
     if outputs.dim() != 2:
         raise TeacherError(
             f"The network returns shape {tuple(outputs.shape)} for {len(outputs)} images; a classifier's is (images, "
-            "classes). If it returns several tensors, set teacher.source.output_key"
+            f"classes). If it returns several tensors: {_CHOOSE[role]}"
         )
     sums = outputs.double().sum(1)
     if (outputs >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all():
@@ -135,7 +161,7 @@ def find_output_kind(outputs: Tensor) -> OutputKind:
         raise TeacherError(
             f"The network returns vectors of length 1 with {outputs.shape[1]} numbers: an embedding for a metric, not "
             "scores of classes. Wrap it in a module that returns one score per class, such as the similarity to each "
-            "class's mean, or set teacher.source.outputs to logits if the numbers are scores"
+            f"class's mean{_KEEP[role]}"
         )
     return "logits"
 
@@ -223,9 +249,10 @@ def to_logits(outputs: Tensor, kind: OutputKind) -> Tensor:
     return outputs
 
 
-def _describe(output: Any) -> str:
+def describe_output(output: Any) -> str:
+    """Return what a network returns in words, for a message."""
     if isinstance(output, Mapping):
         return f"a mapping with {', '.join(map(str, output))}"
-    if isinstance(output, (tuple, list)):
+    if _is_row(output):
         return f"a {type(output).__name__} of {len(output)} ({', '.join(type(item).__name__ for item in output[:5])})"
     return f"a {type(output).__name__}"

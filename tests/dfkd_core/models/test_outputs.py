@@ -168,3 +168,19 @@ def test_probabilities__must_sum_to_1():
     check_output_kind(LOGITS.softmax(1), "probabilities")
     with pytest.raises(TeacherError, match="returns rows with sums from"):
         check_output_kind(LOGITS.sigmoid(), "probabilities")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: find_output_key({"a": LOGITS, "b": LOGITS}, role="student"),
+        lambda: select_output({"a": LOGITS}, "c", role="student"),
+        lambda: find_output_kind(LOGITS / LOGITS.norm(dim=1, keepdim=True), role="student"),
+        lambda: find_output_kind(torch.zeros(2, 3, 4, 4), role="student"),
+        lambda: find_output_kind(torch.tensor([1, 2]), role="student"),
+    ],
+)
+def test_messages_about_a_student__name_no_setting_of_the_teacher(fail):
+    with pytest.raises(TeacherError) as raised:
+        fail()
+    assert "teacher" not in str(raised.value).lower()
