@@ -47,6 +47,9 @@ _KEEP: dict[Role, str] = {
 # Well below the rounding of a softmax in half precision over 1,000 classes.
 _SUM_TOLERANCE = 2e-3
 _LENGTH_TOLERANCE = 1e-4
+# Of the spread of the numbers: a row's sum is constant if it changes less.
+_CONSTANT_SUM = 1e-2
+_FEWEST_ROWS = 3
 _BINARY = ("binary_logit", "binary_probability")
 _SHARES = ("probabilities", "sigmoids", "binary_probability")
 # Operations that only change the form of a tensor.
@@ -130,7 +133,8 @@ def find_output_kind(outputs: Tensor, role: Role = "teacher") -> OutputKind:
         role: Whose outputs they are, for the message.
 
     Raises:
-        TeacherError: The outputs are not of rank 2, are not numbers or are the vectors of an embedding.
+        TeacherError: The outputs are not of rank 2, are not numbers, are the vectors of an embedding, or are another
+            function of probabilities than those above.
     """
     if outputs.is_complex():
         raise TeacherError(f"The network returns complex numbers. A {role} must return logits or probabilities")
@@ -148,11 +152,9 @@ def find_output_kind(outputs: Tensor, role: Role = "teacher") -> OutputKind:
             f"The network returns shape {tuple(outputs.shape)} for {len(outputs)} images; a classifier's is (images, "
             f"classes). If it returns several tensors: {_CHOOSE[role]}"
         )
-    sums = outputs.double().sum(1)
-    if (outputs >= 0).all() and ((sums - 1).abs() < _SUM_TOLERANCE).all():
+    if (outputs >= 0).all() and _sum_to(outputs.double(), 1):
         return "probabilities"
-    log_sums = outputs.double().exp().sum(1)
-    if (outputs <= 0).all() and ((log_sums - 1).abs() < _SUM_TOLERANCE).all():
+    if (outputs <= 0).all() and _sum_to(outputs.double().exp(), 1):
         return "log_probabilities"
     if ends_with_sigmoid:
         return "sigmoids"
@@ -163,7 +165,39 @@ def find_output_kind(outputs: Tensor, role: Role = "teacher") -> OutputKind:
             "scores of classes. Wrap it in a module that returns one score per class, such as the similarity to each "
             f"class's mean{_KEEP[role]}"
         )
+    if found := _disguise(outputs.double()):
+        raise TeacherError(
+            f"The network returns {found}. As logits they would teach another distribution: let it return "
+            f"probabilities, their natural logarithm or logits{_KEEP[role]}"
+        )
     return "logits"
+
+
+def _disguise(outputs: Tensor) -> str:
+    """Return in words which function of probabilities the outputs [n, k] are, empty if none is recognised."""
+    if _are_negated_logs(outputs):
+        return "negated log-probabilities (exp(-x) sums to 1)"
+    for base in (2, 10):
+        if (outputs <= 0).all() and _sum_to(torch.full_like(outputs, base).pow(outputs), 1):
+            return f"logarithms of probabilities to base {base}"
+    if outputs.shape[1] > 2 and _are_shares((outputs + 1) / 2) and _sum_to((outputs + 1) / 2, 1):
+        return "probabilities that are scaled to numbers from -1 to 1"
+    sums = outputs.sum(1)
+    is_one_sign = bool((outputs >= 0).all() or (outputs <= 0).all()) and bool(sums[0])
+    if is_one_sign and len(sums) >= _FEWEST_ROWS and sums.std() < _CONSTANT_SUM * outputs.std(0).amax():
+        return (
+            f"numbers of one sign with the sum {float(sums.mean()):.4g} for each image, as probabilities times a "
+            "factor or 1 minus probabilities have"
+        )
+    return ""
+
+
+def _are_negated_logs(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all()) and _sum_to((-outputs.double()).exp(), 1)
+
+
+def _sum_to(outputs: Tensor, total: float) -> bool:
+    return bool(((outputs.sum(1) - total).abs() < _SUM_TOLERANCE).all())
 
 
 def output_doubt(outputs: Tensor, kind: OutputKind) -> str:
@@ -182,6 +216,11 @@ def output_doubt(outputs: Tensor, kind: OutputKind) -> str:
         return (
             "its outputs are from 0 to 1 without a sum of 1, and are taken as logits. If they are one sigmoid per "
             "class, set teacher.source.outputs to sigmoids"
+        )
+    if kind == "logits" and bool((outputs >= 0).all() or (outputs <= 0).all()):
+        return (
+            "its outputs all have one sign, and are taken as logits: the largest is that of the likeliest class. If "
+            "they are distances or costs, negate them in its forward"
         )
     return ""
 
@@ -202,6 +241,11 @@ def check_output_kind(outputs: Tensor, kind: OutputKind) -> None:
         raise TeacherError(
             f"teacher.source.outputs is {kind}, and the network returns numbers from {float(outputs.min()):.4g} to "
             f"{float(outputs.max()):.4g}. {allowed}"
+        )
+    if kind == "log_probabilities" and _are_negated_logs(outputs.detach()):
+        raise TeacherError(
+            f"teacher.source.outputs is {kind}, and the network returns them negated, from {float(outputs.min()):.4g} "
+            f"to {float(outputs.max()):.4g}. Negate them in its forward"
         )
     sums = outputs.detach().double().sum(1) if kind == "probabilities" else outputs.new_ones(1)
     if bool(((sums - 1).abs() > _SUM_TOLERANCE).any()):
