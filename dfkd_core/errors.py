@@ -75,4 +75,6 @@ def first_line(error: BaseException, *, longest: int | None = 200) -> str:
     """
     if isinstance(error, DfkdError):
         longest = None
+    if isinstance(error, SystemExit):
+        return f"its code calls sys.exit({error.code!r}), which ends the program"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]

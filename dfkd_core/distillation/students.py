@@ -93,7 +93,7 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
     try:
         # Only the graph of gradients distinguishes sigmoids from logits.
         with torch.enable_grad():
-            answer = student.eval().network(student.normalise(_probes(teacher)))
+            answer = student.eval().answer(_probes(teacher))
         key = find_output_key(answer, role="student")
         output = select_output(answer, key, role="student")
         kind = find_output_kind(output, role="student")

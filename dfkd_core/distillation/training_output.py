@@ -44,8 +44,8 @@ def find_training_key(student: Classifier, images: Tensor) -> str:
     try:
         # Dropout draws from the global generator.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _unchanged_buffers(student.network):
-            evaluated = select_output(student.eval().network(student.normalise(images)), key)
-            answer = _with_parts_as_in_evaluation(student.train()).network(student.normalise(images))
+            evaluated = select_output(student.eval().answer(images), key)
+            answer = _with_parts_as_in_evaluation(student.train()).answer(images)
         return _chosen(student, evaluated, answer)
     finally:
         student.train(is_training)

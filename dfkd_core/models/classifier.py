@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dfkd_core.common.pixels import grey_images
 from dfkd_core.common.seeding import derive_seed
-from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.errors import ConfigError, TeacherError, first_line
 from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import default_layer, is_built_in
 from dfkd_core.models.layers import find_modelled_layer, forward_with_outputs
@@ -133,8 +133,19 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
-        answer = self.network(self.normalise(images))
+        answer = self.answer(images)
         return to_logits(select_output(answer, self._output_key(answer)), self.card.outputs)
+
+    def answer(self, images: Tensor) -> Any:
+        """Return what the network returns for images [n, c, h, w] in [0, 1]: a tensor, or several in a container.
+
+        Raises:
+            TeacherError: The network's code ends the program.
+        """
+        try:
+            return self.network(self.normalise(images))
+        except SystemExit as error:
+            raise TeacherError(f"The network {self.card.network} cannot be used: {first_line(error)}") from error
 
     def _output_key(self, answer: Any) -> str:
         # In training, some networks return the outputs of auxiliary heads too.

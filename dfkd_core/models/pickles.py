@@ -92,8 +92,11 @@ def unpickle(path: Path) -> Any:
             f"{path} needs the module {error.name!r}, which defines its class. Install its package, put it into the "
             "project's folder, or add its folder to PYTHONPATH"
         ) from None
-    except Exception as error:  # unpickling runs code that can raise any exception
-        raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
+    # Unpickling runs code that can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
+        raise TeacherError(
+            f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error, longest=None)}"
+        ) from error
 
 
 def _foreign_names(stream: BinaryIO) -> set[str]:

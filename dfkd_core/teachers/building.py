@@ -115,24 +115,24 @@ def _build(
     failures: list[TeacherError | ConfigError] = []
     network: nn.Module | None = None
     left_out: tuple[str, ...] = ()
-    for size in sizes:
+    for position, size in enumerate(sizes):
         try:
-            if network is None or depends_on_size:
-                fresh = build_architecture(
-                    config.model,
-                    in_channels=build.in_channels,
-                    image_size=size,
-                    num_classes=build.num_classes,
-                    arguments=arguments,
-                )
-                left_out = _load_state(fresh, state, config) if state else ()
-                network = fresh.eval()
-            channels, _ = fitting_shape(network, config, [size], built_channels=build.in_channels)
+            fresh = build_architecture(
+                config.model,
+                in_channels=build.in_channels,
+                image_size=size,
+                num_classes=build.num_classes,
+                arguments=arguments,
+            )
+            left_out = _load_state(fresh, state, config) if state else ()
+            network = fresh.eval()
+            to_try = [size] if depends_on_size else sizes[position:]
+            channels, size = fitting_shape(network, config, to_try, built_channels=build.in_channels)
         except (TeacherError, ConfigError) as error:
             is_same = bool(failures) and network is None and str(error) == str(failures[-1])
             failures.append(error)
             # The size does not matter if two sizes lead to the same differences.
-            if is_same:
+            if is_same or (network is not None and not depends_on_size):
                 break
             continue
         return _Built(network, channels, size, left_out)

@@ -132,6 +132,7 @@ def test_check_student__takes_layers_that_learn_their_sizes_from_an_image() -> N
         ("Overwriting", "a training step on 4 images fails"),
         ("TwoInputs", "missing 1 required positional argument"),
         ("NeedsLabels", "targets should be passed"),
+        ("Leaving", r"calls sys.exit\(3\), which ends the program"),
         ("Exploding", "NaN or Inf after a training step"),
         ("Unstorable", "cannot be stored and built again"),
         ("Maps", "returns shape"),
@@ -142,6 +143,13 @@ def test_a_student_that_cannot_be_trained__is_refused_in_one_sentence_with_stude
 ) -> None:
     config = DistillationConfig(student=f"students_zoo:{name}")
     with pytest.raises(ConfigError, match=rf"students_zoo:{name} .*{message}.*fit the teacher.*: .*resnet18_quarter"):
+        check_student(teacher_of().card, config)
+
+
+@pytest.mark.parametrize("name", ["students_zoo:Leaving", "students_zoo:Leaving@0.5"])
+def test_a_student_that_ends_the_program__is_refused(name: str) -> None:
+    config = DistillationConfig(student=name, student_arguments={"always": True})
+    with pytest.raises(ConfigError, match=r"its code calls sys.exit\(3\)"):
         check_student(teacher_of().card, config)
 
 

@@ -240,7 +240,7 @@ def test_vectors_of_length_one_are_an_embedding(odd):
         ("Counting", r"pass in eval mode changes the teacher's own tensors \(passes\)"),
         ("WithExtraState", r"holds values that are not tensors \(_extra_state: dict\)"),
         ("Wordless", r"returns shape \(2, 0\), which holds no numbers"),
-        ("Strange", r"rejects float images of shape \(1, 16, 16\): 'stage'"),
+        ("Strange", r"rejects float images of shape \(1, 16, 16\): KeyError: 'stage'"),
     ],
 )
 def test_a_network_that_cannot_be_stored_or_used_is_one_sentence(odd, tmp_path, name, message):
