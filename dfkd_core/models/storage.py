@@ -61,9 +61,9 @@ def save_model(folder: Path, classifier: Classifier) -> None:
     """
     if classifier.program is None and architecture_fault(classifier.card.network):
         raise ConfigError(
-            f"The network is {classifier.card.network!r}, and a model folder stores the name that builds it again. Load "
-            "it by name, bring_teacher(SourceConfig(model='package.module:factory', weights=...)), or write it as a "
-            "program: export_model(..., formats=('pt2', 'onnx'))"
+            f"The network is {classifier.card.network!r}, and a model folder stores the name that builds it again. "
+            "Load it by name, bring_teacher(SourceConfig(model='package.module:factory', weights=...)), or write it as "
+            "a program: export_model(..., formats=('pt2', 'onnx'))"
         )
     if classifier.program is not None:
         with write_atomically(folder / PROGRAM_FILES[classifier.card.network]) as temporary:

@@ -55,6 +55,9 @@ class FoundWeights:
     """Other keys that hold tensors, for example an averaged copy."""
     unread: tuple[str, ...] = ()
     """Classes of objects in the file that were not read."""
+    unions: tuple[dict[str, Tensor], ...] = ()
+    """The tensors of all state dicts next to the chosen one, with their keys as prefixes and, if no name is there
+    twice, without: for networks whose parts were saved one by one."""
 
 
 def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> FoundWeights:
@@ -93,7 +96,24 @@ def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> Foun
             "Correct teacher.source.weights_key"
         )
     others = tuple(sorted(set(_offered(states)) - {found}))
-    return FoundWeights(_tensors(states[found], path), found, others, unread)
+    unions = () if key else tuple(_unions(states, found, path))
+    return FoundWeights(_tensors(states[found], path), found, others, unread, unions)
+
+
+def _unions(states: Mapping[str, Mapping[Any, Any]], found: str, path: Path) -> Iterator[dict[str, Tensor]]:
+    """Yield the unions of the state dicts next to the one under the key `found`."""
+    parent, _, _ = found.rpartition(".")
+    keys = [key for key in _offered(states) if key.rpartition(".")[0] == parent]
+    if len(keys) < 2:
+        return
+    try:
+        parts = {key.rpartition(".")[2]: _tensors(states[key], path) for key in keys}
+    except TeacherError:  # a part that is not needed may be quantised
+        return
+    yield {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    merged = {name: tensor for state in parts.values() for name, tensor in state.items()}
+    if len(merged) == sum(map(len, parts.values())):
+        yield merged
 
 
 def weight_files(path: Path) -> list[Path]:
