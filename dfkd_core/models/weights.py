@@ -17,6 +17,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from dfkd_core.common.archives import check_safetensors
+from dfkd_core.common.inner_files import file_fault, whole_folder
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
@@ -138,7 +139,7 @@ def _main_file(path: Path) -> Path:
 
 
 def _parts(index: Path) -> list[Path]:
-    """Return the files that an index names, each in its own folder."""
+    """Return the files that an index names, each in its own folder or, by a link, in the same cache of Hugging Face."""
     try:
         names = sorted({str(name) for name in read_json_object(index)["weight_map"].values()})
     except FileNotFoundError:
@@ -148,7 +149,12 @@ def _parts(index: Path) -> list[Path]:
     outside = [name for name in names if name in ("", ".", "..") or re.search(r"[/\\]", name)]
     if outside:
         raise TeacherError(f"{index} names the file {outside[0]!r}; its files must be in the same folder")
-    return [index.parent / name for name in names]
+    parts = [index.parent / name for name in names]
+    # A missing part is reported when it is read.
+    for part in filter(Path.exists, parts):
+        if fault := file_fault(part, whole_folder(index.parent)):
+            raise TeacherError(f"{part} {fault}. Copy the file itself into the folder")
+    return parts
 
 
 def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
