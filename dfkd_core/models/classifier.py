@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.class_names import class_names_fault
 from dfkd_core.common.pixels import grey_images
 from dfkd_core.common.seeding import derive_seed
 from dfkd_core.errors import ConfigError, TeacherError, first_line
@@ -88,6 +89,8 @@ class ModelCard:
             raise ConfigError(f"std must be greater than 0 in every channel, got {self.std}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if fault := class_names_fault(self.class_names):
+            raise ConfigError(f"class_names: {fault}. Give each class a name of its own, or leave the names out")
         if self.outputs not in get_args(OutputKind):
             raise ConfigError(f"outputs must be one of {', '.join(get_args(OutputKind))}, got {self.outputs!r}")
 
