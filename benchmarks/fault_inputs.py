@@ -186,14 +186,9 @@ _MADE = {
     "the student's card": f"{STUDENT}/config.json",
     "metrics.json": "metrics.json",
 }
-_DAMAGES = {"cut": _cut, "flipped bit": _flip, "empty": _empty, "other text": _other_text}
-_STATE = {
-    "published.json": ".dfkd/published.json",
-    "run.json": ".dfkd/run.json",
-    "latency.json": ".dfkd/latency.json",
-    "timings": ".dfkd/timings/*",
-    "server.log": ".dfkd/server.log",
-}
+_PLAIN = {"cut": _cut, "empty": _empty, "other text": _other_text}
+_DAMAGES = {**_PLAIN, "flipped bit": _flip}
+_NOTES = (".dfkd/run.json", ".dfkd/latency.json", ".dfkd/timings/*", ".dfkd/server.log")
 # Not a shorter file: keys that are missing have their defaults.
 PARAMS = {
     "binary": _text("params.yaml", bytes(range(256))),
@@ -224,16 +219,17 @@ def _source(name: str, content: bytes, **more: str) -> Case:
 
 
 CASES = [
-    *(
-        Case(f"{what}, {how}", _each(pattern, change))
-        for what, pattern in _MADE.items()
-        for how, change in _DAMAGES.items()
-    ),
+    # One at a time where the damage is hard to see, all of them where it is plain.
+    *(Case(f"{what}, flipped bit", _each(pattern, _flip)) for what, pattern in _MADE.items()),
     *(Case(f"{what}, gone", _gone(pattern)) for what, pattern in _MADE.items()),
     *(
-        Case(f"{what}, {how}", _each(pattern, change))
-        for what, pattern in _STATE.items()
-        for how, change in (("cut", _cut), ("empty", _empty), ("other text", _other_text))
+        Case(f"all results, {how}", _all(*(_each(pattern, change) for pattern in _MADE.values())))
+        for how, change in _PLAIN.items()
+    ),
+    *(Case(f"published.json, {how}", _each(".dfkd/published.json", change)) for how, change in _PLAIN.items()),
+    *(
+        Case(f"all notes, {how}", _all(*(_each(pattern, change) for pattern in _NOTES)))
+        for how, change in _PLAIN.items()
     ),
     *(Case(f"params.yaml, {how}", damage, mends=False) for how, damage in PARAMS.items()),
     *(
@@ -249,6 +245,8 @@ CASES = [
     Case("run.lock and holder, other text", _all(_text(".dfkd/run.lock", "x"), _text(".dfkd/run.holder.json", "[1]"))),
     Case("DVC's cache, a cut object", _all(_each(".dvc/cache/files/md5/*/*", _cut), _gone("metrics.json"))),
     Case("DVC's cache, gone", _all(_gone(".dvc/cache"), _gone(STUDENT))),
+    Case("DVC's cache of runs, cut", _all(_each(".dvc/cache/runs/*/*/*", _cut), _gone("dvc.lock"), _gone(STUDENT))),
+    Case("DVC's states of files, other text", _each("../site/**/*.db", _other_text)),
     Case("DVC's cache and remote, gone", _all(_from_task_cache, _gone(STUDENT))),
     Case("results of tasks, other text", _all(_from_task_cache, _each(".dfkd/results/*", _other_text))),
     Case("results of tasks, empty", _all(_from_task_cache, _each(".dfkd/results/*", _empty))),
@@ -261,8 +259,7 @@ CASES = [
     Case("mlflow.db, other text", _text("mlflow.db", "x" * 5000), mends=False),
     *(
         Case(f"verify, the manifest, {how}", _each(f"{TRANSFER_SET}/manifest.json", change), ("dfkd", "verify"), False)
-        for how, change in _DAMAGES.items()
-        if how != "flipped bit"
+        for how, change in _PLAIN.items()
     ),
     *(
         Case(f"verify, a shard, {how}", _each(_SHARD, change), ("dfkd", "verify"), False)
@@ -278,7 +275,7 @@ CASES = [
         Case(f"export, the student's {what}, {how}", _each(f"{STUDENT}/{name}", change),
              ("dfkd", "export", "--out", "exported", "--format", "safetensors"), False)
         for what, name in (("weights", "model.safetensors"), ("card", "config.json"))
-        for how, change in (("cut", _cut), ("empty", _empty), ("other text", _other_text))
+        for how, change in _PLAIN.items()
     ),
     _source("a page in place of weights", b"<html>", teacher="lenet5", weights="given.bin"),
     _source("empty weights", b"", teacher="lenet5", weights="given.bin"),

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from fault_kills import CHANGES
+import psutil
+from fault_kills import CHANGES, prepared
 from fault_workspace import Outcome, Workspace, ends_alone, has_next_command
 
 __all__ = ["place_trials"]
 
-_CHANGE = CHANGES["distill"]
-_RUN = ("dfkd", "run", "--set", _CHANGE)
+_STAGE = "distill"
+_RUN = ("dfkd", "run", "--set", CHANGES[_STAGE])
 _SECONDS_TO_WORK = 60.0
 
 
@@ -24,13 +25,10 @@ def place_trials(workspace: Workspace, match: str = "", number: int | None = Non
     chosen = [(name, trial) for name, trial in _TRIALS.items() if match in name][:number]
     if not chosen:
         return
-    workspace.restore("base")
-    code, output = workspace.run(*_RUN)
-    assert code == 0, output
-    expected = workspace.digests()
+    expected = prepared(workspace, _STAGE)
     for name, trial in chosen:
         start = time.monotonic()
-        workspace.restore("base")
+        workspace.restore(_STAGE)
         outcome = Outcome(name)
         trial(workspace, outcome)
         outcome.orphans = ends_alone(workspace)
@@ -44,39 +42,37 @@ def place_trials(workspace: Workspace, match: str = "", number: int | None = Non
         yield outcome
 
 
-def _refused(outcome: Outcome, code: int, output: str, *, codes: tuple[int, ...] = (1, 2)) -> None:
-    """Note whether a command ended with one of the codes and with the next step."""
-    if code not in codes or not has_next_command(output):
+def _ended(outcome: Outcome, code: int, output: str, *, codes: tuple[int, ...] = (1, 2)) -> None:
+    """Note whether a command ended with one of the codes, and after a refusal with the next step."""
+    if code not in codes or (code and not has_next_command(output)):
         outcome.no_next_command = True
         outcome.note += f"--- exit code {code}\n{output}"
 
 
 def _full_disk(workspace: Workspace, outcome: Outcome, *, free: int) -> None:
     """Run on a small disk in memory, or with a limit for the size of a file if mounting is not allowed."""
-    project = workspace.path
-    size = sum(path.stat().st_size for path in workspace.root.joinpath("work").rglob("*") if path.is_file())
-    stored = workspace.root / "disk"
+    stored, work = workspace.root / "disk", workspace.root / "work"
     shutil.rmtree(stored, ignore_errors=True)
-    work = workspace.root / "work"
     work.rename(stored)
     work.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={int(size * 1.1) + free}", "tmpfs", str(work)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(work)], capture_output=True).returncode == 0
     try:
         subprocess.run(["cp", "-a", f"{stored}/.", str(work)], check=True)
-        if mounted.returncode:
+        if mounted:
+            # Measured, as a file takes whole pages there.
+            size = shutil.disk_usage(work).used + free
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(work)], check=True)
+            outcome.name += ", by a small tmpfs"
+            _ended(outcome, *workspace.run(*_RUN))
+        else:
             outcome.name += ", by a limit of file sizes"
             limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (free // 10, free // 10))
             process = workspace.start(*_RUN, preexec_fn=limit)
-            _refused(outcome, process.wait(), process.communicate()[0])
-        else:
-            outcome.name += ", by a small tmpfs"
-            _refused(outcome, *workspace.run(*_RUN))
-        assert project.is_dir()
+            output = process.communicate()[0]
+            _ended(outcome, process.returncode, output)
     finally:
         ends_alone(workspace)
-        if not mounted.returncode:
+        if mounted:
             subprocess.run(["umount", str(work)], check=True)
         shutil.rmtree(work)
         stored.rename(work)
@@ -93,7 +89,7 @@ def _read_only(workspace: Workspace, outcome: Outcome, *, folder: str) -> None:
         outcome.name += " (not tried: mounting is not allowed)"
         return
     try:
-        _refused(outcome, *workspace.run(*_RUN))
+        _ended(outcome, *workspace.run(*_RUN))
     finally:
         ends_alone(workspace)
         subprocess.run(["umount", str(path)], check=True)
@@ -105,7 +101,7 @@ def _no_remote(workspace: Workspace, outcome: Outcome) -> None:
     shutil.rmtree(remote)
     remote.write_text("not a folder")
     code, output = workspace.run(*_RUN)
-    _refused(outcome, code, output)
+    _ended(outcome, code, output)
     if "distill:" in output:
         outcome.no_next_command = True
     remote.unlink()
@@ -123,10 +119,10 @@ def _no_git(workspace: Workspace, outcome: Outcome) -> None:
 
 
 def _beside(workspace: Workspace, outcome: Outcome, *command: str, codes: tuple[int, ...]) -> None:
-    """Start a second command beside a run; it is refused, and the run ends as if alone."""
+    """Start a second command beside a run: it ends with one of the codes, and the run ends as if alone."""
     process = workspace.start(*_RUN)
     _await_stage(process, workspace)
-    _refused(outcome, *workspace.run(*command), codes=codes)
+    _ended(outcome, *workspace.run(*command), codes=codes)
     output = process.communicate()[0]
     if process.returncode:
         outcome.no_next_command = True
@@ -142,19 +138,28 @@ def _await_stage(process: subprocess.Popen[str], workspace: Workspace) -> None:
         time.sleep(0.05)
 
 
-def _words(process: object) -> list[str]:
-    import psutil
-
+def _words(process: psutil.Process) -> list[str]:
     try:
-        return list(process.cmdline())  # type: ignore[attr-defined]
+        return list(process.cmdline())
     except psutil.Error:
         return []
 
 
-_NIGHTLY = "from dfkd_flows.pipeline import pipeline; pipeline(overrides=['seed=9'])"
+# As a worker of Prefect does, it reports the error's text.
+_NIGHTLY = """
+import sys
+from dfkd_core.errors import DfkdError
+from dfkd_flows.pipeline import pipeline
+try:
+    pipeline(overrides=["seed=9"])
+except DfkdError as error:
+    sys.exit(str(error))
+"""
 _TRIALS: dict[str, Callable[[Workspace, Outcome], None]] = {
     "a full disk, 200 kB free": partial(_full_disk, free=200_000),
-    "a full disk, 3 MB free": partial(_full_disk, free=3_000_000),
+    "a full disk, 1.2 MB free": partial(_full_disk, free=1_200_000),
+    "a full disk, 1.6 MB free": partial(_full_disk, free=1_600_000),
+    "a full disk, 2 MB free": partial(_full_disk, free=2_000_000),
     "a read-only project": partial(_read_only, folder="."),
     "a read-only .dfkd": partial(_read_only, folder=".dfkd"),
     "a read-only artifacts": partial(_read_only, folder="artifacts"),

@@ -116,6 +116,21 @@ class Workspace:
         shutil.rmtree(self.root / "work", ignore_errors=True)
         _copy(self.root / name, self.root / "work")
 
+    def keep_cache(self) -> None:
+        """Go back to the base state, but keep DVC's cache."""
+        kept = self.root / "cache"
+        shutil.rmtree(kept, ignore_errors=True)
+        (self.path / ".dvc/cache").rename(kept)
+        self.restore("base")
+        shutil.rmtree(self.path / ".dvc/cache")
+        kept.rename(self.path / ".dvc/cache")
+
+    def forget_runs(self, stage: str) -> None:
+        """Remove a stage from DVC's cache of runs, which names the command of each run."""
+        for path in (self.path / ".dvc/cache/runs").glob("*/*/*"):
+            if f"dfkd stage {stage}\n" in path.read_text():
+                shutil.rmtree(path.parent)
+
     def digests(self) -> dict[str, str]:
         """Return the digests of manifest and student, and the parameters and outputs in dvc.lock."""
         files = ("artifacts/transfer_set/manifest.json", "artifacts/students/default/model.safetensors")
@@ -156,6 +171,8 @@ def make_workspace(root: Path) -> Workspace:
     """Copy the files of this checkout into `root`, commit them, and run everything once; use an earlier one again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_SITE_CACHE_DIR": str(root / "work" / "site")}
     environment["PYTHONPATH"] = str(root / "work" / "project" / "src")
+    # Compiled once for all faults.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     workspace = Workspace(root=root, environment=environment)
     if not (root / "base").is_dir():
