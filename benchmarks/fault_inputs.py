@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from fault_workspace import Outcome, Workspace, has_next_command
 
 __all__ = ["CASES", "PARAMS", "Case", "Damage", "input_trials"]
@@ -38,8 +39,9 @@ def input_trials(workspace: Workspace, match: str = "", number: int | None = Non
     """Yield the outcomes of the cases whose names contain `match`, at most `number` of them."""
     workspace.restore("base")
     expected = workspace.digests()
+    prepared = workspace.prepared()
     for case in [case for case in CASES if match in case.name][:number]:
-        yield _try(workspace, case, expected)
+        yield _try(workspace if _SERVER in case.name else prepared, case, expected)
 
 
 def _try(workspace: Workspace, case: Case, expected: dict[str, str]) -> Outcome:
@@ -92,7 +94,7 @@ def _cut(data: bytes) -> bytes:
 
 def _flip(data: bytes) -> bytes:
     middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    return data[:middle] + bytes(byte ^ 1 for byte in data[middle : middle + 1]) + data[middle + 1 :]
 
 
 def _empty(data: bytes) -> bytes:
@@ -173,8 +175,19 @@ def _locked_by(pid: Callable[[], int], cmd: str) -> Damage:
     return damage
 
 
-# Without dvc.lock and DVC's cache, every stage takes its result from the cache of its tasks.
-_from_task_cache = _all(_gone("dvc.lock"), _gone(".dvc/cache"), _gone(".dvc-store"))
+def _uncached_student(project: Path) -> None:
+    """Remove the student and its entry in DVC's cache, so that its stage asks the cache of its task."""
+    outs = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["distill"]["outs"]
+    [digest] = [out["md5"] for out in outs if out["path"] == STUDENT]
+    (project / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    shutil.rmtree(project / STUDENT)
+
+
+# Cases with this word need a server of Prefect in the project; all others share one.
+_SERVER = "Prefect"
+
+# Without them, every stage asks the cache of its tasks.
+_no_dvc = _all(_gone("dvc.lock"), _gone(".dvc/cache"), _gone(".dvc-store"))
 
 _MADE = {
     "the teacher's weights": f"{TEACHER}/model.safetensors",
@@ -247,13 +260,13 @@ CASES = [
     Case("DVC's cache, gone", _all(_gone(".dvc/cache"), _gone(STUDENT))),
     Case("DVC's cache of runs, cut", _all(_each(".dvc/cache/runs/*/*/*", _cut), _gone("dvc.lock"), _gone(STUDENT))),
     Case("DVC's states of files, other text", _each("../site/**/*.db", _other_text)),
-    Case("DVC's cache and remote, gone", _all(_from_task_cache, _gone(STUDENT))),
-    Case("results of tasks, other text", _all(_from_task_cache, _each(".dfkd/results/*", _other_text))),
-    Case("results of tasks, empty", _all(_from_task_cache, _each(".dfkd/results/*", _empty))),
-    Case("results of tasks, gone", _all(_from_task_cache, _gone(".dfkd/results"))),
-    Case("work files, cut", _all(_from_task_cache, _each(".dfkd/work/**/*.safetensors", _cut))),
-    Case("work files, a flipped bit", _all(_from_task_cache, _each(".dfkd/work/**/*.*", _flip))),
-    Case("work files, gone", _all(_from_task_cache, _gone(".dfkd/work"))),
+    Case("DVC's cache and remote, gone", _all(_no_dvc, _gone(STUDENT))),
+    Case("work files, a flipped bit", _all(_no_dvc, _each(".dfkd/work/**/*.*", _flip))),
+    Case("work files, cut", _all(_uncached_student, _each(".dfkd/work/**/*.safetensors", _cut))),
+    Case("work files, gone", _all(_uncached_student, _gone(".dfkd/work"))),
+    Case("results of tasks, other text", _all(_uncached_student, _each(".dfkd/results/*", _other_text))),
+    Case("results of tasks, empty", _all(_uncached_student, _each(".dfkd/results/*", _empty))),
+    Case("results of tasks, gone", _all(_uncached_student, _gone(".dfkd/results"))),
     Case("Prefect's database, other text", _all(_gone("metrics.json"), _text(".dfkd/prefect/prefect.db", "x" * 5000))),
     Case("mlflow.db, gone", _all(_gone("mlflow.db*"), _gone("mlartifacts"))),
     Case("mlflow.db, other text", _text("mlflow.db", "x" * 5000), mends=False),

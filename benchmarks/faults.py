@@ -12,6 +12,7 @@ and messages without a next step.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only faults with this text in their names")
     parser.add_argument("--keep", type=Path, help="folder in which the workspaces are kept, and used again")
     arguments = parser.parse_args()
+    # Also then disks are unmounted.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="dfkd-faults-") as folder:
         root = (arguments.keep or Path(folder)).resolve()
         return _one_group(root / "faults", arguments) if arguments.only else _all_groups(root)
@@ -46,7 +49,11 @@ def _all_groups(root: Path) -> int:
     """Run each group in a process and a workspace of its own: a run uses about one core."""
     command = [sys.executable, *sys.argv]
     groups = [subprocess.Popen([*command, "--only", group, "--keep", str(root / group)]) for group in GROUPS]
-    return max(group.wait() for group in groups)
+    try:
+        return max(group.wait() for group in groups)
+    finally:
+        for group in groups:
+            group.terminate()
 
 
 def _one_group(root: Path, arguments: argparse.Namespace) -> int:
