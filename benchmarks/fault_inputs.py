@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from fault_workspace import Outcome, Workspace, has_next_command
 
 __all__ = ["CASES", "PARAMS", "Case", "Damage", "input_trials"]
@@ -38,8 +39,9 @@ def input_trials(workspace: Workspace, match: str = "", number: int | None = Non
     """Yield the outcomes of the cases whose names contain `match`, at most `number` of them."""
     workspace.restore("base")
     expected = workspace.digests()
+    prepared = workspace.prepared()
     for case in [case for case in CASES if match in case.name][:number]:
-        yield _try(workspace, case, expected)
+        yield _try(workspace if _SERVER in case.name else prepared, case, expected)
 
 
 def _try(workspace: Workspace, case: Case, expected: dict[str, str]) -> Outcome:
@@ -92,7 +94,7 @@ def _cut(data: bytes) -> bytes:
 
 def _flip(data: bytes) -> bytes:
     middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    return data[:middle] + bytes(byte ^ 1 for byte in data[middle : middle + 1]) + data[middle + 1 :]
 
 
 def _empty(data: bytes) -> bytes:
@@ -173,8 +175,19 @@ def _locked_by(pid: Callable[[], int], cmd: str) -> Damage:
     return damage
 
 
-# Without dvc.lock and DVC's cache, every stage takes its result from the cache of its tasks.
-_from_task_cache = _all(_gone("dvc.lock"), _gone(".dvc/cache"), _gone(".dvc-store"))
+def _uncached_student(project: Path) -> None:
+    """Remove the student and its entry in DVC's cache, so that its stage asks the cache of its task."""
+    outs = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["distill"]["outs"]
+    [digest] = [out["md5"] for out in outs if out["path"] == STUDENT]
+    (project / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
+    shutil.rmtree(project / STUDENT)
+
+
+# Cases with this word need a server of Prefect in the project; all others share one.
+_SERVER = "Prefect"
+
+# Without them, every stage asks the cache of its tasks.
+_no_dvc = _all(_gone("dvc.lock"), _gone(".dvc/cache"), _gone(".dvc-store"))
 
 _MADE = {
     "the teacher's weights": f"{TEACHER}/model.safetensors",
@@ -186,14 +199,9 @@ _MADE = {
     "the student's card": f"{STUDENT}/config.json",
     "metrics.json": "metrics.json",
 }
-_DAMAGES = {"cut": _cut, "flipped bit": _flip, "empty": _empty, "other text": _other_text}
-_STATE = {
-    "published.json": ".dfkd/published.json",
-    "run.json": ".dfkd/run.json",
-    "latency.json": ".dfkd/latency.json",
-    "timings": ".dfkd/timings/*",
-    "server.log": ".dfkd/server.log",
-}
+_PLAIN = {"cut": _cut, "empty": _empty, "other text": _other_text}
+_DAMAGES = {**_PLAIN, "flipped bit": _flip}
+_NOTES = (".dfkd/run.json", ".dfkd/latency.json", ".dfkd/timings/*", ".dfkd/server.log")
 # Not a shorter file: keys that are missing have their defaults.
 PARAMS = {
     "binary": _text("params.yaml", bytes(range(256))),
@@ -224,16 +232,17 @@ def _source(name: str, content: bytes, **more: str) -> Case:
 
 
 CASES = [
-    *(
-        Case(f"{what}, {how}", _each(pattern, change))
-        for what, pattern in _MADE.items()
-        for how, change in _DAMAGES.items()
-    ),
+    # One at a time where the damage is hard to see, all of them where it is plain.
+    *(Case(f"{what}, flipped bit", _each(pattern, _flip)) for what, pattern in _MADE.items()),
     *(Case(f"{what}, gone", _gone(pattern)) for what, pattern in _MADE.items()),
     *(
-        Case(f"{what}, {how}", _each(pattern, change))
-        for what, pattern in _STATE.items()
-        for how, change in (("cut", _cut), ("empty", _empty), ("other text", _other_text))
+        Case(f"all results, {how}", _all(*(_each(pattern, change) for pattern in _MADE.values())))
+        for how, change in _PLAIN.items()
+    ),
+    *(Case(f"published.json, {how}", _each(".dfkd/published.json", change)) for how, change in _PLAIN.items()),
+    *(
+        Case(f"all notes, {how}", _all(*(_each(pattern, change) for pattern in _NOTES)))
+        for how, change in _PLAIN.items()
     ),
     *(Case(f"params.yaml, {how}", damage, mends=False) for how, damage in PARAMS.items()),
     *(
@@ -249,20 +258,21 @@ CASES = [
     Case("run.lock and holder, other text", _all(_text(".dfkd/run.lock", "x"), _text(".dfkd/run.holder.json", "[1]"))),
     Case("DVC's cache, a cut object", _all(_each(".dvc/cache/files/md5/*/*", _cut), _gone("metrics.json"))),
     Case("DVC's cache, gone", _all(_gone(".dvc/cache"), _gone(STUDENT))),
-    Case("DVC's cache and remote, gone", _all(_from_task_cache, _gone(STUDENT))),
-    Case("results of tasks, other text", _all(_from_task_cache, _each(".dfkd/results/*", _other_text))),
-    Case("results of tasks, empty", _all(_from_task_cache, _each(".dfkd/results/*", _empty))),
-    Case("results of tasks, gone", _all(_from_task_cache, _gone(".dfkd/results"))),
-    Case("work files, cut", _all(_from_task_cache, _each(".dfkd/work/**/*.safetensors", _cut))),
-    Case("work files, a flipped bit", _all(_from_task_cache, _each(".dfkd/work/**/*.*", _flip))),
-    Case("work files, gone", _all(_from_task_cache, _gone(".dfkd/work"))),
+    Case("DVC's cache of runs, cut", _all(_each(".dvc/cache/runs/*/*/*", _cut), _gone("dvc.lock"), _gone(STUDENT))),
+    Case("DVC's states of files, other text", _each("../site/**/*.db", _other_text)),
+    Case("DVC's cache and remote, gone", _all(_no_dvc, _gone(STUDENT))),
+    Case("work files, a flipped bit", _all(_no_dvc, _each(".dfkd/work/**/*.*", _flip))),
+    Case("work files, cut", _all(_uncached_student, _each(".dfkd/work/**/*.safetensors", _cut))),
+    Case("work files, gone", _all(_uncached_student, _gone(".dfkd/work"))),
+    Case("results of tasks, other text", _all(_uncached_student, _each(".dfkd/results/*", _other_text))),
+    Case("results of tasks, empty", _all(_uncached_student, _each(".dfkd/results/*", _empty))),
+    Case("results of tasks, gone", _all(_uncached_student, _gone(".dfkd/results"))),
     Case("Prefect's database, other text", _all(_gone("metrics.json"), _text(".dfkd/prefect/prefect.db", "x" * 5000))),
     Case("mlflow.db, gone", _all(_gone("mlflow.db*"), _gone("mlartifacts"))),
     Case("mlflow.db, other text", _text("mlflow.db", "x" * 5000), mends=False),
     *(
         Case(f"verify, the manifest, {how}", _each(f"{TRANSFER_SET}/manifest.json", change), ("dfkd", "verify"), False)
-        for how, change in _DAMAGES.items()
-        if how != "flipped bit"
+        for how, change in _PLAIN.items()
     ),
     *(
         Case(f"verify, a shard, {how}", _each(_SHARD, change), ("dfkd", "verify"), False)
@@ -278,7 +288,7 @@ CASES = [
         Case(f"export, the student's {what}, {how}", _each(f"{STUDENT}/{name}", change),
              ("dfkd", "export", "--out", "exported", "--format", "safetensors"), False)
         for what, name in (("weights", "model.safetensors"), ("card", "config.json"))
-        for how, change in (("cut", _cut), ("empty", _empty), ("other text", _other_text))
+        for how, change in _PLAIN.items()
     ),
     _source("a page in place of weights", b"<html>", teacher="lenet5", weights="given.bin"),
     _source("empty weights", b"", teacher="lenet5", weights="given.bin"),

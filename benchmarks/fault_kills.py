@@ -19,7 +19,7 @@ from itertools import count, islice
 import psutil
 from fault_workspace import Outcome, Workspace, ends_alone, has_next_command
 
-__all__ = ["CHANGES", "Terminal", "kill_trials"]
+__all__ = ["CHANGES", "Terminal", "kill_trials", "prepared"]
 
 # One setting per stage, so that only this stage and those after it are made again.
 CHANGES = {
@@ -31,7 +31,7 @@ CHANGES = {
 }
 # Seconds during which a process of a kind is killed after it has started.
 SPANS = {
-    "command": 15.0,
+    "command": 35.0,
     "status": 1.5,
     "server": 8.0,
     "dvc": 12.0,
@@ -66,12 +66,9 @@ def kill_trials(workspace: Workspace, match: str, number: int, seed: int) -> Ite
 
     The kinds and the stages follow each other; the times are random.
     """
-    expected: dict[str, dict[str, str]] = {}
     matching = (kill for kill in _plan(random.Random(seed)) if match in kill.name)
     for kill in islice(matching, number):
-        if kill.stage not in expected:
-            expected[kill.stage] = _undisturbed(workspace, kill.stage)
-        yield _try(workspace, kill, expected[kill.stage])
+        yield _try(workspace, kill)
 
 
 def _plan(draw: random.Random) -> Iterator[Kill]:
@@ -88,20 +85,28 @@ def _plan(draw: random.Random) -> Iterator[Kill]:
         yield Kill(kind, stage, what, draw.uniform(0, SPANS[kind]), in_terminal)
 
 
-def _undisturbed(workspace: Workspace, stage: str) -> dict[str, str]:
-    """Return the digests after a run that nothing disturbs."""
-    stored = workspace.root / f"{stage}.json"
-    if not stored.is_file():
+def prepared(workspace: Workspace, stage: str) -> dict[str, str]:
+    """Return the digests after a run that nothing disturbs, and keep a state that only lacks the results of `stage`.
+
+    The stages after it are in DVC's cache of runs, as a kill of `stage` concerns them only if its results differ.
+    """
+    digests = workspace.root / f"{stage}.json"
+    if not digests.is_file():
         workspace.restore("base")
         code, output = workspace.run("dfkd", "run", "--set", CHANGES[stage])
         assert code == 0, output
-        stored.write_text(json.dumps(workspace.digests()))
-    return dict(json.loads(stored.read_text()))
+        found = workspace.digests()
+        workspace.keep_cache()
+        workspace.forget_runs(stage)
+        workspace.store(stage)
+        digests.write_text(json.dumps(found))
+    return dict(json.loads(digests.read_text()))
 
 
-def _try(workspace: Workspace, kill: Kill, expected: dict[str, str]) -> Outcome:
+def _try(workspace: Workspace, kill: Kill) -> Outcome:
+    expected = prepared(workspace, kill.stage)
     start = time.monotonic()
-    workspace.restore("base")
+    workspace.restore(kill.stage)
     outcome = Outcome(kill.name)
     output, was_hit = _run_and_kill(workspace, kill)
     outcome.orphans = ends_alone(workspace)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import select
 import shutil
 import signal
 import sqlite3
@@ -12,10 +14,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import psutil
 import yaml
+
+from dfkd_flows.session.server import API_URL, ServerProcess
 
 __all__ = ["Outcome", "Workspace", "ends_alone", "has_next_command", "make_workspace"]
 
@@ -106,6 +111,15 @@ class Workspace:
             return -1, f"no end within {seconds} s: {process.communicate()[0]}"
         return process.returncode, output
 
+    def prepared(self) -> PreparedWorkspace:
+        """Return the same workspace, in which commands share a server of Prefect and the slow imports."""
+        folder = self.root / "server"
+        folder.mkdir(exist_ok=True)
+        os.chdir(folder)
+        server = ServerProcess()
+        server.wait()
+        return PreparedWorkspace(self.root, {**self.environment, API_URL: server.url})
+
     def store(self, name: str) -> None:
         """Keep the present state under a name."""
         shutil.rmtree(self.root / name, ignore_errors=True)
@@ -115,6 +129,21 @@ class Workspace:
         """Go back to a stored state."""
         shutil.rmtree(self.root / "work", ignore_errors=True)
         _copy(self.root / name, self.root / "work")
+
+    def keep_cache(self) -> None:
+        """Go back to the base state, but keep DVC's cache."""
+        kept = self.root / "cache"
+        shutil.rmtree(kept, ignore_errors=True)
+        (self.path / ".dvc/cache").rename(kept)
+        self.restore("base")
+        shutil.rmtree(self.path / ".dvc/cache")
+        kept.rename(self.path / ".dvc/cache")
+
+    def forget_runs(self, stage: str) -> None:
+        """Remove a stage from DVC's cache of runs, which names the command of each run."""
+        for path in (self.path / ".dvc/cache/runs").glob("*/*/*"):
+            if f"dfkd stage {stage}\n" in path.read_text():
+                shutil.rmtree(path.parent)
 
     def digests(self) -> dict[str, str]:
         """Return the digests of manifest and student, and the parameters and outputs in dvc.lock."""
@@ -147,6 +176,29 @@ class Workspace:
         return [process for process in psutil.process_iter() if _works_in(process, self.path)]
 
 
+@dataclass(frozen=True)
+class PreparedWorkspace(Workspace):
+    """A workspace whose `dfkd` runs in children of one process, which lives as long as this one."""
+
+    def run(self, *command: str, seconds: float = _COMMAND_SECONDS) -> tuple[int, str]:
+        """Run `dfkd` and return its exit code and its output; -1 if it does not end in time."""
+        assert command[0] == "dfkd"
+        output = self.root / "output.txt"
+        requests, codes = self._forking.stdin, self._forking.stdout
+        assert requests
+        assert codes
+        requests.write(json.dumps([command[1:], str(output)]) + "\n")
+        requests.flush()
+        if not select.select([codes], [], [], seconds)[0]:
+            ends_alone(self)
+        return int(codes.readline()), output.read_text(errors="replace")
+
+    @cached_property
+    def _forking(self) -> subprocess.Popen[str]:
+        return self.start("python", str(Path(__file__).with_name("fault_fork.py")), str(self.path),
+                          stdin=subprocess.PIPE, stderr=None)  # fmt: skip
+
+
 # Measured times differ from run to run.
 _TIMED = ("metrics.json",)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
@@ -156,6 +208,8 @@ def make_workspace(root: Path) -> Workspace:
     """Copy the files of this checkout into `root`, commit them, and run everything once; use an earlier one again."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_SITE_CACHE_DIR": str(root / "work" / "site")}
     environment["PYTHONPATH"] = str(root / "work" / "project" / "src")
+    # Compiled once for all faults.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     workspace = Workspace(root=root, environment=environment)
     if not (root / "base").is_dir():

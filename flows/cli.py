@@ -390,9 +390,9 @@ def _with_teacher(
 def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
     """Enter the project; turn an error or a signal into one message and an exit code."""
     from dfkd_core.errors import DfkdError
-    from dfkd_flows.session.environment import DEBUG, disk_is_full, enter_project, prepare_environment
+    from dfkd_flows.session.environment import DEBUG, enter_project, prepare_environment
     from dfkd_flows.session.stopping import stoppable
-    from dfkd_tasks.processes.endings import remedy
+    from dfkd_tasks.processes.endings import means_full_disk, remedy
 
     debug = debug or DEBUG in os.environ
     with stoppable(when_stopped) as stop:
@@ -411,7 +411,7 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
                 _fail(str(error), _exit_code(error))
             if isinstance(error, OSError):
                 _fail(f"{error}. {remedy(error)}", _FAILED)
-            if disk_is_full():
+            if means_full_disk(error):
                 _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
             _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
@@ -12,7 +11,6 @@ __all__ = [
     "DEBUG",
     "TELEMETRY_OFF",
     "check_writable",
-    "disk_is_full",
     "enter_project",
     "find_project",
     "prepare_environment",
@@ -43,7 +41,6 @@ _SETTINGS = {
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
-_LEAST_FREE_BYTES = 2**20
 _PATHS = {
     "PREFECT_HOME": ".dfkd/prefect",
     "PREFECT_LOCAL_STORAGE_PATH": ".dfkd/results",
@@ -102,11 +99,6 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
     (project / ".dfkd").mkdir(exist_ok=True)
     for name, path in _PATHS.items():
         os.environ.setdefault(name, str(project / path))
-
-
-def disk_is_full(folder: Path = Path(".")) -> bool:
-    """Return whether so little space is left that libraries fail with errors of their own."""
-    return shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
 
 
 def check_writable(folder: Path = Path(".")) -> None:

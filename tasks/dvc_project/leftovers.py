@@ -1,4 +1,4 @@
-"""Puts right what a killed DVC leaves behind: a list of locks that names dead processes, and half a dvc.lock."""
+"""Puts right what a killed DVC leaves behind: locks of dead processes, half a dvc.lock, half entries of its caches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from voluptuous import Invalid
 
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["clear_dead_locks", "set_aside_damaged_lock"]
+__all__ = ["clear_dead_locks", "clear_half_runs", "set_aside_damaged_lock"]
 
 _TEMPORARY = Path(".dvc/tmp")
 _DAMAGED = Path(".dfkd/dvc.lock.damaged")
+_LENGTH_OF_SHA256 = 64
 
 
 def clear_dead_locks(folder: Path = _TEMPORARY) -> None:
@@ -74,3 +75,23 @@ def set_aside_damaged_lock() -> str:
         LOCK.replace(_DAMAGED)
         return f"{LOCK} was damaged and is made again from the caches. The old file is {_DAMAGED}"
     return ""
+
+
+def clear_half_runs(runs: Path) -> None:
+    """Remove entries that were cut off in writing from DVC's cache of runs, and folders without an entry.
+
+    DVC fails on such a folder, at every later run of its stage.
+
+    Args:
+        runs: The cache, with one folder per stage and inputs.
+    """
+    for folder in filter(Path.is_dir, runs.glob("*/*")):
+        for half in [path for path in folder.iterdir() if not _is_whole(path)]:
+            half.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _is_whole(entry: Path) -> bool:
+    """Return whether the file has its final name, a SHA-256, and an end."""
+    return len(entry.name) == _LENGTH_OF_SHA256 and entry.read_bytes().endswith(b"\n")

@@ -6,14 +6,16 @@ behind, and prints DVC's messages whole.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from dfkd_tasks.processes.endings import count_oom_kills, ending, remedy, signal_of
+from dfkd_tasks.processes.endings import count_oom_kills, ending, means_full_disk, remedy, signal_of
 from dfkd_tasks.processes.lifeline import end_with_callers
 
 __all__ = ["main"]
@@ -31,10 +33,11 @@ def main(command: str, *stages: str) -> int:
     """
     end_with_callers()
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo, lock_repo
+    from dvc.repo import lock_repo
     from scmrepo.exceptions import SCMError
 
-    from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
+    from dfkd_tasks.dvc_project.checked_repo import CheckedRepo
+    from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, clear_half_runs, set_aside_damaged_lock
 
     # DVC's own --quiet also hides errors.
     logging.getLogger("dvc").setLevel(logging.ERROR)
@@ -42,15 +45,19 @@ def main(command: str, *stages: str) -> int:
     try:
         clear_dead_locks()
         _print(set_aside_damaged_lock())
-        with Repo(_wait_for_lock=True, config=_config()) as repo, lock_repo(repo):
+        with CheckedRepo(_wait_for_lock=True, config=_config()) as repo, lock_repo(repo):
+            clear_half_runs(Path(repo.stage_cache.cache_dir))
             _COMMANDS[command](repo, *stages)
     except KeyboardInterrupt:
         return 130
     except (DvcException, SCMError, OSError) as error:
         _print(_failure(error, oom_kills))
         return 1
-    except Exception:
-        _print(f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose")
+    except Exception as error:
+        if means_full_disk(error):
+            _print(f"dvc: the disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}")
+        else:
+            _print(f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose")
         return 1
     return 0
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_core.common.control_groups import CGROUPS, PROC, group_folders
 
-__all__ = ["count_oom_kills", "ending", "remedy", "signal_of"]
+__all__ = ["count_oom_kills", "ending", "means_full_disk", "remedy", "signal_of"]
 
 _GIB = 2**30
 _KIB = 2**10
@@ -36,6 +37,8 @@ _REMEDIES = {
     errno.EROFS: "Mount it for writing",
 }
 _CHECK = "Check the file and its disk"
+_FULL = ("No space left on device", "disk is full", "Disk quota exceeded")
+_LEAST_FREE_BYTES = 2**20
 _SHORT_OF_MEMORY = "There was too little memory: Linux counted an out-of-memory kill in this time."
 _UNKNOWN_KILL = "The likely cause is too little memory, or a scheduler; Linux counted no out-of-memory kill here."
 _LESS_MEMORY = "Less is needed with: dfkd run --set execution.num_workers=1 --set execution.memory_gib=1."
@@ -81,6 +84,12 @@ def _memory(proc: Path, cgroups: Path) -> str:
 def remedy(error: OSError) -> str:
     """Return what the user can do about a file that cannot be read or written."""
     return f"{_REMEDIES.get(error.errno or 0, _CHECK)}, then continue with the same command"
+
+
+def means_full_disk(error: BaseException) -> bool:
+    """Return whether an error comes from a full disk, for which libraries have errors of their own."""
+    texts = f"{error} {error.__cause__}"
+    return any(text in texts for text in _FULL) or shutil.disk_usage(Path.cwd()).free < _LEAST_FREE_BYTES
 
 
 def count_oom_kills(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> int:

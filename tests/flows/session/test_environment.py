@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from dfkd_core.errors import DfkdError
 from dfkd_flows.cli import app
 from dfkd_flows.session.environment import check_writable, find_project
-from dfkd_tasks.processes.endings import remedy
+from dfkd_tasks.processes.endings import means_full_disk, remedy
 
 
 def test_writable_folder__passes_and_keeps_no_file(tmp_path: Path) -> None:
@@ -42,3 +42,12 @@ def test_file_that_cannot_be_read__is_reported_with_the_next_step(project: Path)
 )
 def test_remedy__fits_the_error(number: int, step: str) -> None:
     assert step in remedy(OSError(number, ""))
+
+
+def test_full_disk__is_seen_behind_the_errors_of_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert means_full_disk(RuntimeError("(sqlite3.OperationalError) database or disk is full"))
+    assert means_full_disk(
+        RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed: No space left on device")
+    )
+    assert not means_full_disk(RuntimeError("disk I/O error"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, set_aside_damaged_lock
+from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, clear_half_runs, set_aside_damaged_lock
 
 
 @pytest.fixture
@@ -98,3 +98,25 @@ def test_good_dvc_lock__stays(folder: Path) -> None:
     Path("dvc.lock").write_text(text)
     assert set_aside_damaged_lock() == ""
     assert Path("dvc.lock").read_text() == text
+
+
+def test_half_runs__are_removed_and_whole_ones_stay(tmp_path: Path) -> None:
+    whole, name = "cmd: echo\nouts: []\n", "a" * 64
+    for folder, files in {
+        "none": {},
+        "cut": {name: "cmd: ec"},
+        "empty": {name: ""},
+        "temporary": {".x.tmp": whole},
+        "whole": {name: whole, ".y.tmp": whole},
+    }.items():
+        (tmp_path / "ab" / folder).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / "ab" / folder / file).write_text(text)
+    clear_half_runs(tmp_path)
+    assert list(tmp_path.glob("*/*")) == [tmp_path / "ab" / "whole"]
+    assert [path.name for path in tmp_path.glob("*/*/*")] == [name]
+
+
+def test_half_runs__no_cache_is_well(tmp_path: Path) -> None:
+    clear_half_runs(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -81,6 +81,30 @@ def test_failed_push__has_the_whole_message_of_dvc(make: Made) -> None:
         run_dvc("push")
 
 
+def test_cache_of_runs__may_lack_the_entry_that_a_killed_dvc_began(make: Made) -> None:
+    project = make("cp given.txt made.txt", dependency="given.txt")
+    (project / "given.txt").write_text("a\n")
+    assert dvc("repro").returncode == 0
+    [entry] = (project / ".dvc/cache/runs").glob("*/*/*")
+    for path in (entry, project / "dvc.lock", project / "made.txt"):
+        path.unlink()
+    assert dvc("repro").returncode == 0
+    assert (project / "made.txt").read_text() == "a\n"
+    assert entry.is_file()
+
+
+def test_damaged_notes_of_dvc_on_files__are_made_again(make: Made) -> None:
+    project = make("echo a > made.txt")
+    assert dvc("repro").returncode == 0
+    notes = list((project / "site").rglob("*.db"))
+    assert notes
+    for path in notes:
+        path.write_text("<html>Not Found</html>\n")
+    done = dvc("repro")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert changed_stages() == []
+
+
 def test_commit__without_the_program_git_is_unknown(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     assert git_commit() == "unknown"
