@@ -8,6 +8,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from dfkd_core.common.output_folders import check_output_folder
 from dfkd_core.common.rows import Rows
 from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
 from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetError
@@ -60,6 +61,7 @@ def export_student(
     # Before the student is loaded, as a wrong option is the cheaper fault to find.
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
+    check_output_folder(out)
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)

@@ -243,7 +243,7 @@ KINDS = {
     ),
     "weight norm by a hook": (old_weight_norm, "a hook computes the weight"),
     "spectral norm by a hook": (
-        lambda width: nn.utils.spectral_norm(nn.Conv2d(width, width, 3)), r"a hook computes the weight of \S+ in each pass"
+        lambda width: nn.utils.spectral_norm(nn.Conv2d(width, width, 3)), "hook computes the weight of .* in each pass"
     ),
     "standardised in its forward": (lambda width: Standardised(width, width, 3), "does not compute what a plain layer"),
     "used twice": (Twice, ""),
