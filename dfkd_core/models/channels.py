@@ -135,7 +135,7 @@ def _spectrally_normed(network: nn.Module) -> str:
     """Return the name of a layer whose weight the old spectral norm computes from matrix products, empty if none is."""
     for name, module in network.named_modules():
         if any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()):
-            return name
+            return str(name)
     return ""
 
 
