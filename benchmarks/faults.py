@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--only", choices=GROUPS, help="one group of faults; all at the same time if not given")
     parser.add_argument("--number", type=int, help="so many faults of each group")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
-    parser.add_argument("--match", default="", help="only faults with this text in their names")
+    parser.add_argument("--match", default="", help="only faults whose names match this regular expression")
     parser.add_argument("--keep", type=Path, help="folder in which the workspaces are kept, and used again")
     arguments = parser.parse_args()
     # Also then disks are unmounted.
