@@ -23,7 +23,7 @@ from pathlib import Path
 from fault_inputs import input_trials
 from fault_kills import kill_trials
 from fault_places import place_trials
-from fault_workspace import Outcome, Workspace, make_workspace
+from fault_workspace import Outcome, Workspace, ends_alone, make_workspace
 
 GROUPS = ("kills", "inputs", "places")
 NUM_KILLS = 16
@@ -60,7 +60,10 @@ def _one_group(root: Path, arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     workspace = make_workspace(root)
     print(f"{arguments.only}: workspace made in {time.monotonic() - start:.0f} s", flush=True)
-    outcomes = list(_shown(arguments.only, _trials(workspace, arguments)))
+    try:
+        outcomes = list(_shown(arguments.only, _trials(workspace, arguments)))
+    finally:
+        ends_alone(workspace)
     _print_counts(arguments.only, outcomes)
     return int(not all(outcome.is_good for outcome in outcomes))
 
