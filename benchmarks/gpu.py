@@ -3,10 +3,10 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --networks lenet5 --num-images 1250 5000 --write .dfkd/benchmarks/gpu.json
 
-Refinement is timed with each kernel launched from Python and with the step recorded once and replayed, in float32 with
-PyTorch's own layers and in bf16 with the project's. Variants run alternately, and each figure is the best of five. The
-kernel share is the sum of the profiler's kernel times over the wall-clock time of the same run. The teachers have
-random weights, since speed does not depend on them.
+Refinement and distillation are timed with each kernel launched from Python and with the step recorded once and
+replayed; refinement in float32 with PyTorch's own layers and in bf16 with the project's. Variants run alternately, and
+each figure is the best of several. The kernel share is the sum of the profiler's kernel times over the wall-clock time
+of a run without the profiler. The teachers have random weights, since speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ from dfkd_core.statistics.estimation import StatisticsConfig, estimate_statistic
 from dfkd_core.synthesis import descent
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.synthesis.refinement import target_losses
+from dfkd_core.training import loop
+from dfkd_core.transfer_set.shards import Shard
 
 ROUNDS = 5
+SHORT, LONG = 2, 8
 TEMPERATURE = 20.0
 STUDENTS = {"lenet5": "lenet5_half", "lenet5_bn": "lenet5_half_bn", "resnet18": "resnet18_half"}
 
@@ -63,21 +66,22 @@ class Figure:
         )
 
 
-def kernels_share(work: Callable[[], object]) -> float:
-    """Return the share of a run during which a kernel runs, from the profiler's kernel times."""
+def kernel_seconds(work: Callable[[], object]) -> float:
+    """Return the seconds that a run spends in kernels, from the profiler."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        start = time.perf_counter()
         work()
         torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6 / seconds
+    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6
 
 
 @contextlib.contextmanager
 def launched_one_by_one() -> Iterator[None]:
     """Turn off recording within the block."""
-    with patch.object(descent, "recorded_on_gpu", lambda work, device: work):
+    with (
+        patch.object(descent, "recorded_on_gpu", lambda work, device: work),
+        patch.object(loop, "recorded_on_gpu", lambda work, device: work),
+    ):
         yield
 
 
@@ -125,7 +129,7 @@ def measure_refinement(teacher: Teacher, device: torch.device, num_images: int) 
             seconds=seconds,
             images=num_images,
             ratio=times[0] / seconds if name != next(iter(variants)) else None,
-            kernels_share=kernels_share(work),
+            kernels_share=kernel_seconds(work) / seconds,
         )
 
 
@@ -141,17 +145,31 @@ def measure_whole(teacher: Teacher, device: torch.device, num_images: int) -> It
         seconds = time.perf_counter() - start
     network = teacher.card.network
     yield Figure(what=f"{network}, synthesis of the default, one process", seconds=seconds, images=num_images)
-    student = DistillationConfig(student=STUDENTS[network], start="random", epochs=1)
+    yield from measure_distillation(on_gpu, made, device, num_images)
 
-    def distil() -> None:
-        compute = Compute(device=device, prefetch=2)
-        distill_images(on_gpu, made.images, made.teacher_logits, student, seed=0, compute=compute)
 
-    distil()
-    seconds = best_in_turn([distil], rounds=2)[0]
-    share = kernels_share(distil)
-    what = f"{network}, epoch of the default's distillation"
-    yield Figure(what=what, seconds=seconds, images=num_images, kernels_share=share)
+def measure_distillation(teacher: Teacher, made: Shard, device: torch.device, num_images: int) -> Iterator[Figure]:
+    """Time an epoch of distillation with the defaults: a long training less a short one, over the epochs between."""
+
+    def distil(epochs: int) -> None:
+        config = DistillationConfig(student=STUDENTS[teacher.card.network], start="random", epochs=epochs)
+        distill_images(teacher, made.images, made.teacher_logits, config, seed=0, compute=Compute(device=device))
+
+    plain = None
+    for name, mode in (("launched one by one", launched_one_by_one), ("recorded", contextlib.nullcontext)):
+        with mode():
+            distil(SHORT)
+            trainings = [partial(distil, epochs) for epochs in (SHORT, LONG)]
+            short, long = best_in_turn(trainings, rounds=3)
+            in_kernels = kernel_seconds(trainings[1]) - kernel_seconds(trainings[0])
+        plain = plain or long - short
+        yield Figure(
+            what=f"{teacher.card.network}, epoch of the default's distillation, {name}",
+            seconds=(long - short) / (LONG - SHORT),
+            images=num_images,
+            ratio=plain / (long - short) if name == "recorded" else None,
+            kernels_share=in_kernels / (long - short),
+        )
 
 
 def main() -> None:

@@ -70,7 +70,11 @@ def first_line(error: BaseException, *, longest: int | None = 200) -> str:
     """Return the first line of an error's text, or the name of its class if it has none.
 
     Args:
-        error: Any error, for example of a library.
+        error: Any error, for example of a library; the message of a `DfkdError` is never cut.
         longest: Most characters; None for no limit.
     """
+    if isinstance(error, DfkdError):
+        longest = None
+    if isinstance(error, SystemExit):
+        return f"its code calls sys.exit({error.code!r}), which ends the program"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]

@@ -6,7 +6,7 @@ import re
 import stat
 from pathlib import Path
 
-__all__ = ["file_fault", "link_fault"]
+__all__ = ["file_fault", "link_fault", "whole_folder"]
 
 # With `cache.type symlink`, DVC replaces the files that it tracks by links into its cache.
 _DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
@@ -38,6 +38,19 @@ def file_fault(path: Path, folder: Path) -> str | None:
     if not stat.S_ISREG(mode):
         return f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')} in place of a file"
     return link_fault(path, folder)
+
+
+def whole_folder(folder: Path) -> Path:
+    """Return the folder that links in `folder` may not leave, resolved.
+
+    It is the folder itself, or, for a snapshot in a cache of Hugging Face, whose files are links into `blobs`, the
+    folder that holds `snapshots` and `blobs` of one repository.
+    """
+    place = folder.resolve()
+    for snapshot in (place, *place.parents):
+        if snapshot.parent.name == "snapshots" and (snapshot.parent.parent / "blobs").is_dir():
+            return snapshot.parent.parent
+    return place
 
 
 def link_fault(path: Path, folder: Path) -> str | None:

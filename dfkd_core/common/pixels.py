@@ -21,7 +21,7 @@ def load_batch(images: Rows, positions: Tensor, device: torch.device | str | Non
         positions: int64 [m].
         device: Device of the batch; None for the device of the set.
     """
-    batch = move_batch(images[positions.to(images.device)], device or images.device)
+    batch = move_batch(images[move_batch(positions, images.device)], device or images.device)
     return dequantise(batch, memory_format=torch.channels_last)
 
 

@@ -11,7 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["CheckRows", "Rows", "ShardedRows"]
+from dfkd_core.common.memory import memory_at_hand
+
+__all__ = ["CheckRows", "Rows", "ShardedRows", "kept_on_gpu"]
+
+_MOST_OF_FREE_MEMORY = 0.25
 
 CheckRows = Callable[[int, Tensor], None]
 """Takes the index of a piece and the rows [m, ...] that were read from it; raises if they have a fault."""
@@ -37,6 +41,14 @@ class Rows(Protocol):
 
     def __getitem__(self, positions: Tensor | slice, /) -> Tensor:
         """Return the rows [m, ...] at positions int64 [m] or in a slice."""
+
+
+def kept_on_gpu(rows: Rows, device: torch.device) -> Rows:
+    """Return the rows as a tensor on a GPU if they take at most a quarter of its free memory, else unchanged."""
+    if device.type != "cuda":
+        return rows
+    size = rows.shape.numel() * rows.dtype.itemsize
+    return rows[:].to(device) if size <= _MOST_OF_FREE_MEMORY * memory_at_hand(device) else rows
 
 
 class ShardedRows:

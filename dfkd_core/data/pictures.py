@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Pictures", "decode_picture", "list_pictures", "picture_pixels"]
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Pillow's JPEG reader also reads MPO, several JPEG pictures in one file.
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
 _COPY = "Copy the data set with its links resolved: cp -rL {folder} COPY, and set data.dataset to folder:COPY"
@@ -148,6 +149,8 @@ def _is_folder(entry: os.DirEntry[str], root: Path) -> bool:
 
 def decode_picture(path: Path) -> Tensor:
     """Decode a BMP, JPEG, PNG, PPM, PGM, TIFF or WebP file, recognised by its content, as uint8 [1, 1 or 3, h, w].
+
+    Of a file with several pictures, such as the JPEG files of phones (MPO), the first is decoded.
 
     Raises:
         DataError: The file is damaged, has another format, or has too many pixels or more than 8 bits per channel.

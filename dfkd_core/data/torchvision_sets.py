@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dfkd_core.common.class_names import distinct_names
 from dfkd_core.data.pictures import picture_pixels
 from dfkd_core.data.user_images import RawImages, check_labels
 from dfkd_core.downloads import download_timeout
@@ -50,7 +51,8 @@ def open_torchvision(name: str, root: Path, split: Literal["train", "test"]) -> 
         return (_image(made[position][0], name) for position in positions)
 
     labels = check_labels(_labels(made, name), f"torchvision:{name}")
-    names = tuple(_class_name(item) for item in getattr(made, "classes", None) or ())
+    # ImageNet has two classes named crane.
+    names = distinct_names([_class_name(item) for item in getattr(made, "classes", None) or ()])
     # Some classes list more or fewer names than labels.
     return RawImages(read=read, labels=labels, class_names=names if int(labels.max()) < len(names) else ())
 

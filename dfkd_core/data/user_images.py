@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dfkd_core.common.archives import check_npz, check_safetensors
+from dfkd_core.common.class_names import class_names_fault
 from dfkd_core.common.digests import file_sha256, json_digest
 from dfkd_core.common.json_files import parse_json
 from dfkd_core.common.pixels import quantise
@@ -87,6 +88,8 @@ def open_file(path: Path) -> RawImages:
     labels = check_labels(arrays["labels"], str(path))
     if len(images) != len(labels):
         raise DataError(f"{path} has {len(images)} images and {len(labels)} labels: give one label per image")
+    if fault := class_names_fault(names):
+        raise DataError(f"class_names in {path}: {fault}. Give each class a name of its own, or leave the names out")
     if names and int(labels.max()) >= len(names):
         raise DataError(f"{path} has {len(names)} class names and the label {int(labels.max())}: give one per class")
     return RawImages(read=lambda positions: [images[positions]], labels=labels, class_names=names)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_core.common.pixels import move_batch
+
 __all__ = ["Mixing", "mix"]
 
 Mixing = Literal["none", "mixup", "cutmix"]
@@ -41,7 +43,7 @@ def mix(images: Tensor, mixing: Mixing, generator: torch.Generator) -> Tensor:
         own = shares.view(-1, 1, 1, 1)
     else:
         own = (~_boxes(shares, torch.rand(2, len(images), generator=generator), images.shape[-2:])).to(images.dtype)
-    return torch.lerp(images.roll(1, 0), images, own.to(images.device))
+    return torch.lerp(images.roll(1, 0), images, move_batch(own, images.device))
 
 
 def _boxes(shares: Tensor, centres: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd_core.common.compute import CPU, Compute
 from dfkd_core.common.digests import json_digest
-from dfkd_core.common.rows import Rows
+from dfkd_core.common.rows import Rows, kept_on_gpu
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.steps import DistillationStep, check_memory, step_cost
@@ -136,7 +136,8 @@ def distill_images(
     """Train a student on images and the teacher's logits; the student of the last epoch is returned.
 
     On a CPU with the same number of threads, a run resumed from `checkpoint` ends with the same bits as an
-    uninterrupted run. Batches are read and moved to the device one by one, so a set in files may exceed the memory.
+    uninterrupted run. A set in files may exceed the memory: batches are read one by one, unless the set fits into a
+    quarter of a GPU's free memory. On a GPU, a step is recorded once and replayed, see `common.cuda_graphs`.
 
     Args:
         teacher: Labels the batches if `config.asks_teacher`; the student's card is derived from the teacher's.
@@ -173,6 +174,7 @@ def distill_images(
     cost = step_cost(teacher, images, teacher_logits, config, seed=seed, device=device, prefetch=compute.prefetch)
     network = student_card(teacher.card, config).network
     check_memory(cost, config, network=network, num_images=len(images), memory=teacher.memory)
+    images, teacher_logits = kept_on_gpu(images, device), kept_on_gpu(teacher_logits, device)
     key = _checkpoint_key(config, teacher=teacher.digest, images=key, seed=seed)
     found = read_checkpoint(checkpoint, key) if checkpoint else None
     untrained = _resumed(found, teacher, config, seed) if found else build_student(teacher, images, config, seed=seed)

@@ -96,14 +96,19 @@ class DistillationStep:
             self._teacher = cast(Inspectable, self._teacher).merged(keep=keep)
 
     @torch.no_grad()
-    def load(self, positions: Tensor, generator: torch.Generator) -> LabelledBatch:
-        """Return the images at positions int64 [m], augmented, mixed and labelled; does not read the student."""
+    def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the images [m, c, h, w] at positions int64 [m], augmented and mixed, or with their stored logits."""
         batch = load_batch(self._images, positions, self._device)
         if not self._config.asks_teacher:
-            logits = self._teacher_logits[positions.to(self._teacher_logits.device)]
-            return LabelledBatch(batch, move_batch(logits, self._device).float(), [])
+            logits = self._teacher_logits[move_batch(positions, self._teacher_logits.device)]
+            return batch, move_batch(logits, self._device).float()
         batch = augment(batch, self._config.augmentation, generator)
-        return self._label(mix(batch, self._config.mixing, generator))
+        return (mix(batch, self._config.mixing, generator),)
+
+    def label(self, *loaded: Tensor) -> LabelledBatch:
+        """Return the batch of the tensors from `load`, labelled by the teacher if there are no stored logits."""
+        images, *logits = loaded
+        return LabelledBatch(images, logits[0], []) if logits else self._label(images)
 
     def terms(self, batch: LabelledBatch) -> dict[str, Tensor]:
         """Return the named terms of the loss, scalars whose sum is the loss."""
@@ -189,7 +194,8 @@ def step_cost(
     student = drawn_student(teacher.card, config, seed=seed).to(device).train()
     step = DistillationStep(teacher, student, images, teacher_logits, config, seed=seed, device=device)
     # The first image several times, since the set may have fewer images.
-    batches = {n: step.load(torch.zeros(n, dtype=torch.int64), derive_generator(seed, "memory")) for n in PROBED_SIZES}
+    first = {n: torch.zeros(n, dtype=torch.int64) for n in PROBED_SIZES}
+    batches = {n: step.label(*step.load(first[n], derive_generator(seed, "memory"))) for n in PROBED_SIZES}
 
     def run(num_images: int) -> None:
         torch.autograd.backward(torch.stack(tuple(step.terms(batches[num_images]).values())).sum())

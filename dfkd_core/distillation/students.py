@@ -20,6 +20,7 @@ from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.config import AUTO, DistillationConfig
 from dfkd_core.distillation.pruning import check_copy, fill_copy, no_copy
 from dfkd_core.distillation.soft_labels import distillation_loss
+from dfkd_core.distillation.training_output import find_training_key
 from dfkd_core.errors import ConfigError, DfkdError, first_line
 from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.architectures import architecture_fault, build_architecture
@@ -80,6 +81,7 @@ def drawn_student(teacher: ModelCard, config: DistillationConfig, *, seed: int) 
     student.card = dataclasses.replace(card, outputs=kind, output_key=key)
     try:
         describe(student)
+        student.training_key = _training_key(student)
     except DfkdError as error:
         raise ConfigError(f"{error}. {_proposal(teacher)}") from error
     return in_memory_format(student)
@@ -91,10 +93,12 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
     try:
         # Only the graph of gradients distinguishes sigmoids from logits.
         with torch.enable_grad():
-            answer = student.eval().network(student.normalise(_probes(teacher)))
-        key = find_output_key(answer)
-        output = select_output(answer, key)
-        kind = find_output_kind(output)
+            answer = student.eval().answer(_probes(teacher))
+        key = find_output_key(answer, role="student")
+        output = select_output(answer, key, role="student")
+        kind = find_output_kind(output, role="student")
+    except DfkdError as error:
+        raise ConfigError(f"The student {name} cannot be used. {error}. {_proposal(teacher)}") from error
     except Exception as error:  # the forward of a user's network can raise anything
         raise ConfigError(
             f"The student {name} rejects images of shape {teacher.image_shape}: {first_line(error)}. "
@@ -106,6 +110,16 @@ def _output_form(student: Classifier, teacher: ModelCard) -> tuple[str, OutputKi
         # Drawn weights alone do not show whether one number is a logit or a probability.
         kind = "binary_probability" if is_from_sigmoid(output) else "binary_logit"
     return key, kind
+
+
+def _training_key(student: Classifier) -> str | None:
+    """Return the key of the output in training mode; None if the network fails, which a step reports better."""
+    try:
+        return find_training_key(student, _probes(student.card))
+    except DfkdError:
+        raise
+    except Exception:  # the forward of a user's network can raise anything
+        return None
 
 
 def _default_network(teacher: ModelCard) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dfkd_core.errors import ConfigError, DfkdError
+from dfkd_core.errors import ConfigError, DfkdError, first_line
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
 from dfkd_core.models.calls import NotThinnableError
@@ -151,7 +151,7 @@ def build_architecture(
     except (Exception, SystemExit) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in (shape | given).items() if value != 0)
         raise ConfigError(
-            f"{name} cannot be built with {shown}: {error or type(error).__name__}. Correct its arguments "
+            f"{name} cannot be built with {shown}: {first_line(error, longest=None)}. Correct its arguments "
             "(teacher.source.arguments or distillation.student_arguments)"
         ) from error
     if not isinstance(network, nn.Module):

@@ -15,9 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.class_names import class_names_fault
 from dfkd_core.common.pixels import grey_images
 from dfkd_core.common.seeding import derive_seed
-from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.errors import ConfigError, TeacherError, first_line
 from dfkd_core.models.architectures import build_architecture
 from dfkd_core.models.built_in import default_layer, is_built_in
 from dfkd_core.models.layers import find_modelled_layer, forward_with_outputs
@@ -88,6 +89,8 @@ class ModelCard:
             raise ConfigError(f"std must be greater than 0 in every channel, got {self.std}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ConfigError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if fault := class_names_fault(self.class_names):
+            raise ConfigError(f"class_names: {fault}. Give each class a name of its own, or leave the names out")
         if self.outputs not in get_args(OutputKind):
             raise ConfigError(f"outputs must be one of {', '.join(get_args(OutputKind))}, got {self.outputs!r}")
 
@@ -123,6 +126,8 @@ class Classifier(nn.Module):
         self.network = network
         self.card = card
         self.program = program
+        self.training_key: str | None = None
+        """Key of the output in training mode if a check has found it; None takes the usual one."""
         self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
@@ -131,10 +136,25 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images [n, c, h, w] in [0, 1] to logits [n, k]."""
-        answer = self.network(self.normalise(images))
+        answer = self.answer(images)
+        return to_logits(select_output(answer, self._output_key(answer)), self.card.outputs)
+
+    def answer(self, images: Tensor) -> Any:
+        """Return what the network returns for images [n, c, h, w] in [0, 1]: a tensor, or several in a container.
+
+        Raises:
+            TeacherError: The network's code ends the program.
+        """
+        try:
+            return self.network(self.normalise(images))
+        except SystemExit as error:
+            raise TeacherError(f"The network {self.card.network} cannot be used: {first_line(error)}") from error
+
+    def _output_key(self, answer: Any) -> str:
         # In training, some networks return the outputs of auxiliary heads too.
-        key = self.card.output_key or (find_output_key(answer) if self.training else "")
-        return to_logits(select_output(answer, key), self.card.outputs)
+        if self.training and self.training_key is not None:
+            return self.training_key
+        return self.card.output_key or (find_output_key(answer) if self.training else "")
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return the network's input for images [n, c, h, w] in [0, 1]."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, first_line
 
 __all__ = ["has_lazy_layers", "initialised"]
 
@@ -39,7 +39,8 @@ def initialised(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Mod
     is_training = network.training
     try:
         network.eval()(torch.zeros(2, *image_shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    # The code of a network can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
         shape = "x".join(map(str, image_shape))
-        raise ConfigError(f"The network has lazy layers and rejects images of {shape}: {error}") from error
+        raise ConfigError(f"The network has lazy layers and rejects images of {shape}: {first_line(error)}") from error
     return network.train(is_training)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dfkd_core.common.inner_files import whole_folder
 from dfkd_core.common.regular_files import open_regular
 from dfkd_core.errors import TeacherError
 
@@ -46,7 +47,8 @@ def external_place(path: Path, tensor: Any) -> Place:
     """Return where a tensor of the ONNX file at `path` is.
 
     Raises:
-        TeacherError: The place is not within a regular file in the folder of the ONNX file.
+        TeacherError: The place is not within a regular file in the folder of the ONNX file, or in its cache of Hugging
+            Face.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -56,8 +58,8 @@ def external_place(path: Path, tensor: Any) -> Place:
     parts = location.split("/")
     if not location or os.path.isabs(location) or ".." in parts or "\\" in location or "\0" in location:
         raise TeacherError(f"{refused}, which is not a path within its folder. Export it again into one folder")
-    folder = path.parent.resolve()
-    missing = TeacherError(f"{refused}, which is missing or no regular file. Copy it into {folder}")
+    folder = whole_folder(path.parent)
+    missing = TeacherError(f"{refused}, which is missing or no regular file. Copy it into {path.parent}")
     try:
         file = (path.parent / location).resolve()
         if not file.is_relative_to(folder):

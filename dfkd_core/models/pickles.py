@@ -12,6 +12,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _PICKLES = 4
 _SHOWN_BYTES = 24
 _NUMBERS = re.compile(r"[biufc]\d{1,2}")
 _LIBRARIES = ("torch.", "numpy.", "builtins.", "collections.", "functools.")
-_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_NO_LIST = re.compile(r"Can only (?:append to|extend) lists, but got <class '(.+)'>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,7 @@ def read_plain_file(path: Path) -> PlainContent:
         with open_regular(path) as stream:
             check_saved(stream)
             foreign = _foreign_names(stream) - {name for _, name in _NUMPY}
-            allowed = [*_NUMPY, *((_kind(name), name) for name in foreign)]
-            with warnings.catch_warnings(), safe_globals(allowed):
-                warnings.simplefilter("ignore")
-                value = torch.load(stream, map_location="cpu", weights_only=True)
+            value = _loaded(stream, foreign)
     except FileNotFoundError:
         raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
@@ -95,8 +93,29 @@ def unpickle(path: Path) -> Any:
             f"{path} needs the module {error.name!r}, which defines its class. Install its package, put it into the "
             "project's folder, or add its folder to PYTHONPATH"
         ) from None
-    except Exception as error:  # unpickling runs code that can raise any exception
-        raise TeacherError(f"{path} cannot be unpickled: {type(error).__name__}: {error}") from error
+    # Unpickling runs code that can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
+        raise TeacherError(
+            f"{path} cannot be unpickled: {type(error).__name__}: {first_line(error, longest=None)}"
+        ) from error
+
+
+def _loaded(stream: BinaryIO, foreign: set[str]) -> Any:
+    """Return the content of a file with stand-ins for its own classes."""
+    lists = {"collections.deque"}
+    while True:
+        allowed = [*_NUMPY, *((_EmptyList if name in lists else _stand_in(name), name) for name in foreign)]
+        try:
+            with warnings.catch_warnings(), safe_globals(allowed):
+                warnings.simplefilter("ignore")
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # Only the operations of the file show which classes are lists.
+            found = _NO_LIST.search(str(error))
+            if found is None or found[1] not in foreign - lists:
+                raise
+            lists.add(found[1])
+            stream.seek(0)
 
 
 def _foreign_names(stream: BinaryIO) -> set[str]:
@@ -119,7 +138,8 @@ def _globals_of_old_file(stream: BinaryIO) -> list[str]:
         for operation, argument, _ in pickletools.genops(stream):
             if operation.name == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
-                found.append(f"{_OLD_MODULES.get(module, module)}.{name}")
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                found.append(f"{module}.{name}")
     return found
 
 
@@ -166,11 +186,44 @@ def more_than_tensors(path: Path, classes: list[str]) -> str:
     )
 
 
-class _Empty:
-    """Replaces any class or function; every call returns an empty container of a type that the reader can fill."""
+class _Fillable(type):
+    """Makes a class equal to Counter, one of the few types whose items PyTorch's reader sets."""
 
-    def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        return Counter()
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Counter
+
+    __hash__ = type.__hash__
+
+
+class _StandIn(dict[Any, Any], metaclass=_Fillable):
+    """Replaces an object or the result of a call: an empty container that can be filled, and be a key."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        # With slots, the state is a pair or a list of the fields' values.
+        for part in state if isinstance(state, tuple) else (state,):
+            values = dict(enumerate(part)) if isinstance(part, (list, tuple)) else part
+            if isinstance(values, Mapping):
+                vars(self).update({str(name): value for name, value in values.items()})
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:  # type: ignore[override]  # dict sets it to None
+        return id(self)
+
+    def __repr__(self) -> str:
+        return type(self).__qualname__
+
+
+def _stand_in(name: str) -> type[_StandIn]:
+    """Return a class that replaces the class or function of that name."""
+    return type(name, (_StandIn,), {"__module__": "builtins"})
 
 
 class _EmptyList:
@@ -178,10 +231,6 @@ class _EmptyList:
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         return []
-
-
-def _kind(name: str) -> type:
-    return _EmptyList if name == "collections.deque" else _Empty
 
 
 class _Type:
@@ -250,4 +299,4 @@ def _converted(value: Any, depth: int) -> Any:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes that the file sets on a replaced object."""
-    return dict(vars(value)) if type(value) is Counter else {}
+    return dict(vars(value)) if isinstance(value, _StandIn) else {}

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError, first_line
-from dfkd_core.models.layouts import ChannelsFirst, channels_are_last
+from dfkd_core.models.layouts import (
+    ChannelsFirst,
+    Permutation,
+    channels_are_last,
+    first_permutation,
+    onnx_permutation,
+)
 from dfkd_core.models.onnx_files import check_graph, external_place, external_tensors, load_external
 from dfkd_core.models.program_checks import check_exported, check_script
 
@@ -99,7 +105,7 @@ def load_program(path: Path, kind: ProgramKind, *, sha256: str | None = None) ->
     if sha256 is not None and sha256 != found:
         raise TeacherError(f"{path} has changed (sha256 {found}, its config.json has {sha256}). Make it with: dfkd run")
     try:
-        program, shape = readers[kind](path, content)
+        program, shape, permutation = readers[kind](path, content)
     except TeacherError:
         raise
     except ModuleNotFoundError as error:
@@ -108,8 +114,8 @@ def load_program(path: Path, kind: ProgramKind, *, sha256: str | None = None) ->
         raise TeacherError(f"{path} cannot be read as {kind}: {first_line(error)}. Export it again") from error
     tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
     precision = tensors[0].dtype if tensors else torch.float32
-    if shape and channels_are_last(shape):
-        program, shape = ChannelsFirst(program), (shape[0], shape[3], shape[1], shape[2])
+    if channels_are_last(shape, permutation):
+        program, shape = ChannelsFirst(program), shape and (shape[0], shape[3], shape[1], shape[2])
     if shape and shape[0] is not None:
         program = _FixedBatch(program, shape[0])
     if precision != torch.float32:
@@ -186,7 +192,7 @@ def export_program(network: nn.Module, image_shape: tuple[int, int, int], path: 
         ) from error
 
 
-def _load_exported(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+def _load_exported(path: Path, content: bytes) -> tuple[nn.Module, _InputShape, Permutation]:
     _check(path, check_exported, content)
     with _weights_only(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -199,7 +205,7 @@ def _load_exported(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
                 "of shape (n, c, h, w)"
             )
         shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
-        return torch.export.unflatten(program), shape
+        return torch.export.unflatten(program), shape, first_permutation(program)
 
 
 def _check(path: Path, check: Callable[[bytes], None], content: bytes) -> None:
@@ -228,7 +234,7 @@ def _weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _load_script(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+def _load_script(path: Path, content: bytes) -> tuple[nn.Module, _InputShape, Permutation]:
     _check(path, check_script, content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -237,7 +243,7 @@ def _load_script(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
     needed = [argument.name for argument in inputs if not argument.has_default_value()]
     if len(needed) != 1:
         raise TeacherError(f"{path} takes {len(needed)} inputs ({', '.join(needed)}); a teacher takes one, images")
-    return program.eval(), None
+    return program.eval(), None, first_permutation(program)
 
 
 def _import_onnx(path: Path) -> Any:
@@ -255,7 +261,7 @@ def _parse_onnx(path: Path, content: bytes) -> Any:
         raise TeacherError(f"{path} is not an ONNX file: {first_line(error)}. Export it again") from error
 
 
-def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
+def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape, Permutation]:
     model = _parse_onnx(path, content)
     # onnx2torch imports torchvision, which `common.vision` must load first.
     importlib.import_module("dfkd_core.common.vision")
@@ -278,7 +284,7 @@ def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape]:
             f"{path} uses an operation that onnx2torch cannot convert: {error}. Export it with opset {_ONNX_OPSET} or "
             "lower, or export the network as .pt2"
         ) from None
-    return network, shape
+    return network, shape, onnx_permutation(model.graph, inputs[0].name)
 
 
 def _readable(model: Any) -> Any:

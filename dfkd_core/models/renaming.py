@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["FittedWeights", "fit_weights", "rename", "renaming_for"]
+__all__ = ["FittedWeights", "fit_weights", "rename", "renaming_for", "unused_names"]
 
 # Wrappers put their own name into those of the tensors, also in the middle.
 _WRAPPERS = (
@@ -93,6 +93,13 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor]) -> FittedWeight
     kept = {name: t for name, t in expected.items() if _is_counter(name)}
     fitted = {name: t for name, t in fitting.items() if name not in left_out} | kept
     return FittedWeights(fitted | _twins(expected, fitted), tuple(sorted(left_out)))
+
+
+def unused_names(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that `fit_weights` does not give to the network, without counters."""
+    fitted = fit_weights(network, state)
+    used = {id(tensor) for name, tensor in fitted.state.items() if name not in fitted.left_out}
+    return [name for name, tensor in state.items() if id(tensor) not in used and not _is_counter(name)]
 
 
 def renaming_for(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:

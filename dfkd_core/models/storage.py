@@ -14,7 +14,7 @@ from torch import Tensor
 from dfkd_core.common.digests import json_digest, tensors_digest, write_atomically, write_json
 from dfkd_core.common.json_files import parse_json
 from dfkd_core.common.regular_files import read_regular
-from dfkd_core.errors import TeacherError
+from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.architectures import architecture_fault, argument_fault, is_plain_name
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier
 from dfkd_core.models.factories import allows
@@ -45,6 +45,9 @@ def model_digest(classifier: Classifier) -> str:
 def save_model(folder: Path, classifier: Classifier) -> None:
     """Write `config.json` and `model.safetensors`, or the program that the network was read from, into `folder`.
 
+    Raises:
+        ConfigError: No name builds the network again, since it was made in memory.
+
     Example:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
@@ -57,6 +60,12 @@ def save_model(folder: Path, classifier: Classifier) -> None:
         ...     sorted(path.name for path in Path(folder).iterdir())
         ['config.json', 'model.safetensors']
     """
+    if classifier.program is None and architecture_fault(classifier.card.network):
+        raise ConfigError(
+            f"The network is {classifier.card.network!r}, and a model folder stores the name that builds it again. "
+            "Load it by name, bring_teacher(SourceConfig(model='package.module:factory', weights=...)), or write it as "
+            "a program: export_model(..., formats=('pt2', 'onnx'))"
+        )
     if classifier.program is not None:
         with write_atomically(folder / PROGRAM_FILES[classifier.card.network]) as temporary:
             shutil.copyfile(classifier.program, temporary)

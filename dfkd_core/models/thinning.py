@@ -35,16 +35,22 @@ def make_thinner(network: nn.Module, multiple: float, image_shape: tuple[int, in
     """
     is_training = network.training
     images = grey_images(2, image_shape)
-    # The first pass makes the weights of lazy layers.
-    before = _shapes(network.eval()(images))
-    channels = find_channels(network, images)
+    try:
+        # The first pass makes the weights of lazy layers.
+        before = _shapes(network.eval()(images))
+        channels = find_channels(network, images)
+    except NotThinnableError:
+        raise
+    # The code of a network can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
+        raise NotThinnableError(f"it rejects images of shape {image_shape} ({first_line(error)})") from error
     kept = _kept(channels, multiple)
     try:
         _cut_all(network, channels, kept)
         after = _shapes(network(images))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        if isinstance(error, NotThinnableError):
-            raise
+    except NotThinnableError:
+        raise
+    except (Exception, SystemExit) as error:
         raise NotThinnableError(
             f"its forward works with its own widths alone ({first_line(error, longest=150)})"
         ) from error

@@ -17,6 +17,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from dfkd_core.common.archives import check_safetensors
+from dfkd_core.common.inner_files import file_fault, whole_folder
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError
@@ -55,6 +56,9 @@ class FoundWeights:
     """Other keys that hold tensors, for example an averaged copy."""
     unread: tuple[str, ...] = ()
     """Classes of objects in the file that were not read."""
+    unions: tuple[dict[str, Tensor], ...] = ()
+    """The tensors of all state dicts next to the chosen one, with their keys as prefixes and, if no name is there
+    twice, without: for networks whose parts were saved one by one."""
 
 
 def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> FoundWeights:
@@ -93,7 +97,24 @@ def read_state(path: Path, *, key: str = "", trust_pickle: bool = False) -> Foun
             "Correct teacher.source.weights_key"
         )
     others = tuple(sorted(set(_offered(states)) - {found}))
-    return FoundWeights(_tensors(states[found], path), found, others, unread)
+    unions = () if key else tuple(_unions(states, found, path))
+    return FoundWeights(_tensors(states[found], path), found, others, unread, unions)
+
+
+def _unions(states: Mapping[str, Mapping[Any, Any]], found: str, path: Path) -> Iterator[dict[str, Tensor]]:
+    """Yield the unions of the state dicts next to the one under the key `found`."""
+    parent, _, _ = found.rpartition(".")
+    keys = [key for key in _offered(states) if key.rpartition(".")[0] == parent]
+    if len(keys) < 2:
+        return
+    try:
+        parts = {key.rpartition(".")[2]: _tensors(states[key], path) for key in keys}
+    except TeacherError:  # a part that is not needed may be quantised
+        return
+    yield {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+    merged = {name: tensor for state in parts.values() for name, tensor in state.items()}
+    if len(merged) == sum(map(len, parts.values())):
+        yield merged
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -118,7 +139,7 @@ def _main_file(path: Path) -> Path:
 
 
 def _parts(index: Path) -> list[Path]:
-    """Return the files that an index names, each in its own folder."""
+    """Return the files that an index names, each in its own folder or, by a link, in the same cache of Hugging Face."""
     try:
         names = sorted({str(name) for name in read_json_object(index)["weight_map"].values()})
     except FileNotFoundError:
@@ -128,7 +149,12 @@ def _parts(index: Path) -> list[Path]:
     outside = [name for name in names if name in ("", ".", "..") or re.search(r"[/\\]", name)]
     if outside:
         raise TeacherError(f"{index} names the file {outside[0]!r}; its files must be in the same folder")
-    return [index.parent / name for name in names]
+    parts = [index.parent / name for name in names]
+    # A missing part is reported when it is read.
+    for part in filter(Path.exists, parts):
+        if fault := file_fault(part, whole_folder(index.parent)):
+            raise TeacherError(f"{part} {fault}. Copy the file itself into the folder")
+    return parts
 
 
 def _content(path: Path) -> tuple[Any, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from dfkd_core.priors.mosaic import MosaicPrior
 from dfkd_core.priors.photos import PhotoPrior
 from dfkd_core.priors.pixels import PixelPrior
 from dfkd_core.priors.procedural import ProceduralPrior
+from dfkd_core.priors.shaders import ShaderPrior
 from dfkd_core.priors.tone import Tone, TonedPrior, count_levels, fit_tone
 from dfkd_core.sections import OneOf
 
@@ -27,6 +28,7 @@ PRIORS: dict[str, Callable[[tuple[int, int, int]], ImagePrior]] = {
     "photos": PhotoPrior,
     "pixels": PixelPrior,
     "procedural": ProceduralPrior,
+    "shaders": ShaderPrior,
 }
 """The builder of each prior for images of shape (c, h, w)."""
 

@@ -77,12 +77,15 @@ class MethodConfig(ABC):
     """The access to the teacher that the method needs."""
     uses_statistics: ClassVar[bool] = False
     """Whether the method reads the feature statistics; without it they may be missing."""
-    couples_images: ClassVar[bool] = False
-    """Whether an image depends on the others in its batch, so that `batch_size` affects more than rounding."""
     prepares: ClassVar[bool] = False
     """Whether `prepare` must run once, before the first image, and returns a state."""
     steps_setting: ClassVar[str] = ""
     """Name of the field with the settings of the gradient steps on images; empty for a method without such steps."""
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether an image depends on the others in its batch, so that `batch_size` affects more than rounding."""
+        return self.steps is not None and self.steps.couples_images
 
     @property
     def target_temperature(self) -> float:

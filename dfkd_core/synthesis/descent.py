@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.errors import SynthesisError
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.passes import joined
@@ -21,7 +22,6 @@ from dfkd_core.priors.table import PriorName, build_prior, build_toned_prior
 from dfkd_core.priors.tone import are_pixel_statistics
 from dfkd_core.progress import OnProgress, Progress, ignore
 from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, config_section
-from dfkd_core.synthesis.cuda_graphs import recorded_on_gpu
 
 __all__ = ["DescentConfig", "Objective", "blur_matrix", "descend"]
 
@@ -39,8 +39,8 @@ class DescentConfig:
 
     prior: PriorName = "procedural"
     """Where images start and what is optimised: `pixels`, `fourier` (coefficients), or starts whose pixels are
-    optimised: `procedural` (shapes), `photos` (crops of two public photographs), `mixed` (both, and shapes cut from
-    photographs) or `mosaic` (kept for the proxy)."""
+    optimised: `procedural` (shapes), `shaders` (formulas of coordinates and noise), `photos` (crops of two public
+    photographs), `mixed` (shapes, crops, and shapes cut from photographs) or `mosaic` (kept for the proxy)."""
     toned_share: Fraction = 0.0
     """Share of the starts whose brightness and contrast are changed so that their pixels have the mean and the standard
     deviation of the teacher's normalisation; no effect if these are a mere convention, such as 0.5."""
@@ -50,6 +50,11 @@ class DescentConfig:
     """Learning rate of Adam, in grey levels of [0, 1] for pixels and in whitened coefficients for `fourier`."""
     smoothing_px: NonNegative = 0.0
     """Standard deviation, in pixels, of the blur of every step, to change shapes, not single pixels; 0 is off."""
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether an image depends on the others in its batch."""
+        return False
 
     def faults(self) -> Iterator[str]:
         """Yield the faults that the range checks of single fields miss."""

@@ -49,7 +49,6 @@ class InversionConfig(MethodConfig):
     """
 
     needs: ClassVar[Access] = "layers"
-    couples_images: ClassVar[bool] = True
     steps_setting: ClassVar[str] = "descent"
 
     temperature: Positive = 1.0
@@ -61,6 +60,11 @@ class InversionConfig(MethodConfig):
     squared_norm_weight: NonNegative = 0.0
     """lambda_l2, the weight of the mean square of the normalised pixels."""
     descent: DescentConfig = field(default_factory=_inversion_descent)
+
+    @property
+    def couples_images(self) -> bool:
+        """The moments are those of a batch."""
+        return True
 
     @property
     def target_temperature(self) -> float:

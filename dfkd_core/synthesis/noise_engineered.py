@@ -40,10 +40,14 @@ class NoiseEngineeredConfig(MethodConfig):
     """
 
     needs: ClassVar[Access] = "layers"
-    couples_images: ClassVar[bool] = True
 
     std: Positive = 0.25
     """Standard deviation of a pixel around mid-grey, before it is clamped to [0, 1]."""
+
+    @property
+    def couples_images(self) -> bool:
+        """BatchNorm normalises by the batch."""
+        return True
 
     def build(
         self, teacher: Inspectable, statistics: FeatureStatistics, state: State = NO_STATE

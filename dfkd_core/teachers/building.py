@@ -5,22 +5,24 @@ c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.errors import ConfigError, DfkdError, TeacherError
 from dfkd_core.models.architectures import build_architecture, shape_parameters
 from dfkd_core.models.built_in import is_built_in
 from dfkd_core.models.classifier import Classifier, build_classifier
 from dfkd_core.models.programs import program_kind
-from dfkd_core.models.renaming import fit_weights, rename, renaming_for
-from dfkd_core.models.weights import read_state, state_faults
+from dfkd_core.models.renaming import fit_weights, rename, renaming_for, unused_names
+from dfkd_core.models.weights import FoundWeights, read_state, state_faults
 from dfkd_core.teachers.description import describe_network
 from dfkd_core.teachers.preflight import check_tensors, probe_images
 from dfkd_core.teachers.published import PublishedWeights, find_published
@@ -46,9 +48,35 @@ def build_teacher(config: SourceConfig, hint: int, notes: list[str]) -> Classifi
         TeacherError: The weights cannot be read or do not fit it, or it accepts no images.
     """
     published = find_published(config)
-    state = _read_weights(config, notes) if config.weights and published is None else {}
-    if not config.weights:
-        notes.append("weights: none given, so the network keeps its initial ones")
+    read = _read_weights(config) if config.weights and published is None else None
+    notes += _notes_on(read) if config.weights else ["weights: none given, so the network keeps its initial ones"]
+    try:
+        return _built_with(read.state if read else {}, config, published, hint, notes)
+    except _MisfitError as error:
+        if read is None:
+            raise
+        if isinstance(error, _OtherNamesError) and (whole := _built_with_parts(read, config, hint, notes)):
+            return whole
+        if contradiction := _contradiction(config, hint):
+            raise TeacherError(f"The weights in {config.weights} {contradiction}") from error
+        if read.others and not config.weights_key:
+            choice = f"{read.key}, {', '.join(read.others)}"
+            raise TeacherError(
+                f"{error}. The file has several state dicts, {choice}: choose one with teacher.source.weights_key"
+            ) from error
+        raise
+
+
+def _built_with(
+    state: Mapping[str, Tensor],
+    config: SourceConfig,
+    published: PublishedWeights | None,
+    hint: int,
+    notes: list[str],
+    *,
+    is_union: bool = False,
+) -> Classifier:
+    """Build the network for the first shape that fits these weights; of a union, all must be used."""
     given = config.image_size or (published.image_size if published else 0) or size_argument(config)
     failures: list[TeacherError | ConfigError] = []
     for build in build_shapes(config, state, published.num_classes if published else 0):
@@ -56,9 +84,11 @@ def build_teacher(config: SourceConfig, hint: int, notes: list[str]) -> Classifi
             built = _build(config, published, state, build, sizes_to_try(given, hint))
         except (TeacherError, ConfigError) as error:
             failures.append(error)
-            if isinstance(error, _OtherNames):
+            if isinstance(error, _OtherNamesError):
                 break
             continue
+        if is_union and (unused := unused_names(built.network, state)):
+            raise _OtherNamesError(f"{config.model} has no {', '.join(unused[:3])}")
         if not given:
             notes.append(
                 f"input size: {built.size} pixels assumed, the first that works. Set teacher.source.image_size"
@@ -71,19 +101,57 @@ def build_teacher(config: SourceConfig, hint: int, notes: list[str]) -> Classifi
     raise failures[0]
 
 
-def _read_weights(config: SourceConfig, notes: list[str]) -> dict[str, Tensor]:
+def _built_with_parts(read: FoundWeights, config: SourceConfig, hint: int, notes: list[str]) -> Classifier | None:
+    """Return the network with weights that the file holds in several parts, None if they do not fit it exactly."""
+    for union in read.unions:
+        found: list[str] = []
+        try:
+            classifier = _built_with(rename(union, config.rename), config, None, hint, found, is_union=True)
+        except (TeacherError, ConfigError):
+            continue
+        parts = ", ".join(sorted((read.key, *read.others)))
+        notes[:] = [f"weights: {len(union)} tensors of several parts of the file: {parts}", *notes[1:], *found]
+        return classifier
+    return None
+
+
+def _contradiction(config: SourceConfig, hint: int) -> str:
+    """Return which settings the weights contradict and what they fit, for a message; empty if they contradict none."""
+    for names in (("num_classes",), ("in_channels",), ("num_classes", "in_channels")):
+        if not all(getattr(config, name) for name in names):
+            continue
+        left_open: dict[str, Any] = dict.fromkeys(names, 0)
+        try:
+            card = build_teacher(dataclasses.replace(config, **left_open), hint, []).card
+        except DfkdError:
+            continue
+        fitting, given = (" and ".join(f"{name} {getattr(of, name)}" for name in names) for of in (card, config))
+        return f"fit {config.model} with {fitting}, and teacher.source has {given}. Correct it, or leave it out"
+    return ""
+
+
+def _read_weights(config: SourceConfig) -> FoundWeights:
     path = Path(config.weights)
     if path.is_file() and (kind := program_kind(path)):
         raise TeacherError(f"{path} is a program ({kind}) with its network. Name it as --teacher, without --weights")
     read = read_state(path, key=config.weights_key, trust_pickle=config.trust_pickle)
+    return dataclasses.replace(read, state=rename(read.state, config.rename))
+
+
+def _notes_on(read: FoundWeights | None) -> Iterator[str]:
+    if read is None:
+        return
     others = f" (also there: {', '.join(read.others)}; choose with weights_key)" if read.others else ""
-    notes.append(f"weights: {len(read.state)} tensors{f' under {read.key!r}' if read.key else ''}{others}")
+    yield f"weights: {len(read.state)} tensors{f' under {read.key!r}' if read.key else ''}{others}"
     if read.unread:
-        notes.append(f"weights: objects in the file that were not read: {', '.join(read.unread[:5])}")
-    return rename(read.state, config.rename)
+        yield f"weights: objects in the file that were not read: {', '.join(read.unread[:5])}"
 
 
-class _OtherNames(TeacherError):
+class _MisfitError(TeacherError):
+    """The weights do not fit the network."""
+
+
+class _OtherNamesError(_MisfitError):
     """The weights have other names than the network's tensors, so that another shape cannot help."""
 
 
@@ -115,24 +183,24 @@ def _build(
     failures: list[TeacherError | ConfigError] = []
     network: nn.Module | None = None
     left_out: tuple[str, ...] = ()
-    for size in sizes:
+    for position, size in enumerate(sizes):
         try:
-            if network is None or depends_on_size:
-                fresh = build_architecture(
-                    config.model,
-                    in_channels=build.in_channels,
-                    image_size=size,
-                    num_classes=build.num_classes,
-                    arguments=arguments,
-                )
-                left_out = _load_state(fresh, state, config) if state else ()
-                network = fresh.eval()
-            channels, _ = fitting_shape(network, config, [size], built_channels=build.in_channels)
+            fresh = build_architecture(
+                config.model,
+                in_channels=build.in_channels,
+                image_size=size,
+                num_classes=build.num_classes,
+                arguments=arguments,
+            )
+            left_out = _load_state(fresh, state, config) if state else ()
+            network = fresh.eval()
+            to_try = [size] if depends_on_size else sizes[position:]
+            channels, size = fitting_shape(network, config, to_try, built_channels=build.in_channels)
         except (TeacherError, ConfigError) as error:
             is_same = bool(failures) and network is None and str(error) == str(failures[-1])
             failures.append(error)
             # The size does not matter if two sizes lead to the same differences.
-            if is_same:
+            if is_same or (network is not None and not depends_on_size):
                 break
             continue
         return _Built(network, channels, size, left_out)
@@ -183,7 +251,7 @@ def _load_state(network: nn.Module, state: Mapping[str, Tensor], config: SourceC
                 "holds different ones for them. Use the network that the weights were trained with"
             )
         return fitted.left_out
-    kind = _OtherNames if network.state_dict().keys() != fitted.state.keys() else TeacherError
+    kind = _OtherNamesError if network.state_dict().keys() != fitted.state.keys() else _MisfitError
     raise kind(
         f"The weights in {config.weights} do not fit {config.model}: {'; '.join(faults)}. Correct the "
         f"architecture, teacher.source.num_classes, arguments or weights_key{_remedy(network, state, config.weights)}"

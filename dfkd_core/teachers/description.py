@@ -21,6 +21,7 @@ from dfkd_core.models.outputs import (
     check_output_kind,
     find_output_key,
     find_output_kind,
+    is_from_sigmoid,
     output_doubt,
     select_output,
     to_logits,
@@ -106,7 +107,8 @@ def _output_kind(network: nn.Module, inputs: Tensor, output: Tensor, key: str, c
     kind = find_output_kind(output)
     if kind == "logits" and output_doubt(output, kind):
         # Only the graph distinguishes sigmoids from logits of the same range.
-        return find_output_kind(select_output(try_forward(network, inputs[:2], with_graph=True), key))
+        if is_from_sigmoid(select_output(try_forward(network, inputs[:2], with_graph=True), key)):
+            return "sigmoids"
     return kind
 
 

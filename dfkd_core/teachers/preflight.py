@@ -5,16 +5,21 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import inspect
+import traceback
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from dfkd_core.common.seeding import normal_rows
-from dfkd_core.errors import DfkdError, TeacherError
+from dfkd_core.errors import DfkdError, TeacherError, first_line
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.outputs import find_output_key, select_output
 
-__all__ = ["check_rows", "check_teacher", "check_tensors", "probe_images", "try_forward"]
+__all__ = ["PassError", "check_rows", "check_teacher", "check_tensors", "probe_images", "try_forward"]
 
 _NUM_PROBES = 16
 # Of an image; 16 probes of this size take 1 GiB.
@@ -22,6 +27,8 @@ _MOST_NUMBERS = 2**24
 # Relative to the outputs' scale: above the rounding of another order of sums, below the effect of dropout.
 _SAME = 1e-4
 _CONSTANT = 1e-6
+_LONGEST_CAUSE = 200
+_SCRIPT_ERROR = "The following operation failed in the TorchScript interpreter"
 
 
 def probe_images(image_shape: tuple[int, int, int], num_images: int = _NUM_PROBES) -> Tensor:
@@ -51,31 +58,63 @@ def try_forward(network: torch.nn.Module, images: Tensor, *, with_graph: bool = 
         with_graph: Whether the answer has an autograd graph that begins at the images.
 
     Raises:
-        TeacherError: The network does not accept a single tensor of float images.
+        PassError: Its forward raises an error.
+        TeacherError: It does not take a single tensor of images.
     """
     try:
         with torch.set_grad_enabled(with_graph):
             return network(images.clone().requires_grad_(with_graph))
-    except TypeError as error:
-        raise TeacherError(
-            f"The network cannot be called with images alone: {error}. A teacher's forward takes one tensor of images; "
-            "wrap a network that needs more inputs in a module that fixes them"
-        ) from error
     except DfkdError:
         raise
-    except Exception as error:  # code of the network can raise any exception
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise TeacherError(
-            f"The network rejects float images of shape {tuple(images.shape[1:])}: {first}. Set "
-            "teacher.source.in_channels and image_size if the shape is wrong"
-        ) from error
+    # The code of a network can raise any exception, or end the process.
+    except (Exception, SystemExit) as error:
+        if not _takes_one_argument(network):
+            raise TeacherError(
+                f"The network cannot be called with images alone: {first_line(error)}. A teacher's forward takes one "
+                "tensor of images; wrap a network that needs more inputs in a module that fixes them"
+            ) from error
+        raise PassError(tuple(images.shape[1:]), _cause(error)) from error
+
+
+class PassError(TeacherError):
+    """A network's forward raises an error on images."""
+
+    def __init__(self, image_shape: tuple[int, ...], cause: str) -> None:
+        """Note the shape of the images, and the network's own error."""
+        super().__init__(f"The network rejects float images of shape {image_shape}: {cause}")
+        self.image_shape, self.cause = image_shape, cause
+        """The shape (c, h, w), and the network's own error in one line."""
+
+
+def _takes_one_argument(network: torch.nn.Module) -> bool:
+    try:
+        inspect.signature(network.forward).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a forward without a signature in Python
+        return True
+    return True
+
+
+def _cause(error: BaseException) -> str:
+    """Return a network's error in one line; an error without a text is shown with the code that raised it."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, SystemExit):
+        return first_line(error)
+    if lines and lines[0].startswith(_SCRIPT_ERROR):
+        return lines[-1][:_LONGEST_CAUSE]
+    if lines and isinstance(error, RuntimeError | ValueError):
+        return lines[0][:_LONGEST_CAUSE].rstrip(".!")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = lines[0] if lines else f"{place.line} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{type(error).__name__}: {text}"[:_LONGEST_CAUSE].rstrip(".!")
 
 
 def check_tensors(network: torch.nn.Module) -> None:
-    """Check that a network's state consists of tensors, since nothing else is stored.
+    """Check that a network's state consists of tensors on the CPU, since nothing else is stored.
 
     Raises:
-        TeacherError: It holds other values.
+        TeacherError: It holds other values, or tensors elsewhere.
     """
     state = network.state_dict().items()
     others = [f"{name}: {type(value).__name__}" for name, value in state if not isinstance(value, Tensor)]
@@ -84,6 +123,13 @@ def check_tensors(network: torch.nn.Module) -> None:
             f"The network's state_dict() holds values that are not tensors ({', '.join(others[:3])}): quantised "
             "weights or an extra state, perhaps. Use the network before quantisation, or without them"
         )
+    for name, tensor in state:
+        if tensor.is_meta and not is_lazy(tensor):
+            raise TeacherError(
+                f"The network's tensor {name} is on the device meta, without data. Load its weights first"
+            )
+        if tensor.device.type != "cpu":
+            raise TeacherError(f"The network's tensor {name} is on the device {tensor.device}. Move it: network.cpu()")
 
 
 def check_rows(answer: object, images: Tensor, key: str) -> None:

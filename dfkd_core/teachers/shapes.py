@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.architectures import TIMM, TORCHVISION, ShapeParameter, shape_parameters
 from dfkd_core.models.built_in import is_built_in
+from dfkd_core.models.layouts import ChannelsFirst
 from dfkd_core.models.lazy_layers import has_lazy_layers
-from dfkd_core.teachers.preflight import check_rows, check_tensors, probe_images, try_forward
+from dfkd_core.teachers.preflight import PassError, check_rows, check_tensors, probe_images, try_forward
 from dfkd_core.teachers.source import SourceConfig
 
 __all__ = ["BuildShape", "build_shapes", "fitting_shape", "size_argument", "sizes_to_try"]
@@ -119,17 +120,51 @@ def fitting_shape(
             "The network has lazy layers, which take the shape of the first image. Set teacher.source.in_channels and "
             "image_size"
         )
-    guesses = [_first_channels(network), built_channels, *_USUAL_CHANNELS]
-    channels = [config.in_channels] if config.in_channels else [*dict.fromkeys(filter(None, guesses))]
-    failures = []
-    for size in sizes:
-        for depth in channels:
-            try:
-                _check_shape(network, (depth, size, size), str(config.output_key))
-                return depth, size
-            except TeacherError as error:
-                failures.append(error)
-    raise failures[0]
+    guesses = [*dict.fromkeys(filter(None, [_first_channels(network), built_channels, *_USUAL_CHANNELS]))]
+    channels = [config.in_channels] if config.in_channels else guesses
+    key, tried = str(config.output_key), [(depth, size) for size in sizes for depth in channels]
+    found, failures = _first_fitting(network, tried, key)
+    if found is not None:
+        return found
+    if not isinstance(failures[0], PassError):
+        raise failures[0]
+    if _first_fitting(ChannelsFirst(network), [(depth, sizes[0]) for depth in guesses], key)[0]:
+        raise TeacherError(
+            f"{failures[0]}. It works with images of (n, h, w, c), the channels last; a teacher takes (n, c, h, w). "
+            "Begin its forward with images.permute(0, 2, 3, 1), or wrap it in a module that does"
+        )
+    if config.in_channels or config.image_size:
+        others = [(depth, size) for size in sizes_to_try(0, sizes[0]) for depth in (*channels, *guesses)]
+        other, more = _first_fitting(network, [shape for shape in dict.fromkeys(others) if shape not in tried], key)
+        if other is not None:
+            raise TeacherError(
+                f"{failures[0]}. It works with {other[0]} channels and {other[1]} pixels. Correct "
+                "teacher.source.in_channels and image_size"
+            )
+        failures += more
+    # The same error for all sizes is not due to the size. Other channels fail at the first convolution.
+    depth = failures[0].image_shape[0]
+    causes = {item.cause for item in failures if isinstance(item, PassError) and item.image_shape[0] == depth}
+    if len(causes) == 1:
+        raise failures[0]
+    raise TeacherError(
+        f"{failures[0]}. Other usual shapes fail too. Set teacher.source.in_channels and image_size to its own"
+    )
+
+
+def _first_fitting(
+    network: nn.Module, shapes: Sequence[tuple[int, int]], key: str
+) -> tuple[tuple[int, int] | None, list[TeacherError]]:
+    """Return the first channels and size that a network takes, None if there are none, and the failures before it."""
+    failures: list[TeacherError] = []
+    for depth, size in shapes:
+        try:
+            _check_shape(network, (depth, size, size), key)
+        except TeacherError as error:
+            failures.append(error)
+        else:
+            return (depth, size), failures
+    return None, failures
 
 
 def _check_shape(network: nn.Module, shape: tuple[int, int, int], key: str) -> None:

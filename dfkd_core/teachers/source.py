@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from dfkd_core.common.class_names import class_names_fault
 from dfkd_core.models.architectures import argument_fault
 from dfkd_core.sections import NonNegativeInt, config_section
 
@@ -79,6 +80,8 @@ class SourceConfig:
         if not all(map(math.isfinite, (*values_of(self.mean), *values_of(self.std), low, high))):
             yield "mean, std and value_range must be finite numbers"
         yield from (fault for rule in self.rename.items() if (fault := _rule_fault(*rule)))
+        if fault := class_names_fault(self.class_names):
+            yield f"class_names: {fault}; give each class a name of its own, or leave the names out"
         if not self.model and self.weights:
             yield "model must be set if weights are: the architecture that they belong to"
         if loading := argument_fault(self.model, self.arguments):

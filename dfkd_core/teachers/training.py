@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dfkd_core.common.devices import autocast_on_gpu
-from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.pixels import load_batch, move_batch
 from dfkd_core.data.datasets import LabelledImages, dataset_faults
 from dfkd_core.errors import DataError, TeacherError
 from dfkd_core.models.built_in import default_layer, is_built_in, network_names
@@ -147,7 +147,12 @@ class _Step:
     augmentation: AugmentationConfig
 
     def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return augment(load_batch(self.images, positions), self.augmentation, generator), self.labels[positions]
+        classes = self.labels[move_batch(positions, self.labels.device)]
+        return augment(load_batch(self.images, positions), self.augmentation, generator), classes
+
+    def label(self, *loaded: Tensor) -> tuple[Tensor, Tensor]:
+        moved, classes = loaded
+        return moved, classes
 
     def terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         moved, classes = batch

@@ -6,12 +6,15 @@ n images, c channels, h height, w width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
+from torch.nn import functional
 
+from dfkd_core.common.pixels import move_batch
 from dfkd_core.sections import Fraction, NonNegative, config_section
 
 __all__ = ["AugmentationConfig", "augment"]
@@ -64,12 +67,15 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
 
     if config.shift > 0 or config._is_affine:
         groups = images.tensor_split(min(NUM_GROUPS, max(1, len(images))))
-        draws = torch.rand(len(groups), 4, generator=generator).mul_(2).sub_(1)
-        move = _transform if config._is_affine else _shift
-        images = torch.cat([move(group, config, draw) for group, draw in zip(groups, draws.tolist(), strict=True)])
+        draws = torch.rand(len(groups), 4, generator=generator).mul_(2).sub_(1).tolist()
+        if images.is_cuda and not config._is_affine:
+            images = _shifted_at_once(images, config, [len(group) for group in groups], draws)
+        else:
+            move = _transform if config._is_affine else _shift
+            images = torch.cat([move(group, config, draw) for group, draw in zip(groups, draws, strict=True)])
     if config.flip:
         mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-        images = torch.where(mirrored.to(images.device), functional_v2.horizontal_flip(images), images)
+        images = torch.where(move_batch(mirrored, images.device), functional_v2.horizontal_flip(images), images)
     return images
 
 
@@ -92,6 +98,21 @@ def _shift(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Ten
     top, left = down - _pixels(draw[1], down), right - _pixels(draw[0], right)
     moved: Tensor = functional_v2.crop(padded, top, left, *images.shape[-2:])
     return moved
+
+
+def _shifted_at_once(
+    images: Tensor, config: AugmentationConfig, sizes: Sequence[int], draws: Sequence[Sequence[float]]
+) -> Tensor:
+    """Return what `_shift` does to each group, as a GPU copies all images faster than it starts 16 copies."""
+    down, right = _limits(images, config)
+    padded = functional.pad(images, (right, right, down, down))
+    corners = [(down - _pixels(draw[1], down), right - _pixels(draw[0], right)) for draw in draws]
+    tops, lefts = move_batch(torch.tensor(corners).repeat_interleave(torch.tensor(sizes), dim=0).T, images.device)
+    height, width = images.shape[-2:]
+    rows = tops[:, None] + torch.arange(height, device=images.device)
+    columns = lefts[:, None] + torch.arange(width, device=images.device)
+    image = torch.arange(len(images), device=images.device)
+    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _transform(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Tensor:

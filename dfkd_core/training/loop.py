@@ -6,14 +6,15 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.common.prefetching import prefetched
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import DfkdError
@@ -69,10 +70,16 @@ class Schedule:
 
 
 class Step(Protocol[Batch]):
-    """One step of a training: makes the batch and computes the loss."""
+    """One step of a training: loads images, labels them, and computes the loss."""
 
-    def load(self, positions: Tensor, generator: torch.Generator) -> Batch:
-        """Return the batch of the images at these positions, int64 [m]; must not read the model in training."""
+    def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return tensors [m, ...] for the images at these positions, int64 [m], with all random changes."""
+
+    def label(self, *loaded: Tensor) -> Batch:
+        """Return the batch of the tensors from `load`; must not read the model in training.
+
+        On a GPU, this and `terms` are recorded once for each m and replayed, see `common.cuda_graphs`.
+        """
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the named terms of a batch's loss, scalars whose sum is the loss."""
@@ -103,23 +110,24 @@ def run_epochs(
         seed: Seed of the shuffles and of the generator that `step.load` receives.
         error: Class of the exception for a loss that is not finite.
         first_epoch: Number of the first epoch to run.
-        prefetch: Number of batches that a second thread loads ahead; does not affect the result.
+        prefetch: Number of batches that a second thread loads and labels ahead on a CPU; does not affect the result.
 
     Raises:
         DfkdError: A term of the loss is not finite; of class `error`, names the first such term, epoch and step.
     """
+    steps: _Steps = (_RecordedSteps if _is_on_gpu(trained) else _PlainSteps)(optimizer, step)
     for epoch in range(first_epoch, schedule.epochs + 1):
         trained.train()
         generator = derive_generator(seed, "epoch", epoch)
         batches = torch.randperm(schedule.num_images, generator=generator).tensor_split(schedule.steps_per_epoch)
-        loaded = prefetched((step.load(positions, generator) for positions in batches), prefetch)
+        ready = steps.ready((step.load(positions, generator) for positions in batches), prefetch)
         rows = []
-        with closing(loaded), single_values_normalised(trained):
-            for done, batch in enumerate(loaded, start=(epoch - 1) * schedule.steps_per_epoch):
-                terms = _take_step(optimizer, batch, step, schedule.factor(done))
-                rows.append(torch.stack([term.detach() for term in terms.values()]))
+        with closing(ready), single_values_normalised(trained):
+            for done, batch in enumerate(ready, start=(epoch - 1) * schedule.steps_per_epoch):
+                _set_rate(optimizer, schedule.factor(done))
+                rows.append(steps.take(batch))
         # One read per epoch, since each read makes a GPU wait.
-        means = _finite_means(torch.stack(rows).cpu(), tuple(terms), epoch, error)
+        means = _finite_means(torch.stack(rows).cpu(), steps.names, epoch, error)
         rate = float(optimizer.param_groups[0]["lr"])
         yield EpochRecord(epoch=epoch, loss=sum(means.values()), learning_rate=rate, terms=means)
 
@@ -133,11 +141,22 @@ def build_optimizer(classifier: nn.Module, *, learning_rate: float, weight_decay
         weight_decay: Decoupled weight decay.
     """
     parameters = list(classifier.parameters())
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
+    is_on_gpu = _is_on_gpu(classifier)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, "peak": learning_rate},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "peak": learning_rate},
+        # A recorded step reads its learning rate from a tensor.
+        {"params": group, "weight_decay": decay, "peak": learning_rate, "lr": _rate(learning_rate, group, is_on_gpu)}
+        for group, decay in ((matrices, weight_decay), (vectors, 0.0))
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    return torch.optim.AdamW(groups, fused=True, capturable=is_on_gpu)
+
+
+def _rate(learning_rate: float, parameters: list[nn.Parameter], is_on_gpu: bool) -> float | Tensor:
+    return torch.tensor(learning_rate, device=parameters[0].device) if is_on_gpu and parameters else learning_rate
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 @contextmanager
@@ -164,14 +183,84 @@ def single_values_normalised(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _take_step(optimizer: torch.optim.Optimizer, batch: Batch, step: Step[Batch], factor: float) -> dict[str, Tensor]:
+def _set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    terms = step.terms(batch)
-    optimizer.zero_grad()
-    torch.autograd.backward(torch.stack(tuple(terms.values())).sum())
-    optimizer.step()
-    return terms
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["peak"] * factor)
+        else:
+            group["lr"] = group["peak"] * factor
+
+
+class _Steps(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the last step's terms."""
+
+    def ready(self, loaded: Iterator[tuple[Tensor, ...]], prefetch: int) -> Generator[Any]:
+        """Yield the arguments of `take`, from the tensors that `Step.load` returns."""
+
+    def take(self, batch: Any) -> Tensor:
+        """Take one step and return the terms of the loss before it, [t]."""
+
+
+class _PlainSteps(Generic[Batch]):
+    """Steps on a CPU, where a second thread labels ahead."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, step: Step[Batch]) -> None:
+        self._optimizer, self._step = optimizer, step
+        self.names: tuple[str, ...] = ()
+
+    def ready(self, loaded: Iterator[tuple[Tensor, ...]], prefetch: int) -> Generator[Batch]:
+        return prefetched((self._step.label(*tensors) for tensors in loaded), prefetch)
+
+    def take(self, batch: Batch) -> Tensor:
+        terms = self._step.terms(batch)
+        self._optimizer.zero_grad()
+        torch.autograd.backward(torch.stack(tuple(terms.values())).sum())
+        self._optimizer.step()
+        self.names = tuple(terms)
+        return torch.stack([term.detach() for term in terms.values()])
+
+
+class _RecordedSteps(Generic[Batch]):
+    """Steps on a GPU, recorded once for each size of a batch: labels, loss, gradient and the optimizer's step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, step: Step[Batch]) -> None:
+        self._plain, self._step = _PlainSteps(optimizer, step), step
+        self._of_size: dict[int, _Repeated] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._plain.names
+
+    def ready(self, loaded: Iterator[tuple[Tensor, ...]], prefetch: int) -> Generator[tuple[Tensor, ...]]:
+        # The GPU works on while the next ones are loaded, so no thread is needed.
+        yield from loaded
+
+    def take(self, batch: tuple[Tensor, ...]) -> Tensor:
+        size = len(batch[0])
+        if size not in self._of_size:
+            self._of_size[size] = _Repeated(batch, lambda *tensors: self._plain.take(self._step.label(*tensors)))
+        return self._of_size[size](batch)
+
+
+class _Repeated:
+    """A function of tensors of fixed shapes, recorded on their GPU."""
+
+    def __init__(self, example: tuple[Tensor, ...], function: Callable[..., Tensor]) -> None:
+        self._inputs = tuple(torch.empty_like(tensor) for tensor in example)
+        self._function, self._output = function, torch.empty(0)
+        self._repeat = recorded_on_gpu(self._work, example[0].device)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        for own, new in zip(self._inputs, inputs, strict=True):
+            own.copy_(new)
+        self._repeat()
+        # The next repetition overwrites it.
+        return self._output.clone()
+
+    def _work(self) -> None:
+        self._output = self._function(*self._inputs)
 
 
 def _finite_means(rows: Tensor, names: tuple[str, ...], epoch: int, error: type[DfkdError]) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import random
 
 import pytest
 import torch
 from torch import nn
 
 from dfkd_core.common.compute import Compute
+from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.compression import make_transfer_set
 from dfkd_core.data.datasets import DataConfig, load_dataset
@@ -27,7 +29,8 @@ from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, meth
 from dfkd_core.synthesis.refinement import RefinementConfig, refine
 from dfkd_core.synthesis.shards import synthesize_shard
 from dfkd_core.teachers.training import TeacherConfig, train_teacher
-from dfkd_core.training.augmentation import AugmentationConfig
+from dfkd_core.training import loop
+from dfkd_core.training.augmentation import AugmentationConfig, augment
 
 pytestmark = pytest.mark.gpu
 
@@ -217,6 +220,45 @@ def test_distillation_learns_and_goes_on_from_its_checkpoint(changes, make_teach
     agreements = [evaluate(result.student, teacher, data=digits).agreement for result in (resumed, whole)]
     assert abs(agreements[0] - agreements[1]) < 0.05
     assert min(agreements) > (0.9 if config.start == "pruned" else 0.5)
+
+
+@pytest.mark.parametrize("changes", DISTILLATIONS)
+def test_a_recorded_distillation_gives_the_bytes_of_one_that_is_not(changes, make_teacher, transfer_set, monkeypatch):
+    # 2,000 images in batches of 300 are of two sizes, so there are two recordings.
+    config = DistillationConfig(**{"student": "lenet5_half_bn", "epochs": 3, "batch_size": 300} | changes)
+    images, logits = transfer_set.images, transfer_set.teacher_logits
+
+    def run():
+        student = distill_images(make_teacher(), images, logits, config, seed=0, compute=Compute(device="cuda")).student
+        return torch.cat([value.detach().flatten().float() for value in student.state_dict().values()])
+
+    recorded, again = run(), run()
+    monkeypatch.setattr(loop, "recorded_on_gpu", lambda work, device: work)
+    assert torch.equal(recorded, again)
+    assert torch.equal(recorded, run())
+
+
+def test_a_step_that_draws_on_the_cpu_is_run_each_time():
+    seen = []
+    total = torch.zeros((), device="cuda")
+
+    def work():
+        seen.append(random.random())
+        total.add_(seen[-1])
+
+    repeat = recorded_on_gpu(work, torch.device("cuda"))
+    for _ in range(5):
+        repeat()
+    assert len(set(seen)) == 5
+    assert total.item() == pytest.approx(sum(seen))
+
+
+@pytest.mark.parametrize("config", [AugmentationConfig(shift=0.1), AugmentationConfig(shift=0.0625, flip=True), MOVED])
+@pytest.mark.parametrize("num_images", [5, 64, 100])
+def test_images_move_as_on_a_cpu(config, num_images):
+    images = torch.rand(num_images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    moved = [augment(images.to(device), config, torch.Generator().manual_seed(1)).cpu() for device in ("cuda", "cpu")]
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-4 if config is MOVED else 0)
 
 
 def test_evaluation_and_proxy_are_a_cpus(make_teacher, transfer_set, digits):

@@ -37,6 +37,15 @@ class TestContent:
     def test_documented_formats__are_read_whatever_their_ending(self, tmp_path, kind):
         assert decode_picture(save(tmp_path / "1.png", 255, format=kind)).shape[2:] == (4, 5)
 
+    @pytest.mark.parametrize("kind", ["MPO", "PNG", "TIFF", "WEBP"])
+    def test_of_several_pictures_in_a_file__the_first_is_read(self, tmp_path, kind):
+        first, second = (Image.new("RGB", (16, 8), colour) for colour in ((200, 10, 10), (10, 200, 10)))
+        first.save(tmp_path / "1.jpg", format=kind, save_all=True, append_images=[second])
+        with Image.open(tmp_path / "1.jpg") as picture:
+            assert (picture.format, getattr(picture, "n_frames", 1)) == (kind, 2)
+        red, green, _ = decode_picture(tmp_path / "1.jpg")[0].float().mean((1, 2)).tolist()
+        assert red > 150 > 50 > green
+
     @pytest.mark.parametrize("kind", ["GIF", "ICO", "TGA", "EPS", "PCX", "SGI", "PDF"])
     def test_other_formats__are_refused_whatever_their_ending(self, tmp_path, kind):
         with pytest.raises(

@@ -10,7 +10,7 @@ import torch
 
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
-from dfkd_core.distillation.students import check_student, student_card
+from dfkd_core.distillation.students import check_student, drawn_student, student_card
 from dfkd_core.errors import ConfigError
 from dfkd_core.models.built_in import half_as_wide
 from dfkd_core.models.classifier import ModelCard, build_classifier
@@ -67,6 +67,57 @@ def test_a_student_that_passes_the_check__is_trained_stored_and_read_back(
     torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
+@pytest.mark.parametrize("is_zero", [False, True])
+@pytest.mark.parametrize(
+    ("order", "key"),
+    [
+        ("main aux", "0"),
+        ("aux main", "1"),
+        ("features main", "1"),
+        ("aux sum", "1"),
+        ("mapping aux main", "main"),
+        ("main", ""),
+        ("sum", ""),
+    ],
+)
+def test_the_head_of_evaluation__is_trained_wherever_it_is_in_training(order: str, key: str, is_zero: bool) -> None:
+    arguments = {"order": order, "is_zero": is_zero}
+    config = DistillationConfig(student="students_zoo:TwoHeads", student_arguments=arguments)
+    check_student(teacher_of().card, config)
+    student = drawn_student(teacher_of().card, config, seed=0).train()
+    torch.autograd.backward(student(torch.rand(2, 1, 16, 16)).square().sum())
+    head = student.network.get_parameter("fc.bias").grad
+    assert student.training_key == key
+    assert is_zero or (head is not None and bool(head.any()))
+
+
+def test_the_head_of_evaluation__is_found_next_to_a_list() -> None:
+    config = DistillationConfig(student="students_zoo:ListOfHeads", student_arguments={"order": "main"})
+    assert drawn_student(teacher_of().card, config, seed=0).training_key == "1"
+
+
+@pytest.mark.parametrize("order", ["aux", "mapping aux", "aux features"])
+def test_a_student_without_the_head_of_evaluation_in_training__is_refused(order: str) -> None:
+    config = DistillationConfig(student="students_zoo:TwoHeads", student_arguments={"order": order})
+    message = (
+        r"TwoHeads returns a .* in training mode.*no gradient of it reaches fc\.weight.*under the key logits.*resnet18"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_student(teacher_of().card, config)
+
+
+def test_a_student_whose_head_is_unclear__is_refused() -> None:
+    config = DistillationConfig(student="students_zoo:TwoHeads", student_arguments={"order": "mapping main sum"})
+    with pytest.raises(ConfigError, match="several parts of it reach"):
+        check_student(teacher_of().card, config)
+
+
+def test_a_message_about_the_outputs_of_a_student__is_whole_and_names_no_setting_of_the_teacher() -> None:
+    with pytest.raises(ConfigError, match=r"students_zoo:ManyParts.*part_39, and it is unclear.*key logits") as raised:
+        check_student(teacher_of().card, DistillationConfig(student="students_zoo:ManyParts"))
+    assert "teacher.source" not in str(raised.value)
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 def test_check_student__takes_layers_that_learn_their_sizes_from_an_image() -> None:
     check_student(teacher_of().card, DistillationConfig(student="students_zoo:Lazy"))
@@ -81,6 +132,7 @@ def test_check_student__takes_layers_that_learn_their_sizes_from_an_image() -> N
         ("Overwriting", "a training step on 4 images fails"),
         ("TwoInputs", "missing 1 required positional argument"),
         ("NeedsLabels", "targets should be passed"),
+        ("Leaving", r"calls sys.exit\(3\), which ends the program"),
         ("Exploding", "NaN or Inf after a training step"),
         ("Unstorable", "cannot be stored and built again"),
         ("Maps", "returns shape"),
@@ -91,6 +143,13 @@ def test_a_student_that_cannot_be_trained__is_refused_in_one_sentence_with_stude
 ) -> None:
     config = DistillationConfig(student=f"students_zoo:{name}")
     with pytest.raises(ConfigError, match=rf"students_zoo:{name} .*{message}.*fit the teacher.*: .*resnet18_quarter"):
+        check_student(teacher_of().card, config)
+
+
+@pytest.mark.parametrize("name", ["students_zoo:Leaving", "students_zoo:Leaving@0.5"])
+def test_a_student_that_ends_the_program__is_refused(name: str) -> None:
+    config = DistillationConfig(student=name, student_arguments={"always": True})
+    with pytest.raises(ConfigError, match=r"its code calls sys.exit\(3\)"):
         check_student(teacher_of().card, config)
 
 

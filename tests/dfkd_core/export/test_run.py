@@ -22,7 +22,9 @@ from dfkd_core.export.forms import ONNX_SETTINGS, capture, graph_of, read_onnx, 
 from dfkd_core.export.report import ExportReport
 from dfkd_core.export.run import choose_images, default_formats, export_model, probe_images
 from dfkd_core.models.classifier import Classifier, ModelCard, build_classifier, describe
-from dfkd_core.models.storage import load_model, model_digest
+from dfkd_core.models.storage import load_model, model_digest, save_model
+from dfkd_core.teachers.loading import bring_module
+from dfkd_core.teachers.source import SourceConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -296,6 +298,17 @@ def test_a_form_that_cannot_be_made_leaves_the_others(tmp_path):
     assert [failure.file for failure in report.failures] == ["model.safetensors", "model.onnx", "model_int8.onnx"]
     assert all(failure.file in failure.reason for failure in report.failures)
     assert set(report.sha256) == {"model.pt2", "model_int8.pt2", "preprocessing.json"}
+
+
+def test_a_network_in_memory__is_exported_as_a_program_and_the_folder_names_the_way(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    student = bring_module(network, SourceConfig(in_channels=1, image_size=32)).classifier
+    report = export_model(student, tmp_path / "out", formats=("safetensors", "pt2"), images=random_images(12))
+    assert [form.file for form in report.forms] == ["model.pt2"]
+    assert "network is 'in memory'" in report.failures[0].reason
+    with pytest.raises(ConfigError, match=r"bring_teacher\(SourceConfig\(model=.*formats=\('pt2', 'onnx'\)\)"):
+        save_model(tmp_path, student)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_int8__needs_a_graph(tmp_path):

@@ -1,3 +1,4 @@
+import math
 from typing import NamedTuple
 
 import pytest
@@ -54,6 +55,45 @@ def test_what_a_network_answers_with_is_told_by_the_numbers(outputs, kind):
 def test_what_is_no_classification_is_refused(outputs, message):
     with pytest.raises(TeacherError, match=message):
         find_output_kind(outputs)
+
+
+MANY = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (-MANY.log_softmax(1), "negated log-probabilities"),
+        (MANY.log_softmax(1) / math.log(2), "base 2"),
+        (MANY.log_softmax(1) / math.log(10), "base 10"),
+        (100 * MANY.softmax(1), "the sum 100 for each image"),
+        (MANY.softmax(1) / 5, "the sum 0.2 for each image"),
+        (-MANY.softmax(1), "the sum -1 for each image"),
+        (1 - MANY.softmax(1), "the sum 4 for each image"),
+        ((255 * MANY.softmax(1)).half(), "the sum 255 for each image"),
+        (2 * MANY.softmax(1) - 1, "from -1 to 1"),
+    ],
+)
+def test_other_functions_of_probabilities__are_refused_with_the_setting(outputs, message):
+    with pytest.raises(TeacherError, match=rf"{message}.*set teacher\.source\.outputs to logits"):
+        find_output_kind(outputs)
+
+
+@pytest.mark.parametrize(
+    "outputs", [MANY.relu(), MANY - MANY.mean(1, keepdim=True), 1 + 1e-4 * MANY, MANY.abs(), MANY.square()[:2]]
+)
+def test_scores__are_no_function_of_probabilities(outputs):
+    assert find_output_kind(outputs) == "logits"
+
+
+def test_outputs_of_one_sign_are_doubtful():
+    for outputs in (MANY.abs() + 1, -MANY.abs()):
+        assert "are distances or costs" in output_doubt(outputs, "logits")
+
+
+def test_log_probabilities__must_not_be_negated():
+    with pytest.raises(TeacherError, match="returns them negated"):
+        check_output_kind(-LOGITS.log_softmax(1), "log_probabilities")
 
 
 def test_logits_mean_the_same_probabilities_whatever_the_network_answers_with():
@@ -168,3 +208,19 @@ def test_probabilities__must_sum_to_1():
     check_output_kind(LOGITS.softmax(1), "probabilities")
     with pytest.raises(TeacherError, match="returns rows with sums from"):
         check_output_kind(LOGITS.sigmoid(), "probabilities")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: find_output_key({"a": LOGITS, "b": LOGITS}, role="student"),
+        lambda: select_output({"a": LOGITS}, "c", role="student"),
+        lambda: find_output_kind(LOGITS / LOGITS.norm(dim=1, keepdim=True), role="student"),
+        lambda: find_output_kind(torch.zeros(2, 3, 4, 4), role="student"),
+        lambda: find_output_kind(torch.tensor([1, 2]), role="student"),
+    ],
+)
+def test_messages_about_a_student__name_no_setting_of_the_teacher(fail):
+    with pytest.raises(TeacherError) as raised:
+        fail()
+    assert "teacher" not in str(raised.value).lower()

@@ -1,9 +1,12 @@
 import argparse
+import dataclasses
 import datetime
+import decimal
 import enum
 import functools
 import os
 import pathlib
+import random
 import types
 from collections import OrderedDict, defaultdict, deque
 
@@ -14,6 +17,7 @@ from torch import nn
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.pickles import read_plain_file, unpickle
+from dfkd_core.models.weights import read_state
 
 TENSOR = torch.arange(6.0).view(2, 3)
 
@@ -26,6 +30,11 @@ class Mode(enum.Enum):
     FAST = 1
 
 
+class Phase(enum.StrEnum):
+    TRAIN = "train"
+    TEST = "test"
+
+
 class Schedule:
     def __init__(self):
         self.rates = [0.1, 0.01]
@@ -36,6 +45,24 @@ class Slotted:
 
     def __init__(self):
         self.rate = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    rate: float = 0.1
+
+
+@dataclasses.dataclass(slots=True)
+class Holder:
+    weights: dict[str, torch.Tensor]
+
+
+class Names(list):
+    """A list with a name of its own."""
+
+
+class Word(str):
+    """A text with a name of its own."""
 
 
 class Call:
@@ -72,6 +99,20 @@ def beside():
         "device": torch.device("cpu"),
         "names": np.array(["cat", "dog"]),
         "objects": np.array([{"a": 1}, None], dtype=object),
+        "settings": [Settings(), Settings(0.2)],
+        "partial": functools.partial(touch, path=2),
+        "range": range(3),
+        "random": random.Random(1).getstate(),
+        "list": Names(["cat"]),
+        "lists": [Names([1]), Options(a=Names([2]))],
+        "keys": {
+            **{key: 1 for key in (*Phase, pathlib.PurePosixPath("a"), Settings(), Word("b"), range(2))},
+            (Mode.FAST, 1): 2,
+            decimal.Decimal("0.1"): 3,
+            datetime.date(2026, 1, 1): {Mode.FAST: [Settings()]},
+        },
+        "set": {Mode.FAST, Word("c")},
+        "default": defaultdict(functools.partial(dict), {Mode.FAST: 1}),
     }
 
 
@@ -113,6 +154,25 @@ def test_no_class_of_the_file_is_imported_or_called(tmp_path):
     assert not marker.exists()
     unpickle(tmp_path / "w.pt")
     assert marker.exists()
+
+
+def test_lists_of_other_classes_keep_their_items(tmp_path):
+    torch.save({"names": Names(["cat", TENSOR])}, tmp_path / "w.pt")
+    assert read_plain_file(tmp_path / "w.pt").value["names"][0] == "cat"
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_weights_in_an_object_with_slots_are_found(tmp_path, is_old):
+    content = {"model": Holder({"fc.weight": TENSOR})}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not is_old)
+    assert torch.equal(read_state(tmp_path / "w.pt").state["fc.weight"], TENSOR)
+
+
+def test_keys_of_other_classes_stay_apart(tmp_path):
+    torch.save({"scores": {Phase.TRAIN: 1.0, Phase.TEST: 2.0}, "mode": Phase.TEST}, tmp_path / "w.pt")
+    content = read_plain_file(tmp_path / "w.pt").value
+    assert sorted(content["scores"].values()) == [1.0, 2.0]
+    assert "Phase" in str(content["scores"])
 
 
 def test_classes_are_allowed_for_one_file_only(tmp_path):

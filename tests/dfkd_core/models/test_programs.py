@@ -465,6 +465,18 @@ def onnx_of(tmp_path, name="net.onnx", *, location=None, functions=(), **changes
     return path
 
 
+def test_the_weights_of_an_onnx_file_may_be_in_the_same_cache_of_hugging_face(tmp_path):
+    cache = tmp_path / "models--me--net"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "12").write_bytes(torch.ones(256, 10).numpy().tobytes())
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    onnx_of(tmp_path, location="numbers").rename(snapshot / "net.onnx")
+    (snapshot / "numbers").symlink_to("../../blobs/12")
+    network = load_program(snapshot / "net.onnx", "onnx").network
+    torch.testing.assert_close(network(torch.ones(3, 1, 16, 16)), torch.full((3, 10), 256.0))
+
+
 def test_the_weights_of_an_onnx_file_are_within_its_folder(tmp_path):
     numbers = torch.ones(256, 10).numpy().tobytes()
     path = onnx_of(tmp_path)

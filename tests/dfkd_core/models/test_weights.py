@@ -209,6 +209,43 @@ def test_weights_in_several_files_are_read_by_their_index(tmp_path):
         read_state(index)
 
 
+def cache_of(tmp_path, *, below=""):
+    """Make a snapshot as in a cache of Hugging Face, and return its folder and the folder of the files."""
+    snapshot, blobs = tmp_path / "models--me--net" / "snapshots" / "abc" / below, tmp_path / "models--me--net" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    save_file(STATE, blobs / "1234")
+    (blobs / "5678").write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "part.safetensors")}))
+    for name, blob in (("part.safetensors", "1234"), ("model.safetensors.index.json", "5678")):
+        (snapshot / name).symlink_to(os.path.relpath(blobs / blob, snapshot))
+    return snapshot, blobs
+
+
+@pytest.mark.parametrize("below", ["", "unet"])
+def test_links_within_a_cache_of_hugging_face_are_followed(tmp_path, below):
+    snapshot, _ = cache_of(tmp_path, below=below)
+    assert loads(snapshot)
+    (tmp_path / "link").symlink_to(snapshot)
+    assert loads(tmp_path / "link")
+
+
+def test_links_that_leave_the_folder_or_the_cache_are_refused(tmp_path):
+    snapshot, blobs = cache_of(tmp_path)
+    save_file(STATE, tmp_path / "outside")
+    part = snapshot / "part.safetensors"
+    part.unlink()
+    part.symlink_to(tmp_path / "outside")
+    with pytest.raises(TeacherError, match=r"part\.safetensors is a link to .*outside, outside of .*models--me--net\."):
+        weight_files(snapshot)
+    blobs.rename(tmp_path / "elsewhere")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "model.safetensors.index.json").write_text((tmp_path / "elsewhere" / "5678").read_text())
+    (plain / "part.safetensors").symlink_to(tmp_path / "elsewhere" / "1234")
+    with pytest.raises(TeacherError, match=r"is a link to .*1234, outside of .*plain\. Copy the file itself"):
+        read_state(plain)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -7,7 +7,7 @@ import torch
 from dfkd_core.errors import ConfigError, SynthesisError
 from dfkd_core.priors.table import build_prior, prior_names
 from dfkd_core.progress import Progress
-from dfkd_core.synthesis.refinement import RefinementConfig, refine, target_losses
+from dfkd_core.synthesis.refinement import RefinementConfig, choose_of_classes, refine, target_losses
 
 TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
 
@@ -91,6 +91,34 @@ def test_unrefined_share__stays_as_drawn(teacher):
     prior = build_prior(config.prior, (1, 8, 8))
     drawn = prior.decode(prior.start(range(4, 12), seed=0))
     assert (images != drawn).flatten(1).any(1).tolist() == [False, False, False, True] * 2
+
+
+def test_draws_of_the_wanted_classes_come_first_and_then_the_likeliest() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]])
+    assert choose_of_classes(probabilities, torch.tensor([1, 0, 1, 0])).tolist() == [2, 0, 4, 1]
+    assert choose_of_classes(probabilities, torch.tensor([0, 0])).tolist() == [0, 1]
+
+
+def test_more_draws_even_out_the_classes_and_one_draw_is_the_prior(teacher):
+    targets = torch.eye(3).repeat(40, 1)
+    prior, indices = build_prior("mosaic", (1, 8, 8)), range(120)
+
+    def drawn(draws_per_image):
+        config = RefinementConfig(prior="mosaic", refined_share=0.0, draws_per_image=draws_per_image)
+        return refine(teacher, targets, image_indices=indices, seed=0, config=config)
+
+    assert torch.equal(drawn(1), prior.decode(prior.start(indices, seed=0)))
+    fitting = [(teacher.label(drawn(count)).argmax(1) == targets.argmax(1)).sum().item() for count in (1, 2, 8)]
+    assert fitting == sorted(fitting)
+    assert fitting[-1] > 1.5 * fitting[0]
+    assert torch.equal(drawn(4), drawn(4))
+    assert len(drawn(4).flatten(1).unique(dim=0)) == 120
+
+
+def test_a_choice_among_draws_couples_the_images_of_a_batch():
+    assert RefinementConfig(refined_share=0.5, draws_per_image=2).couples_images
+    assert not RefinementConfig(refined_share=1.0, draws_per_image=2).couples_images
+    assert not RefinementConfig(refined_share=0.5).couples_images
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 
 from dfkd_core.common.vision import models
 from dfkd_core.errors import ConfigError, TeacherError
+from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.layers import OUTPUT
 from dfkd_core.models.storage import load_model, model_digest, save_model
 from dfkd_core.teachers.loading import bring_teacher, source_digest
@@ -209,8 +210,70 @@ def test_outputs_and_class_names_can_be_said(zoo, tmp_path):
     assert (card.outputs, card.class_names) == ("log_probabilities", tuple("abcdefghij"))
     with pytest.raises(ConfigError, match="1 class names for 10 classes"):
         bring(tmp_path, **settings, class_names=("a",))
-    with pytest.raises(TeacherError, match=r"do not fit|has 10 outputs and teacher\.source\.num_classes is 9"):
+    with pytest.raises(
+        TeacherError, match=r"fit .*num_classes 10|has 10 outputs and teacher\.source\.num_classes is 9"
+    ):
         bring(tmp_path, **settings, num_classes=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_classes": 7}, "with num_classes 10, and teacher.source has num_classes 7"),
+        ({"in_channels": 3}, "with in_channels 1, and teacher.source has in_channels 3"),
+        ({"num_classes": 7, "in_channels": 1}, "with num_classes 10, and teacher.source has num_classes 7"),
+        (
+            {"num_classes": 7, "in_channels": 3},
+            "with num_classes 10 and in_channels 1, and teacher.source has num_classes 7 and in_channels 3",
+        ),
+    ],
+)
+def test_a_setting_that_the_weights_contradict__is_named(tmp_path, settings, message):
+    card = ModelCard(
+        network="lenet5", in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1"
+    )
+    path = weights_of(build_classifier(card, seed=0).network, tmp_path)
+    with pytest.raises(TeacherError, match=f"fit lenet5 {message}\\. Correct it, or leave it out"):
+        bring(tmp_path, model="lenet5", weights=path, image_size=32, **settings)
+
+
+def parts_of(state, *names):
+    return {name: tensor for name, tensor in state.items() if name.startswith(names)}
+
+
+@pytest.mark.parametrize("how", ["whole names", "names of the parts", "wrapped", "nested"])
+def test_weights_in_several_parts_of_a_file__are_put_together(zoo, tmp_path, how):
+    network = zoo.Plain()
+    state = network.state_dict()
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    content = {
+        "whole names": {"backbone": rest, "head": parts_of(state, "fc."), "optimizer": {"step": torch.ones(1)}},
+        "names of the parts": {
+            part: {name.partition(".")[2]: t for name, t in parts_of(state, part).items()}
+            for part in ("conv1", "conv2", "fc")
+        },
+        "wrapped": {"backbone": {f"module.{name}": t for name, t in rest.items()}, "head": parts_of(state, "fc.")},
+        "nested": {"model": {"backbone": rest, "head": parts_of(state, "fc.")}, "epoch": 3},
+    }[how]
+    torch.save(content, tmp_path / "parts.pt")
+    brought = bring(tmp_path, model="teachers_zoo:Plain", weights=str(tmp_path / "parts.pt"), image_size=16)
+    assert "of several parts of the file" in brought.notes[0]
+    assert all(torch.equal(t, state[name]) for name, t in brought.classifier.network.state_dict().items())
+
+
+def test_parts_that_do_not_fit_exactly__are_listed(zoo, tmp_path):
+    state = zoo.Plain().state_dict()
+    content = {"backbone": parts_of(state, "fc."), "other": {"x.weight": torch.ones(2, 2)}}
+    torch.save(content, tmp_path / "parts.pt")
+    with pytest.raises(TeacherError, match=r"several state dicts, backbone, other: choose one with .*weights_key"):
+        bring(tmp_path, model="teachers_zoo:Plain", weights=str(tmp_path / "parts.pt"))
+
+
+@pytest.mark.parametrize("order", [("last", "best"), ("best", "last")])
+def test_the_state_dict_that_was_taken__is_noted_with_the_others(zoo, tmp_path, order):
+    torch.save({name: zoo.Plain().state_dict() for name in order}, tmp_path / "two.pt")
+    brought = bring(tmp_path, model="teachers_zoo:Plain", weights=str(tmp_path / "two.pt"), image_size=16)
+    assert f"under {order[0]!r} (also there: {order[1]}; choose with weights_key)" in brought.notes[0]
 
 
 def test_the_digest_follows_files_and_the_module_of_a_factory(zoo, tmp_path):

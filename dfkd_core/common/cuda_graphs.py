@@ -6,9 +6,11 @@ longer than running it. After one recording, all of them are launched at once.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 __all__ = ["recorded_on_gpu"]
@@ -21,11 +23,12 @@ def recorded_on_gpu(work: Callable[[], None], device: torch.device) -> Callable[
     """Return a function that repeats `work`: a recording of it on a GPU, `work` itself on other devices.
 
     On a GPU, the first call runs `work`, the second records and replays it, and further calls replay it. Work that
-    cannot be recorded, because it waits for the GPU or reads a computed value, is run on each call.
+    cannot be recorded is run on each call: if it waits for the GPU, reads a computed value, or draws numbers from a
+    generator of Python, NumPy or the CPU, as layers do that are skipped at random.
 
     Args:
-        work: Reads and writes the same tensors on each call. Anything else that changes between calls, such as a number
-            drawn in Python, is fixed at its value in the second call.
+        work: Reads and writes the same tensors on each call. Anything else that changes between calls, such as a
+            counter, is fixed at its value in the second call.
         device: Where to compute.
     """
     return _Recorded(work, device) if device.type == "cuda" else work
@@ -45,10 +48,12 @@ class _Recorded:
     def _first(self) -> None:
         # On the stream of the recording, so that libraries set up their state for this stream before it.
         self._stream.wait_stream(torch.cuda.current_stream())
+        before = _drawn_on_the_cpu()
         with torch.cuda.stream(self._stream):
             self._work()
         torch.cuda.current_stream().wait_stream(self._stream)
-        self._next = self._second
+        # A recording would repeat the drawn numbers.
+        self._next = self._second if _drawn_on_the_cpu() == before else self._work
 
     def _second(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -61,3 +66,8 @@ class _Recorded:
         else:
             self._next = graph.replay
         self._next()
+
+
+def _drawn_on_the_cpu() -> tuple[object, ...]:
+    """Return the states of the global generators, equal if nothing was drawn from them."""
+    return random.getstate(), str(np.random.get_state()), bytes(torch.get_rng_state().numpy())
