@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import termios
@@ -62,11 +63,11 @@ class Kill:
 
 
 def kill_trials(workspace: Workspace, match: str, number: int, seed: int) -> Iterator[Outcome]:
-    """Yield the outcomes of `number` kills whose names contain `match`.
+    """Yield the outcomes of `number` kills whose names match a regular expression.
 
     The kinds and the stages follow each other; the times are random.
     """
-    matching = (kill for kill in _plan(random.Random(seed)) if match in kill.name)
+    matching = (kill for kill in _plan(random.Random(seed)) if re.search(match, kill.name))
     for kill in islice(matching, number):
         yield _try(workspace, kill)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import subprocess
@@ -21,8 +22,8 @@ _SECONDS_TO_WORK = 300.0
 
 
 def place_trials(workspace: Workspace, match: str = "", number: int | None = None) -> Iterator[Outcome]:
-    """Yield the outcomes of the faults whose names contain `match`, at most `number` of them."""
-    chosen = [(name, trial) for name, trial in _TRIALS.items() if match in name][:number]
+    """Yield the outcomes of the faults whose names match a regular expression, at most `number` of them."""
+    chosen = [(name, trial) for name, trial in _TRIALS.items() if re.search(match, name)][:number]
     if not chosen:
         return
     expected = prepared(workspace, _STAGE)

@@ -42,7 +42,7 @@ _LAST_LINES = 6
 # A command, or another thing to do.
 _NEXT = re.compile(
     r"\b(dfkd|dvc|git|pip|make|mlflow|prefect|kill) -{0,2}[a-z]|"
-    r"\b(try|continue|free|set|give|choose|use|see|correct|remove|change|wait)\b|"
+    r"\b(try|continue|free|set|give|choose|use|see|correct|remove|change|wait|copy|request|restore)\b|"
     r"\b(allowed|must be|should be|is one of|did you mean)\b",
     re.IGNORECASE,
 )

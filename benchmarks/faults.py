@@ -23,7 +23,7 @@ from pathlib import Path
 from fault_inputs import input_trials
 from fault_kills import kill_trials
 from fault_places import place_trials
-from fault_workspace import Outcome, Workspace, make_workspace
+from fault_workspace import Outcome, Workspace, ends_alone, make_workspace
 
 GROUPS = ("kills", "inputs", "places")
 NUM_KILLS = 16
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--only", choices=GROUPS, help="one group of faults; all at the same time if not given")
     parser.add_argument("--number", type=int, help="so many faults of each group")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
-    parser.add_argument("--match", default="", help="only faults with this text in their names")
+    parser.add_argument("--match", default="", help="only faults whose names match this regular expression")
     parser.add_argument("--keep", type=Path, help="folder in which the workspaces are kept, and used again")
     arguments = parser.parse_args()
     # Also then disks are unmounted.
@@ -60,7 +60,10 @@ def _one_group(root: Path, arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     workspace = make_workspace(root)
     print(f"{arguments.only}: workspace made in {time.monotonic() - start:.0f} s", flush=True)
-    outcomes = list(_shown(arguments.only, _trials(workspace, arguments)))
+    try:
+        outcomes = list(_shown(arguments.only, _trials(workspace, arguments)))
+    finally:
+        ends_alone(workspace)
     _print_counts(arguments.only, outcomes)
     return int(not all(outcome.is_good for outcome in outcomes))
 

@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ _MISSING = "No weights file {path}. Correct teacher.source.weights"
 _DEPTH = 8
 # Pickles in the format before zip files: magic number, version, system, content.
 _PICKLES = 4
+_SHOWN_BYTES = 24
 _NUMBERS = re.compile(r"[biufc]\d{1,2}")
 _LIBRARIES = ("torch.", "numpy.", "builtins.", "collections.", "functools.")
 _NO_LIST = re.compile(r"Can only (?:append to|extend) lists, but got <class '(.+)'>")
@@ -66,6 +67,8 @@ def read_plain_file(path: Path) -> PlainContent:
         raise TeacherError(_MISSING.format(path=path)) from None
     except pickle.UnpicklingError as error:
         raise TeacherError(_refusal(path, str(error), sorted(foreign))) from None
+    except EOFError:
+        raise TeacherError(f"{path} is not a complete file of torch.save: it ends too early. Copy it again") from None
     except Exception as error:  # a damaged file can fail anywhere in the reader
         if foreign and isinstance(error, (TypeError, ValueError, AttributeError)):
             # A container in the place of an object cannot do what the object can, such as be a key.
@@ -143,6 +146,8 @@ def _globals_of_old_file(stream: BinaryIO) -> list[str]:
 def _refusal(path: Path, text: str, foreign: list[str]) -> str:
     """Return the message for a file that PyTorch's reader refuses."""
     if "Unsupported operand" in text:
+        if start := _start_of_other_file(path):
+            return f"{path} is no file of torch.save: it begins with {start!r}. Copy or download it again"
         return (
             f"{path} holds more than tensors, or was saved with another pickle_protocol than torch.save's own, and "
             "reading it would run code of its author. Request a state dict (torch.save(model.state_dict(), PATH)), or, "
@@ -154,6 +159,20 @@ def _refusal(path: Path, text: str, foreign: list[str]) -> str:
     if named or "weights_only" in text.lower():
         return more_than_tensors(path, [named[1]] if named else foreign or ["objects of other classes"])
     return f"{path} is not a complete file of torch.save: {text.splitlines()[0][:200]}. Copy it again"
+
+
+def _start_of_other_file(path: Path) -> bytes:
+    """Return the first bytes of a file that is neither a zip nor a pickle, for example a web page; else none."""
+    with open_regular(path) as stream:
+        if zipfile.is_zipfile(stream):
+            return b""
+        stream.seek(0)
+        try:
+            deque(pickletools.genops(stream), maxlen=0)
+        except Exception:  # any content may be there
+            stream.seek(0)
+            return stream.read(_SHOWN_BYTES)
+    return b""
 
 
 def more_than_tensors(path: Path, classes: list[str]) -> str:

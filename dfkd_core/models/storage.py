@@ -31,6 +31,7 @@ _LARGEST = {"in_channels": 10_000, "image_size": 16_384, "num_classes": 10_000_0
 # Pixel values, after division by 255 or not.
 _LARGEST_PIXEL = 10**6
 _LARGEST_ARGUMENT = 100_000
+_AGAIN = "Copy the folder again, or make it with: dfkd run"
 # Files in which other packages keep the weights of a folder.
 _OTHER_WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin", "open_clip_model.safetensors")
 
@@ -121,13 +122,10 @@ def load_model(folder: Path, *, trusted_factories: Collection[str] = ()) -> Clas
         return Classifier(program.network, card, program=path).eval()
     _check_trust(folder, card, trusted_factories)
     missing = "No weights {path}. Make them with: dfkd run"
-    weights = read_safetensors(folder / WEIGHTS_FILE, missing=missing)
+    weights = read_safetensors(folder / WEIGHTS_FILE, missing=missing, remedy=_AGAIN)
     classifier = _build(folder, card, weights)
     if faults := state_faults(classifier.network, weights):
-        raise TeacherError(
-            f"The weights in {folder} do not fit the network: {'; '.join(faults)}. Copy the folder again, or make it "
-            "with: dfkd run"
-        )
+        raise TeacherError(f"The weights in {folder} do not fit the network: {'; '.join(faults)}. {_AGAIN}")
     classifier.network.load_state_dict(weights)
     return classifier.eval()
 
@@ -185,9 +183,7 @@ def read_card(folder: Path) -> ModelCard:
     except (FileNotFoundError, NotADirectoryError):
         raise TeacherError(f"No model in {path.parent}: {path.name} is missing. Make one with: dfkd run") from None
     except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"{path} does not describe a model: {error}. Copy the folder again, or make it with: dfkd run"
-        ) from error
+        raise TeacherError(f"{path} does not describe a model: {error}. {_AGAIN}") from error
 
 
 def _of_another_package(folder: Path, fields: Mapping[str, Any]) -> str:

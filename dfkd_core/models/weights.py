@@ -178,12 +178,13 @@ def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
     return plain.value, plain.replaced
 
 
-def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, *, missing: str, remedy: str = "Copy it again") -> dict[str, Tensor]:
     """Read the tensors of a safetensors file by name.
 
     Args:
         path: The file.
         missing: Message for a missing file; `{path}` is replaced by the path.
+        remedy: What to do about a damaged file.
 
     Raises:
         TeacherError: The file is missing, corrupt or could be read in two ways.
@@ -197,7 +198,7 @@ def read_safetensors(path: Path, *, missing: str) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise TeacherError(missing.format(path=path)) from None
     except Exception as error:  # safetensors raises a class that it does not export for typing
-        raise TeacherError(f"{path} is not a complete safetensors file: {error}. Copy it again") from error
+        raise TeacherError(f"{path} is not a complete safetensors file: {error}. {remedy}") from error
 
 
 def _states(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[Any, Any]]]:

@@ -32,9 +32,8 @@ def look_ahead() -> Future[Outlook]:
 
 
 def _look() -> Outlook:
-    try:
-        changed = changed_stages()
-    except DfkdError as error:
-        # A fault of a file that DVC reads is reported with the way out.
-        raise DfkdError("\n".join(file_faults()) or str(error)) from error
+    # DVC's own reports of a fault lack the way out, and it takes a file that was cut off after a stage for whole.
+    if faults := list(file_faults()):
+        raise DfkdError("\n".join(faults))
+    changed = changed_stages()
     return Outlook(changed=changed, server=start_server() if changed else None)

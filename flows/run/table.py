@@ -17,6 +17,7 @@ from dfkd_flows.stages.command import STAGES
 from dfkd_tasks.caching.stored import read_note, read_result
 from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
+from dfkd_tasks.mlflow_store.readiness import has_version
 from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import stage_seconds
 
@@ -100,10 +101,10 @@ def read_latency() -> dict[str, dict[str, float]]:
 
 def is_published() -> bool:
     """Return whether the results in dvc.lock are published in MLflow."""
-    if not LOCK.is_file() or not STORE.is_file():
-        return False
     found = read_note(PUBLISHED, _Published)
-    return found is not None and found.results_sha256 == results_digest()
+    if found is None or not LOCK.is_file() or found.results_sha256 != results_digest():
+        return False
+    return has_version(found.model, found.version)
 
 
 def note_run(start: float, end: float) -> None:

@@ -25,6 +25,7 @@ from dfkd_core.teachers.training import TeacherConfig
 
 __all__ = ["ExecutionConfig", "Params", "RegistryConfig"]
 
+_DEVICE = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 # MLflow's limits are 500 and 256 characters; the data set is appended to the name of the model.
 _LONGEST_EXPERIMENT = 500
 _LONGEST_MODEL_NAME = 100
@@ -51,6 +52,11 @@ class ExecutionConfig:
     `num_workers`."""
     num_retries: Annotated[int, Ge(0), Le(1000)] = 2
     """Number of further attempts at a shard after a failure that its input did not cause."""
+
+    def faults(self) -> Iterator[str]:
+        """Yield the fault of a device that no machine has, also before a run that computes nothing."""
+        if not _DEVICE.fullmatch(self.device):
+            yield f"device must be auto, cpu, cuda or cuda:N, got {self.device[:80]!r}"
 
 
 @config_section

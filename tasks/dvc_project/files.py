@@ -10,6 +10,7 @@ from urllib.request import url2pathname
 
 import yaml
 
+from dfkd_tasks.caching.code import ENTRY_MODULES
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.status import LOCK
 
@@ -18,6 +19,8 @@ __all__ = ["file_faults", "merge_marker", "storage_faults"]
 PIPELINE = Path("dvc.yaml")
 _DVC = Path(".dvc")
 _CONFIGS = (_DVC / "config", _DVC / "config.local")
+# A search uses the pipeline and is no part of it.
+_NO_STAGE = "tune"
 _MARKERS = ("<<<<<<< ", ">>>>>>> ")
 
 
@@ -54,7 +57,10 @@ def _pipeline_fault() -> str:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         return f"{PIPELINE} is not YAML: {' '.join(str(error).split())}"
     stages = content.get("stages") if isinstance(content, dict) else None
-    return "" if isinstance(stages, dict) and stages else f"{PIPELINE} has no stages"
+    if not isinstance(stages, dict) or not stages:
+        return f"{PIPELINE} has no stages"
+    missing = [name for name in ENTRY_MODULES if name not in stages and name != _NO_STAGE]
+    return f"{PIPELINE} has no stage {' and no stage '.join(missing)}" if missing else ""
 
 
 def storage_faults() -> Iterator[str]:

@@ -51,7 +51,7 @@ def main(command: str, *stages: str) -> int:
     except KeyboardInterrupt:
         return 130
     except (DvcException, SCMError, OSError) as error:
-        _print(_failure(error, oom_kills))
+        _print(_failure(command, error, oom_kills))
         return 1
     except Exception as error:
         if means_full_disk(error):
@@ -73,15 +73,14 @@ def _config() -> dict[str, dict[str, bool]]:
     return {}
 
 
-def _failure(error: BaseException, oom_kills: int) -> str:
+def _failure(command: str, error: BaseException, oom_kills: int) -> str:
     """Return a failure with its causes; nothing for a stage that has printed its own."""
     from dvc.stage.exceptions import StageCmdFailedError
 
     texts = [str(one) or repr(one) for one in _chain(error)]
     cause = error.__cause__
     if not isinstance(cause, StageCmdFailedError):
-        refused = next((one for one in _chain(error) if isinstance(one, OSError)), None)
-        return f"dvc: {': '.join(texts)}{f'. {remedy(refused)}' if refused else ''}"
+        return f"dvc: {': '.join(texts)}. {_next_step(command, list(_chain(error)))}"
     status = int(str(cause).rpartition(" ")[2])
     number = signal_of(status)
     if number is signal.SIGINT:
@@ -90,6 +89,17 @@ def _failure(error: BaseException, oom_kills: int) -> str:
         stage = str(error).removeprefix("failed to reproduce ").strip("'")
         return f"dfkd: {ending(f'The stage {stage}', number, oom_kills)}"
     return f"dvc: {': '.join(texts)}" if status in _CANNOT_START else ""
+
+
+def _next_step(command: str, causes: list[BaseException]) -> str:
+    from dvc.dependency.base import DependencyDoesNotExistError
+
+    refused = next((one for one in causes if isinstance(one, OSError)), None)
+    if refused:
+        return remedy(refused)
+    if any(isinstance(one, DependencyDoesNotExistError) for one in causes):
+        return "Restore it, or correct dvc.yaml; to see what is missing: git status"
+    return f"To see more: dvc {command} --verbose"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.workspace import STORE
 from dfkd_tasks.caching.writing import write_fault
 
-__all__ = ["artifact_folder", "check_store"]
+__all__ = ["artifact_folder", "check_store", "has_version"]
 
 _ARTIFACTS = Path("mlartifacts")
 
@@ -22,6 +22,8 @@ _SECONDS_TO_WAIT = 0.5
 # A check of all pages reads the whole file.
 _LARGEST_CHECKED_BYTES = 64 * 2**20
 _TABLES = {"experiments", "runs", "metrics", "params", "tags", "registered_models", "model_versions", "logged_models"}
+# MLflow keeps a version that was deleted, in this stage.
+_VERSION = "SELECT 1 FROM model_versions WHERE name = ? AND version = ? AND current_stage IS NOT 'Deleted_Internal'"
 _NAME = re.compile(r"[\"'](\w+)[\"']")
 _REVISION = re.compile(r"^(down_|)revision(?:: [^=]*)? = (.*)$", re.MULTILINE)
 
@@ -52,6 +54,19 @@ def check_store(experiment: str) -> None:
             raise DfkdError(_sentence(error)) from None
     if fault := write_fault(place):
         raise DfkdError(f"MLflow's files cannot be written into {place} ({fault}). Change its rights, then: dfkd run")
+
+
+def has_version(name: str, version: str) -> bool:
+    """Return whether the store holds a version of a registered model; False if the store is missing or damaged."""
+    try:
+        with closing(
+            sqlite3.connect(f"{STORE.resolve().as_uri()}?mode=ro", uri=True, timeout=_SECONDS_TO_WAIT)
+        ) as store:
+            found = store.execute(_VERSION, [name, version]).fetchone()
+        return found is not None
+    except sqlite3.Error as error:
+        # A store that another process writes to is there, and its versions are not removed.
+        return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def _open() -> sqlite3.Connection:

@@ -29,6 +29,7 @@ _CAUSES = {
 _CONTINUE = "Finished shards and checkpoints are kept. Continue with the same command."
 _CRASH = "A library crashed in compiled code; `dfkd doctor` checks the installed packages."
 _REMEDIES = {
+    errno.ENOENT: "Restore or make it",
     errno.ENOSPC: "Free space (df -h . shows it)",
     errno.EDQUOT: "Free space (quota shows it)",
     errno.EFBIG: "Allow larger files (ulimit -f shows the limit)",

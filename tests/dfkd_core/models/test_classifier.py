@@ -94,7 +94,7 @@ def test_truncated_weights_are_one_clear_error(tmp_path):
     save_model(tmp_path, build_classifier(CARD, seed=0))
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TeacherError, match="not a complete safetensors file"):
+    with pytest.raises(TeacherError, match=r"not a complete safetensors file.*make it with: dfkd run"):
         load_model(tmp_path)
 
 

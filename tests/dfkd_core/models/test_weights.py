@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd_core.errors import TeacherError
+from dfkd_core.models.pickles import read_plain_file
 from dfkd_core.models.renaming import fit_weights
 from dfkd_core.models.weights import read_state, state_faults, weight_files
 
@@ -290,3 +291,24 @@ def test_a_file_of_another_framework_says_so(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"HDF")
     with pytest.raises(TeacherError, match="is not a file of PyTorch weights"):
         read_state(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<html><body>Not Found</body></html>", "is no file of torch.save: it begins with b'<html>"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "is no file of torch.save: it begins with b'version",
+        ),
+        (b'{"error": "not found"}', "is no file of torch.save: it begins with b'{"),
+        (b"", "is not a complete file of torch.save: it ends too early"),
+    ],
+)
+def test_what_a_failed_download_leaves__is_named_and_no_trust_is_asked_for(tmp_path, content, reason):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(content)
+    with pytest.raises(TeacherError) as caught:
+        read_plain_file(path)
+    assert f"{path} {reason}" in str(caught.value)
+    assert "trust" not in str(caught.value)

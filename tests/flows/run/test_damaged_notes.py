@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,10 @@ def _results(project: Path) -> None:
     write_start(STUDENT, "random", [])
     METRICS.write_text(json.dumps(GOOD))
     Path("dvc.lock").write_text(LOCK)
-    STORE.touch()
+    with closing(sqlite3.connect(STORE)) as store:
+        store.execute("CREATE TABLE model_versions (name, version INTEGER, current_stage)")
+        store.execute("INSERT INTO model_versions VALUES ('m', 7, 'None')")
+        store.commit()
     write_notes()
 
 
@@ -71,6 +76,23 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
         assert read_latency() == {}
     write_notes()
     assert "version 7: first" in render(Params())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>Not Found</html>" * 300], ids=["gone", "empty", "other text"])
+def test_student__counts_as_registered_only_if_the_store_has_its_version(content: bytes | None) -> None:
+    assert is_published()
+    STORE.unlink()
+    if content is not None:
+        STORE.write_bytes(content)
+    assert not is_published()
+    assert "register it with: dfkd run" in render(Params())
+
+
+def test_student__whose_version_was_deleted_is_not_registered() -> None:
+    with closing(sqlite3.connect(STORE)) as store:
+        store.execute("UPDATE model_versions SET current_stage = 'Deleted_Internal'")
+        store.commit()
+    assert not is_published()
 
 
 @pytest.mark.parametrize(

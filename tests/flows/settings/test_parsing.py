@@ -191,6 +191,7 @@ def fault_of(path: str, value: object) -> str:
         ("registry: {model_name: ..}", "registry: model_name must be"),
         ("registry: {model_name: a@b}", "registry: model_name must be"),
         (f"registry: {{model_name: {'a' * 101}}}", "registry: model_name must be"),
+        ("execution: {device: gpu}", "execution: device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("registry: {experiment: ''}", "registry: experiment must be"),
         ("registry: {experiment: ' '}", "registry: experiment must be"),
         (f"registry: {{experiment: {'a' * 501}}}", "registry: experiment must be"),

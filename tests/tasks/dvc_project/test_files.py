@@ -4,6 +4,7 @@ import pytest
 
 from dfkd_tasks.dvc_project.files import file_faults, merge_marker, storage_faults
 
+WHOLE = "stages: {teacher: {}, statistics: {}, synthesize: {}, distill: {}, evaluate: {}}\n"
 MARKED = "stages:\n<<<<<<< HEAD\n  a: {}\n=======\n  b: {}\n>>>>>>> other\n"
 
 
@@ -11,7 +12,7 @@ MARKED = "stages:\n<<<<<<< HEAD\n  a: {}\n=======\n  b: {}\n>>>>>>> other\n"
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(".dvc").mkdir()
-    Path("dvc.yaml").write_text("stages: {a: {cmd: x}}\n")
+    Path("dvc.yaml").write_text(WHOLE)
 
 
 def only_fault() -> str:
@@ -42,6 +43,7 @@ def test_merge_marker__is_the_number_of_its_line() -> None:
         (b"- a\n", " has no stages"),
         (b"", " has no stages"),
         (b"stages: {}\n", " has no stages"),
+        (b"stages: {teacher: {}, synthesize: {}, distill: {}}\n", " has no stage statistics and no stage evaluate"),
         (b"\xff\xfe", " is not UTF-8 text: byte 0 cannot be read"),
         (b"a: \x00\n", " is not YAML: "),
     ],
