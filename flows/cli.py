@@ -122,6 +122,9 @@ def run(
     start = _process_start()
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle or trust_factory
+    if not (named or preset or assignments) and (answer := _known_answer()):
+        typer.echo(answer)
+        return
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
         from dfkd_flows.run.ahead import look_ahead
 
@@ -414,6 +417,14 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
             if means_full_disk(error):
                 _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
             _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
+
+
+def _known_answer() -> str | None:
+    from dfkd_flows.run.unchanged import known_answer
+    from dfkd_flows.session.environment import find_project
+
+    project = find_project(Path.cwd())
+    return known_answer(project) if project else None
 
 
 @contextmanager

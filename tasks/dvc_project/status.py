@@ -12,7 +12,15 @@ import yaml
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 
-__all__ = ["LOCK", "changed_stages", "dvc_program", "git_commit", "results_digest", "run_dvc"]
+__all__ = [
+    "LOCK",
+    "changed_stages",
+    "dvc_program",
+    "git_commit",
+    "inputs_and_outputs",
+    "results_digest",
+    "run_dvc",
+]
 
 LOCK = Path("dvc.lock")
 
@@ -38,6 +46,13 @@ def results_digest() -> str:
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DfkdError(f"{LOCK} cannot be read: {error!r}. Make it again from the caches with: dfkd run") from error
+
+
+def inputs_and_outputs() -> list[Path]:
+    """Return the files and folders that decide whether a stage has changed: dvc.yaml, dvc.lock, and what this lists."""
+    stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"].values()
+    entries = [entry for stage in stages for entry in (*stage.get("deps", ()), *stage.get("outs", ()))]
+    return [Path("dvc.yaml"), LOCK, *sorted({Path(entry["path"]) for entry in entries})]
 
 
 def changed_stages() -> list[str]:

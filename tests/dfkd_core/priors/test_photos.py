@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,10 +132,10 @@ def test_few_crops_are_blank(channels: int) -> None:
 def no_photograph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let scikit-learn have none of its photographs, and nothing be kept of them."""
 
-    def missing(name: str) -> None:
-        raise AttributeError(f"Cannot find sample image: {name}")
+    def missing(name: str) -> Path:
+        raise FileNotFoundError(f"scikit-learn has no {name}")
 
-    monkeypatch.setattr("sklearn.datasets.load_sample_image", missing)
+    monkeypatch.setattr(photos, "shipped_file", missing)
     photos.load_atlas.cache_clear()
     yield
     photos.load_atlas.cache_clear()
