@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"dfkd_core": "dfkd_core", "tasks": "dfkd_tasks", "flows": "dfkd_flows"}
 LOCK = str(ROOT / "requirements.lock")
+MINUTES = pytest.mark.timeout(1800)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -126,11 +127,13 @@ def pipeline(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.slow
+@MINUTES
 def test_wheel__from_the_sdist_is_the_same(wheel: Path) -> None:
     assert files_in(wheel) == expected_files()
 
 
 @pytest.mark.slow
+@MINUTES
 def test_base__runs_the_readmes_notebook(base: Run, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     example = next(block for block in blocks if "my_module" in block)
@@ -142,6 +145,7 @@ def test_base__runs_the_readmes_notebook(base: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@MINUTES
 @pytest.mark.parametrize("arguments", [(), ("--version",), ("run", "--preset", "digits")])
 def test_base__the_command_says_how_to_install_the_pipeline(
     base: Run, tmp_path: Path, arguments: tuple[str, ...]
@@ -155,6 +159,7 @@ def test_base__the_command_says_how_to_install_the_pipeline(
 
 
 @pytest.mark.slow
+@MINUTES
 def test_base__a_missing_extra_is_named_by_its_packages(base: Run, tmp_path: Path) -> None:
     done = base("python", "-c", "import dfkd_core.models.architectures as a; a.import_timm()", cwd=tmp_path)
     assert "timm:NAME needs the package timm. Install it with: " in done.stderr
@@ -162,6 +167,7 @@ def test_base__a_missing_extra_is_named_by_its_packages(base: Run, tmp_path: Pat
 
 
 @pytest.mark.slow
+@MINUTES
 def test_pipeline__installs_three_packages_at_the_top_level(pipeline: Run, tmp_path: Path) -> None:
     code = "from importlib.metadata import files; print(*{path.parts[0] for path in files('dfkd')})"
     tops = set(pipeline("python", "-c", code, cwd=tmp_path).stdout.split())
@@ -169,6 +175,7 @@ def test_pipeline__installs_three_packages_at_the_top_level(pipeline: Run, tmp_p
 
 
 @pytest.mark.slow
+@MINUTES
 def test_pipeline__the_command_works_next_to_a_users_flows_and_tasks(pipeline: Run, tmp_path: Path) -> None:
     for name in ("flows", "tasks"):
         (tmp_path / name).mkdir()
