@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Data-free knowledge distillation: from a trained teacher to a registered student, without its training data.",
     epilog="Example: dfkd run --preset fast && dfkd show",
 )
 
@@ -88,6 +86,23 @@ TrustFactory = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from dfkd_core.installing import version_text
+
+        typer.echo(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Data-free knowledge distillation: from a trained teacher to a registered student, without its training data."""
 
 
 def main() -> None:
@@ -414,6 +429,8 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
                 _fail(str(error), _exit_code(error))
             if isinstance(error, OSError):
                 _fail(f"{error}. {remedy(error)}", _FAILED)
+            if isinstance(error, ModuleNotFoundError) and (lacking := _pipeline_fault()):
+                _fail(lacking, _FAILED)
             if means_full_disk(error):
                 _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
             _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
@@ -444,6 +461,12 @@ def _exit_code(error: Exception) -> int:
     return _BAD_INPUT if isinstance(error, ConfigError) else _FAILED
 
 
+def _pipeline_fault() -> str:
+    from dfkd_core.installing import pipeline_fault
+
+    return pipeline_fault()
+
+
 def _fail(message: str, code: int) -> None:
     if message:
         typer.echo(f"dfkd: {message.strip()}", err=True)
@@ -454,7 +477,3 @@ def _process_start() -> float:
     import psutil
 
     return float(psutil.Process().create_time())
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ from dfkd_core.common.pixels import dequantise
 from dfkd_core.common.scikit_learn import shipped_file
 from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.errors import DataError
+from dfkd_core.installing import install_packages_command
 from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
@@ -124,7 +125,7 @@ def _load_photo(name: str) -> torch.Tensor:
     except (ImportError, OSError) as error:
         raise DataError(
             f"The photograph {name} that scikit-learn ships cannot be read ({error}). "
-            "Install scikit-learn and pillow (pip install scikit-learn pillow), or choose another prior"
+            f"Install its packages again, or choose another prior: {install_packages_command('scikit-learn', 'pillow')}"
         ) from error
     return dequantise(torch.from_numpy(picture.copy()).movedim(2, 0))
 

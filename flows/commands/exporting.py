@@ -15,6 +15,7 @@ from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetErr
 from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
+from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_flows.session.display import say
@@ -92,7 +93,7 @@ def export_student(
     )
     _print_report(report, out, note)
     if not formats and "onnx" not in chosen:
-        say("Left out: onnx. Install its packages with: pip install 'dfkd[onnx]'")
+        say(f"Left out: onnx. Install its packages with: {install_command('onnx')}")
     if report.failures:
         reasons = " ".join(f"{failure.reason.rstrip('.')}." for failure in report.failures)
         raise ExportError(f"{reasons} The forms in the table are in {out}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd_core.errors import ConfigError, DataError, DfkdError
+from dfkd_core.installing import install_command
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 from dfkd_flows.doctor.machine import device_findings, num_cores, parallelism_findings
 from dfkd_flows.session.environment import check_writable
@@ -180,7 +181,7 @@ def _network(area: str, name: str, change: str) -> Finding:
     if wrong := architecture_fault(name):
         return fault(area, wrong + (", or an existing file or folder" if area == "teacher" else ""), change)
     if name.startswith(TIMM) and _missing("timm"):
-        return fault(area, f"{name} needs timm, which is not installed", "pip install 'dfkd[timm]'")
+        return fault(area, f"{name} needs timm, which is not installed", install_command("timm"))
     if not is_built_in(name) and not name.startswith((TIMM, TORCHVISION)):
         try:
             factory(name)
@@ -204,7 +205,7 @@ def _file(path: Path, change: str) -> Finding:
         return fault("teacher", text, f"dfkd run --teacher SOURCE --weights {path}")
     missing = _missing("onnx", "onnx2torch") if path.suffix == ".onnx" else []
     if missing:
-        return fault("teacher", f"{path} needs {' and '.join(missing)}", "pip install 'dfkd[onnx]'")
+        return fault("teacher", f"{path} needs {' and '.join(missing)}", install_command("onnx"))
     if not os.access(path, os.R_OK):
         return fault("teacher", f"{path} cannot be read", f"chmod u+r {path} (or: {change})")
     return ok("teacher", str(path))

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from dfkd_flows.cli import app
+from dfkd_tasks.caching.code import PACKAGES
 
 
 def call(*arguments: str) -> Result:
@@ -162,3 +163,21 @@ def test_verify__refuses_a_set_in_one_sentence(project: Path, name: str) -> None
     assert "Make it again: dfkd" in result.output
     assert "is whole" not in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_version__names_the_code_that_runs_and_needs_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--version")
+    assert result.exit_code == 0, result.output
+    assert f"torch {torch.__version__}" in result.output
+    assert result.output.endswith(f"code in {PACKAGES.parent}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completion__completes_commands_and_options() -> None:
+    for words, word in (("dfkd in", "inspect"), ("dfkd export --tr", "--transfer-set")):
+        asked = {"_DFKD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(app, [], prog_name="dfkd", env=asked)
+        assert word in result.output.split()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from shlex import split
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,8 @@ def test_packages__a_conflict_of_dfkd_is_a_fault_and_one_of_others_a_note() -> N
     other = "black 24.1 requires click, which is not installed."
     found = list(package_findings(1, f"{own}\n{other}\n", ""))
     assert [(each.verdict, each.text) for each in found] == [(Verdict.FAULT, own), (Verdict.NOTE, other)]
+    fixes = [split(each.command)[1:] for each in found]
+    assert fixes == [["-m", "pip", "install", "fastapi<0.154,>=0.115"], ["-m", "pip", "install", "click"]]
 
 
 def test_packages__without_pip_are_a_note() -> None:

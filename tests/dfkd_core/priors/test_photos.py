@@ -143,5 +143,5 @@ def no_photograph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_photograph")
 def test_a_missing_photograph_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"china\.jpg.*pip install scikit-learn pillow"):
+    with pytest.raises(DataError, match=r"china\.jpg.*pip install .scikit-learn>=1.5. .pillow>=10"):
         PhotoPrior((1, 8, 8)).start([0], seed=0)
