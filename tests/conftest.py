@@ -34,6 +34,10 @@ SMALL = {
 }
 
 
+# Tests use no services of the person who runs them.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
+os.environ["PREFECT_PROFILES_PATH"] = os.devnull
 _BEFORE = dict(os.environ)
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Here and not in a hook, as conftest.py files further down import torch, which reads this once. Threads that wait by

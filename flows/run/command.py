@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
 from dfkd_flows.run.ahead import Outlook, look_ahead
+from dfkd_flows.run.delivery import described_delivery
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.run.table import is_published, note_run, render
 from dfkd_flows.session.display import say
-from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import Plan, planned, settle
 from dfkd_flows.stages.command import STAGES
@@ -75,17 +76,17 @@ def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
         say("All stages are up to date; the student is not registered yet")
     server = ahead.server or start_server()
     # Imported while the server starts.
-    from dfkd_flows.pipeline import NotPushedError, settled_pipeline
+    from dfkd_flows.pipeline import NotDeliveredError, settled_pipeline
 
-    await_server(server)
+    server.wait()
     try:
         with needing_server(server):
             made = settled_pipeline(params)
-    except NotPushedError:
+    except NotDeliveredError:
         _show(params, start)
         raise
     _show(params, start)
-    say(f"Registered {made['model']} version {made['version']}: {made['reason']}")
+    say(described_delivery(made))
 
 
 def _show(params: Params, start: float) -> None:

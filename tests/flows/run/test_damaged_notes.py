@@ -66,7 +66,7 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
     assert "accuracy" in text
     if name == "published.json":
         assert not is_published()
-        assert "register it with: dfkd run" in text
+        assert "register it with: dfkd publish" in text
     if name == "latency.json":
         assert read_latency() == {}
     write_notes()
