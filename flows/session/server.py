@@ -199,7 +199,8 @@ def _watched(server: Server) -> Iterator[None]:
 def answers(url: str) -> bool:
     """Return whether a Prefect server answers at `url` within two seconds."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+        # Needs no password, and urllib takes none in an address.
+        with urllib.request.urlopen(f"{without_secrets(url)}/health", timeout=2) as response:
             return bool(response.status == 200)
     except (OSError, ValueError, http.client.HTTPException):
         return False

@@ -21,9 +21,10 @@ def check_server() -> None:
     server.wait()
     # Takes seconds, and a run needs it anyway.
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        with get_client(sync_client=True) as client:
+        with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
             client.raise_for_api_version_mismatch()
             client.request("POST", "/flows/filter", json={"limit": 1}).raise_for_status()
     except Exception as error:

@@ -96,7 +96,9 @@ def _has_proxy(scheme: str, host: str) -> bool:
 
 def _check_version(uri: str, name: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=_SECONDS_TO_ANSWER) as response:
+        # Needs no password, and urllib takes none in an address.
+        page = f"{without_secrets(uri).rstrip('/')}/version"
+        with urllib.request.urlopen(page, timeout=_SECONDS_TO_ANSWER) as response:
             found = response.read(100).decode(errors="replace").strip().strip('"')
     except (OSError, ValueError):
         # A proxy in front of the server may refuse this page; the client's own calls decide.
