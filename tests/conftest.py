@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dfkd_flows.session.environment import prepare_environment
+from dfkd_flows.session.environment import TELEMETRY_OFF, prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_SECONDS = 550
@@ -229,6 +229,7 @@ class Service:
     """A page that it answers when it is up."""
     folder: Path
     port: int
+    environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -243,12 +244,7 @@ class Service:
             self.process = subprocess.Popen(
                 [part.format(port=self.port) for part in program],
                 cwd=self.folder,
-                env={
-                    **_BEFORE,
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    "DO_NOT_TRACK": "1",
-                    "PREFECT_HOME": str(self.folder),
-                },
+                env={**_BEFORE, **TELEMETRY_OFF, "PREFECT_HOME": str(self.folder), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -280,11 +276,11 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """Return a function that starts a service: `serve("mlflow", "server", "--port", "{port}", page="/health")`."""
     services = []
 
-    def start(*command: str, page: str) -> Service:
+    def start(*command: str, page: str, **environment: str) -> Service:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        service = Service(list(command), page, tmp_path_factory.mktemp("service"), port)
+        service = Service(list(command), page, tmp_path_factory.mktemp("service"), port, environment)
         services.append(service)
         service.start()
         return service
