@@ -28,23 +28,23 @@ class Place:
     mlflow: Any
     prefect: Any
 
+    def client(self) -> Any:
+        """Return a client of S3."""
+        return pytest.importorskip("boto3").client("s3", endpoint_url=self.s3.url)
+
     def files(self, folder: str) -> list[str]:
         """Return the names of the files in S3."""
-        import boto3
-
-        pages = boto3.client("s3", endpoint_url=self.s3.url).get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [file["Key"] for page in pages for file in page.get("Contents", ()) if file["Key"].startswith(folder)]
 
 
 @pytest.fixture(scope="module")
 def place(make_workspace: Callable[[str], Any], serve: Callable[..., Any]) -> Place:
-    for package in ("moto", "dvc_s3", "boto3"):
+    for package in ("moto", "dvc_s3"):
         pytest.importorskip(package)
-    import boto3
-
     os.environ.update(KEYS)
     s3 = serve("python", "-m", "moto.server", "-H", "127.0.0.1", "-p", "{port}", page="/moto-api/")
-    boto3.client("s3", endpoint_url=s3.url).create_bucket(Bucket=BUCKET)
+    pytest.importorskip("boto3").client("s3", endpoint_url=s3.url).create_bucket(Bucket=BUCKET)
     store = ("--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", f"s3://{BUCKET}/mlflow")
     mlflow = serve(
         "mlflow", "server", *store, *LOOPBACK, "--workers", "1", page="/health", **KEYS, MLFLOW_S3_ENDPOINT_URL=s3.url
@@ -115,10 +115,8 @@ def test_services_that_go_away_in_a_run__get_the_results_from_publish(place: Pla
     assert "No MLflow answers" in output
     place.mlflow.start()
     place.s3.start()
-    import boto3
-
     # The server of the tests forgets its files.
-    boto3.client("s3", endpoint_url=place.s3.url).create_bucket(Bucket=BUCKET)
+    place.client().create_bucket(Bucket=BUCKET)
     for _ in range(2):
         assert "Registered dfkd-student-digits version 2" in place.workspace.run("dfkd", "publish")
         assert len(place.files("dvc/files/md5")) > 4
