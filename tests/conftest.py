@@ -295,4 +295,4 @@ def mlflow_server(serve: Callable[..., Service]) -> Service:
     """Return a real MLflow server with a database and a store for files of its own."""
     store = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "./files"]
     address = ["--host", "127.0.0.1", "--port", "{port}", "--workers", "1"]
-    return serve("mlflow", "server", *store, *address, page="/health")
+    return serve("mlflow", "server", *store, *address, page="/health", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")

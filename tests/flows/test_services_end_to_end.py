@@ -46,9 +46,8 @@ def place(make_workspace: Callable[[str], Any], serve: Callable[..., Any]) -> Pl
     s3 = serve("python", "-m", "moto.server", "-H", "127.0.0.1", "-p", "{port}", page="/moto-api/")
     pytest.importorskip("boto3").client("s3", endpoint_url=s3.url).create_bucket(Bucket=BUCKET)
     store = ("--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", f"s3://{BUCKET}/mlflow")
-    mlflow = serve(
-        "mlflow", "server", *store, *LOOPBACK, "--workers", "1", page="/health", **KEYS, MLFLOW_S3_ENDPOINT_URL=s3.url
-    )
+    mlflow_settings = {"MLFLOW_S3_ENDPOINT_URL": s3.url, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    mlflow = serve("mlflow", "server", *store, *LOOPBACK, "--workers", "1", page="/health", **KEYS, **mlflow_settings)
     prefect = serve("prefect", "server", "start", *LOOPBACK, page="/api/health")
     made = make_workspace("services")
     profiles = made.path.parent / "profiles.toml"
