@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dfkd_flows.session.server import API_URL, ServerProcess
+from dfkd_flows.session.prefect_settings import API_URL
+from dfkd_flows.session.server import ServerProcess
 
 __all__ = ["Outcome", "Workspace", "ends_alone", "has_next_command", "make_workspace"]
 

@@ -154,6 +154,15 @@ def run(
         run_all(preset, [*changes, *(assignments or [])], trusted=trusted, start=start, outlook=outlook)
 
 
+@app.command(epilog="Example: dfkd publish")
+def publish(debug: Debug = False) -> None:
+    """Register results in MLflow and copy them to the DVC remote, if a run could not. What is there already stays."""
+    with _reporting(debug, "Continue with the same command."), _only_run():
+        from dfkd_flows.run.delivery import publish_results
+
+        publish_results()
+
+
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
 def tune(
     minutes: Annotated[float, typer.Option(help="Time budget of the search in minutes.", metavar="N")] = 10,

@@ -1,8 +1,9 @@
 """`dfkd doctor`: whether this machine and this project are ready for a run.
 
 It checks only what DVC, MLflow and Prefect do not report at their first command. Nothing is fetched or started, and
-nothing but the folder `.dfkd` is written: what is tried in MLflow's store is undone. A check that fails unexpectedly is
-a fault, and the other checks still run.
+nothing but the folder `.dfkd` is written: what is tried in MLflow's store and in a remote is undone. An MLflow server
+of the user's gets the experiment if it has none of this name. A check that fails unexpectedly is a fault, and the other
+checks still run.
 
 Imports: dfkd_flows.session, dfkd_flows.settings, dfkd_tasks, dfkd_core. Begin with `findings`
 (the outcome of a check); one file per area.

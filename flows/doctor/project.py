@@ -88,11 +88,17 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
 def check_place(params: Params) -> Iterator[Finding]:
     """Yield what would stop a run at its start, and whether its results can be traced to a commit."""
     from dfkd_flows.settings.readiness import project_faults
+    from dfkd_tasks.dvc_project.remote import described_remote
     from dfkd_tasks.dvc_project.status import git_commit
+    from dfkd_tasks.mlflow_store.addresses import described_store
 
     found = [finding for area, text in project_faults(params) if (finding := _place_fault(area, text))]
     yield from found
-    for area, text in (("dvc", "files, cache and remote can be read and written"), ("mlflow", "the store takes a run")):
+    services = (
+        ("dvc", f"files and cache can be read and written, and the remote: {described_remote()}"),
+        ("mlflow", f"takes a run: {described_store()}"),
+    )
+    for area, text in services:
         if area not in {finding.area for finding in found}:
             yield ok(area, text)
     if git_commit() == "unknown":
@@ -192,8 +198,9 @@ def _network(area: str, name: str, change: str) -> Finding:
 
 def _registered(name: str) -> Finding:
     from dfkd_tasks.caching.workspace import STORE
+    from dfkd_tasks.mlflow_store.addresses import is_own_store
 
-    if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
+    if not is_own_store() or STORE.is_file():
         return ok("teacher", f"{name}, which the next run loads from MLflow")
     text = f"{name} needs MLflow's store, and {STORE} is missing"
     return fault("teacher", text, "export MLFLOW_TRACKING_URI=URI")

@@ -10,24 +10,25 @@ from functools import partial
 from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_files
 from dfkd_flows.run.ahead import Outlook, look_ahead
+from dfkd_flows.run.delivery import described_delivery
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.run.table import PUBLISHED, is_published, note_run, render
 from dfkd_flows.run.unchanged import States
 from dfkd_flows.session.display import say
-from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import PARAMS_FILE
 from dfkd_flows.settings.settling import Plan, planned, settle
 from dfkd_flows.stages.command import STAGES
 from dfkd_tasks.caching.code import PACKAGES
-from dfkd_tasks.caching.workspace import LATENCY, STATE
+from dfkd_tasks.caching.workspace import LATENCY, STATE, STORE
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, inputs_and_outputs
 from dfkd_tasks.mlflow_store.registry import SCHEMES
 
 __all__ = ["run_all"]
 
 # Written by the run itself, after the results.
-_NOTES = (PUBLISHED, LATENCY, STATE / "run.json", STATE / "timings")
+_NOTES = (PUBLISHED, STORE, LATENCY, STATE / "run.json", STATE / "timings")
 _CODE = tuple(PACKAGES / name for name in ("dfkd_core", "dfkd_tasks", "dfkd_flows"))
 
 
@@ -87,17 +88,17 @@ def _run_changed(params: Params, ahead: Outlook, start: float) -> None:
         say("All stages are up to date; the student is not registered yet")
     server = ahead.server or start_server()
     # Imported while the server starts.
-    from dfkd_flows.pipeline import NotPushedError, settled_pipeline
+    from dfkd_flows.pipeline import NotDeliveredError, settled_pipeline
 
-    await_server(server)
+    server.wait()
     try:
         with needing_server(server):
             made = settled_pipeline(params)
-    except NotPushedError:
+    except NotDeliveredError:
         _show(params, start)
         raise
     _show(params, start)
-    say(f"Registered {made['model']} version {made['version']}: {made['reason']}")
+    say(described_delivery(made))
 
 
 def _unchanged(params: Params) -> str:

@@ -18,6 +18,7 @@ from dfkd_flows.settings.trust import allow
 from dfkd_flows.stages.command import STAGES
 from dfkd_tasks.caching.workspace import STUDENT, TRANSFER_SET
 from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
+from dfkd_tasks.mlflow_store.addresses import publication_place
 from dfkd_tasks.mlflow_store.publishing import (
     Champion,
     Publication,
@@ -28,6 +29,7 @@ from dfkd_tasks.mlflow_store.publishing import (
     log_run,
     one_publication,
     open_store,
+    page_of,
     register_student,
     set_alias,
 )
@@ -50,7 +52,8 @@ def publish(params: Params) -> Publication:
         experiment = open_store(params.registry.experiment)
         discard_unfinished()
         made = find_publication(results) or _publish(params, experiment, results)
-        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made)})
+        made = dataclasses.replace(made, page=page_of(made.run_id))
+        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made), "store": publication_place()})
     return made
 
 

@@ -6,6 +6,7 @@ next run, its answer is too. A state is that which git trusts: size, inode and t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -16,6 +17,7 @@ __all__ = ["States", "known_answer"]
 
 _NOTE = Path(".dfkd/unchanged.json")
 _CACHES = ("__pycache__",)
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL")
 # A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
 _YOUNG_NS = 2_000_000_000
 
@@ -24,6 +26,8 @@ def known_answer(project: Path) -> str | None:
     """Return the answer of the last run in a project if it had nothing to do and no file has changed; else None."""
     try:
         note = json.loads((project / _NOTE).read_text(encoding="utf-8"))
+        if note["services"] != _services():
+            return None
         return str(note["answer"]) if States(note["watched"], project).of_files == note["states"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -54,10 +58,15 @@ class States:
         if not self.are_old or not self.of_files.items() <= now.of_files.items():
             _NOTE.unlink(missing_ok=True)
             return
-        content = {"watched": now._watched, "states": now.of_files, "answer": answer()}
+        content = {"watched": now._watched, "states": now.of_files, "services": _services(), "answer": answer()}
         partial = _NOTE.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(_NOTE)
+
+
+def _services() -> str:
+    """Return a digest of the addresses of services, which may hold passwords."""
+    return hashlib.sha256(repr([os.environ.get(name) for name in _ADDRESSES]).encode()).hexdigest()
 
 
 def _states(project: Path, watched: Iterable[str]) -> Iterator[tuple[str, list[int]]]:

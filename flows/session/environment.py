@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
+from dfkd_flows.session.prefect_settings import keep_profiles
+from dfkd_tasks.mlflow_store.moved import follow_move
 
 __all__ = [
     "DEBUG",
@@ -32,6 +34,10 @@ _SETTINGS = {
     **TELEMETRY_OFF,
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # With passwords in its address.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Half a minute, not four: the results stay, and `dfkd publish` repeats the step.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     # Nothing is ever unpickled.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # The command line reports a failure once; no traceback is logged.
@@ -85,7 +91,9 @@ def _incomplete(here: Path) -> str:
 
 
 def prepare_environment(project: Path, *, debug: bool = False) -> None:
-    """Set the variables that are not set yet. Call it before prefect or mlflow is imported.
+    """Set the variables that are not set yet, and let the project's MLflow store follow a folder that was moved.
+
+    Call it before prefect or mlflow is imported.
 
     Args:
         project: Folder that holds the state.
@@ -97,8 +105,10 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     (project / ".dfkd").mkdir(exist_ok=True)
+    keep_profiles()
     for name, path in _PATHS.items():
         os.environ.setdefault(name, str(project / path))
+    follow_move(project)
 
 
 def check_writable(folder: Path = Path(".")) -> None:

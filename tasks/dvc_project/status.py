@@ -11,6 +11,7 @@ import yaml
 
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = [
     "LOCK",
@@ -64,21 +65,37 @@ def changed_stages() -> list[str]:
     return sorted(json.loads(run_dvc("status")))
 
 
-def run_dvc(command: str) -> str:
-    """Run `status`, `push` or `pull` of this environment's DVC and return its output; print what it reports besides.
+def run_dvc(command: str, *, timeout: float | None = None) -> str:
+    """Run `status`, `push`, `pull` or `check` of this environment's DVC and return its output.
+
+    What it reports besides is printed, without the passwords in addresses.
+
+    Args:
+        command: The command.
+        timeout: Seconds that it may take.
 
     Raises:
-        DfkdError: It failed, with DVC's message, or was ended from outside.
+        DfkdError: It failed, with DVC's message, took too long, or was ended from outside.
     """
     oom_kills = count_oom_kills()
-    done = subprocess.run(
-        dvc_program(command), capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
-    )
+    try:
+        done = subprocess.run(
+            dvc_program(command),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise DfkdError(f"dvc {command} did not end within {timeout} s") from None
     if number := signal_of(done.returncode):
         raise DfkdError(ending(f"dvc {command}", number, oom_kills))
+    reported = without_secrets(done.stderr)
     if done.returncode:
-        raise DfkdError(f"dvc {command} failed: {done.stderr.strip()}")
-    sys.stderr.write(done.stderr)
+        raise DfkdError(f"dvc {command} failed: {reported.strip()}")
+    sys.stderr.write(reported)
     return done.stdout
 
 

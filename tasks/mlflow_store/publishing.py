@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -16,12 +18,21 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dfkd_core.common.digests import write_atomically
+from dfkd_core.common.digests import json_digest, write_atomically
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
+from dfkd_tasks.caching.workspace import REPORTS, STATE, STUDENT, TRANSFER_SET
+from dfkd_tasks.mlflow_store.addresses import (
+    is_own_store,
+    is_server,
+    new_artifacts,
+    registry_uri,
+    run_page,
+    sqlite_file,
+    tracking_uri,
+    use_store,
+)
 from dfkd_tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
-from dfkd_tasks.mlflow_store.readiness import artifact_folder
 from dfkd_tasks.mlflow_store.student import log_student
 
 __all__ = [
@@ -37,6 +48,7 @@ __all__ = [
     "log_run",
     "one_publication",
     "open_store",
+    "page_of",
     "register_student",
     "set_alias",
 ]
@@ -49,10 +61,12 @@ DONE_TAG = "dfkd.published"
 
 _RUN_TAG = "dfkd.run_id"
 _REASON_TAG = "dfkd.promotion_reason"
+_ORIGIN_TAG = "dfkd.origin"
 _LOCK = STATE / "publish.lock"
 _SECONDS_TO_WAIT = 600
 # MLflow reports a missing alias, and an id that is none, as an invalid parameter value.
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_EXISTING = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +80,8 @@ class Publication:
     """Whether it became the champion."""
     reason: str
     """Reason of the decision."""
+    page: str = ""
+    """Address of the run's page, empty if no server shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,15 +115,16 @@ def one_publication() -> Iterator[None]:
 
 
 def open_store(experiment: str) -> str:
-    """Set MLflow's store to the project's SQLite file, make or restore the experiment, and return its id."""
-    if not STORE.exists():
+    """Set MLflow's address, make or restore the experiment there, and return its id."""
+    file = sqlite_file(tracking_uri())
+    if file and not file.exists():
         # Whole or not at all: MLflow cannot go on with tables of which a killed process made a part.
-        with write_atomically(STORE) as temporary:
+        with write_atomically(file) as temporary:
             mlflow.MlflowClient(f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
-    mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
+    use_store()
     found = mlflow.get_experiment_by_name(experiment)
     if found is None:
-        return mlflow.create_experiment(experiment, artifact_location=artifact_folder(experiment).as_uri())
+        return mlflow.create_experiment(experiment, artifact_location=new_artifacts(experiment))
     if found.lifecycle_stage == LifecycleStage.DELETED:
         mlflow.MlflowClient().restore_experiment(found.experiment_id)
     return str(found.experiment_id)
@@ -136,7 +153,11 @@ def discard_unfinished() -> None:
 
     Their figures or their model may be a part of the whole. Call it within `one_publication`: no other one is at work.
     """
-    for run in _runs(f"attributes.status != 'FINISHED' and tags.`{RESULTS_TAG}` LIKE '%'"):
+    query = f"attributes.status != 'FINISHED' and tags.`{RESULTS_TAG}` LIKE '%'"
+    if not is_own_store():
+        # On a server, other projects may be publishing now.
+        query += f" and tags.`{_ORIGIN_TAG}` = '{_origin()}'"
+    for run in _runs(query):
         _discard(run)
 
 
@@ -159,7 +180,7 @@ def log_run(
 
     The figures are on the run and on the model. The run is finished when everything is logged.
     """
-    with mlflow.start_run(experiment_id=experiment_id, tags=dict(tags)) as run:
+    with mlflow.start_run(experiment_id=experiment_id, tags={**tags, _ORIGIN_TAG: _origin()}) as run:
         # The model takes over the run's parameters; figures are logged on both afterwards.
         log_figures(run.info.run_id, [], params)
         model_uri = log_student(load_allowed_model(STUDENT))
@@ -185,7 +206,7 @@ def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, 
     if made is None:
         # MLflow reports success on stderr, which only confuses.
         with redirect_stderr(io.StringIO()):
-            made = mlflow.register_model(model_uri, name, tags=tags)
+            made = _register(run_id, model_uri, name, tags)
     for key in tags.keys() - {key for key, value in made.tags.items() if tags.get(key) == value}:
         client.set_model_version_tag(name, made.version, key, tags[key])
     client.set_registered_model_alias(name, CHALLENGER, made.version)
@@ -235,6 +256,11 @@ def set_alias(made: Publication) -> None:
     client.log_batch(made.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
+def page_of(run_id: str) -> str:
+    """Return the address of a run's page if a server shows it, empty otherwise."""
+    return run_page(mlflow.get_run(run_id).info.experiment_id, run_id) if is_server(tracking_uri()) else ""
+
+
 def _runs(query: str) -> list[Run]:
     """Return the runs of all experiments that match a filter, the oldest first."""
     found: list[Run] = mlflow.search_runs(
@@ -280,6 +306,25 @@ def _find_version(name: str, run_id: str, results_sha256: str) -> ModelVersion |
     for query in (f"tags.`{RESULTS_TAG}` = '{results_sha256}'", f"run_id = '{run_id}'"):
         found += client.search_model_versions(f"name = '{name}' and {query}")
     return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _register(run_id: str, model_uri: str, name: str, tags: Mapping[str, str]) -> ModelVersion:
+    if registry_uri() == tracking_uri():
+        return mlflow.register_model(model_uri, name, tags=dict(tags))
+    # Another MLflow does not know the model's address, only that of its files.
+    client = mlflow.MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in _EXISTING:
+            raise
+    source = client.get_logged_model(model_uri.removeprefix("models:/")).artifact_location
+    return client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
+
+
+def _origin() -> str:
+    """Return a name for this folder on this machine."""
+    return json_digest([socket.gethostname(), str(Path.cwd())])[:16]
 
 
 def _log_files() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.teachers.source import SourceConfig
-from dfkd_tasks.caching.workspace import STORE
+from dfkd_tasks.mlflow_store.addresses import TRACKING, page_command, use_store
+from dfkd_tasks.records.foreign import reason
 
 __all__ = ["SCHEMES", "local_source"]
 
@@ -32,14 +32,13 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
+    use_store()
     try:
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TeacherError(
-            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. List its models with: mlflow ui, or "
-            "set another server in MLFLOW_TRACKING_URI"
+            f"MLflow has no {source.model}: {reason(error)}. List its models: {page_command()}, or set another "
+            f"server in {TRACKING}"
         ) from error
     for candidate in (path, *(path / name for name in _PROGRAMS)):
         if candidate.is_file() or (candidate / CONFIG_FILE).is_file():

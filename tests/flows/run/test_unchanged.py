@@ -58,6 +58,13 @@ def test_answer__is_not_known_after_a_change(folder: Path, change: str) -> None:
     assert known_answer(folder) is None
 
 
+def test_answer__is_not_known_with_other_services(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert known_answer(folder) is None
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert known_answer(folder) == "nothing to do"
+
+
 def test_note__is_not_written_if_a_file_changed_while_the_run_worked(folder: Path) -> None:
     before = States(WATCHED)
     Path("params.yaml").write_text("edited meanwhile")

@@ -14,11 +14,10 @@ from dfkd_tasks.mlflow_store.publishing import open_store
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store without experiments; to make one takes seconds."""
     folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         open_store("other")
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri("")
     return folder / "mlflow.db"
 
 
@@ -26,6 +25,5 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
     """Change into a folder with a store."""
     monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
     yield Path(shutil.copy2(empty_store, "mlflow.db"))
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri("")
