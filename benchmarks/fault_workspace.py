@@ -119,7 +119,7 @@ class Workspace:
         os.chdir(folder)
         server = ServerProcess()
         server.wait()
-        return PreparedWorkspace(self.root, {**self.environment, API_URL: server.url})
+        return PreparedWorkspace(self.root, {**self.environment, API_URL: server.url, OWN_URL: server.url})
 
     def store(self, name: str) -> None:
         """Keep the present state under a name."""

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["NotDeliveredError", "pipeline", "publication", "settled_pipeline"]
 
 
-_REPEAT = "Repeat this step, when the service can be used, with: dfkd publish"
-
-
 class NotDeliveredError(DfkdError):
     """The results are made and kept, but not registered in MLflow, or not copied to the DVC remote."""
 
@@ -78,18 +75,23 @@ def _deliver(params: Params) -> dict[str, str]:
     """Publish the results in MLflow and copy them to the DVC remote; one is done even if the other fails."""
     pushed = push.submit()
     faults: list[str] = []
+    missing: list[str] = []
     made = None
     try:
         made = _published(params)
     except DfkdError as error:
-        faults.append(f"{error}\nThe results are made, but not registered. {_REPEAT}")
+        faults.append(str(error))
+        missing.append("registered")
     try:
         pushed.result()
     except DfkdError as error:
-        done = "The results are made and registered" if made else "The results are made"
-        faults.append(f"{error}\n{done}, but not copied to the remote. {_REPEAT}")
-    if faults or made is None:
-        raise NotDeliveredError("\n".join(faults))
+        faults.append(str(error))
+        missing.append("copied to the remote")
+    if made is None or missing:
+        raise NotDeliveredError(
+            "\n".join(faults) + f"\nThe results are kept, but not {' and not '.join(missing)}. When the service can be "
+            "used again, repeat this step with: dfkd publish"
+        )
     return {
         "model": made.model,
         "version": made.version,

@@ -23,6 +23,7 @@ from dfkd_tasks.processes.lifeline import descendants, end_with, kill
 from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = [
+    "OWN_URL",
     "NamedServer",
     "Server",
     "ServerProcess",
@@ -32,7 +33,9 @@ __all__ = [
     "start_server",
 ]
 
-_OWN = "DFKD_PREFECT_SERVER"
+OWN_URL = "DFKD_PREFECT_URL"
+"""Environment variable with the address of the server that a command has started for itself."""
+
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 300
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -101,7 +104,7 @@ class ServerProcess:
             port = probe.getsockname()[1]
         self.url = f"http://{_HOST}:{port}/api"
         self._oom_kills = count_oom_kills()
-        os.environ[API_URL] = os.environ[_OWN] = self.url
+        os.environ[API_URL] = os.environ[OWN_URL] = self.url
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
             command = [sys.executable, "-m", "dfkd_flows.session.server", str(port), str(os.getpid())]
@@ -140,7 +143,7 @@ class ServerProcess:
 def named_server() -> NamedServer | None:
     """Return the server that the user's settings name, None if a run starts its own."""
     found = find_address()
-    return NamedServer(found) if found and found.url != os.environ.get(_OWN) else None
+    return NamedServer(found) if found and found.url != os.environ.get(OWN_URL) else None
 
 
 def start_server() -> Server:

@@ -28,7 +28,10 @@ _HASTE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT":
 _FOLDERS = "MLFLOW_ALLOW_FILE_STORE"
 _PROBE = "dfkd-probe"
 _PROBE_TAG = "dfkd.checked"
-_REFUSED = ("401", "403", "PERMISSION_DENIED", "UNAUTHENTICATED", "Unauthorized", "Forbidden")
+# Status codes, and not parts of a port or of an id.
+_REFUSED = re.compile(r"(?<![:\w])40[13]\b|PERMISSION_DENIED|UNAUTHENTICATED|Unauthorized|Forbidden")
+# Names of MLflow's for a service, which are no folders.
+_SERVICES = ("databricks", "uc")
 
 
 def check_tracking(uri: str, experiment: str) -> None:
@@ -75,7 +78,8 @@ def check_registry(uri: str) -> None:
 def _check_answer(uri: str, name: str) -> None:
     """Check within seconds that somebody listens at an address, and that a server is an MLflow of our version."""
     address = urlsplit(uri)
-    if address.scheme in ("", "file") and os.environ.get(_FOLDERS, "").lower() not in ("true", "1"):
+    is_folder = address.scheme in ("", "file") and not uri.startswith(_SERVICES)
+    if is_folder and os.environ.get(_FOLDERS, "").lower() not in ("true", "1"):
         raise DfkdError(
             f"{name}={uri} is a folder, which MLflow no longer writes into. Name a file in it: "
             f"export {name}=sqlite:///{unquote(address.path).rstrip('/')}/mlflow.db"
@@ -137,7 +141,7 @@ def _explained(uri: str, name: str) -> Iterator[None]:
 
 
 def _sentence(error: Exception, uri: str, name: str) -> str:
-    if any(word in str(error) for word in _REFUSED):
+    if _REFUSED.search(str(error)):
         return (
             f"MLflow refuses to be written at {_shown(uri, name)}: {reason(error)}. Set the rights of the user "
             "there, or another one: export MLFLOW_TRACKING_USERNAME=NAME MLFLOW_TRACKING_PASSWORD=PASSWORD"

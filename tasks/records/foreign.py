@@ -23,10 +23,8 @@ def without_secrets(text: str) -> str:
 
 def is_foreign(error: BaseException) -> bool:
     """Return whether an error is of a service or of a library that speaks to it, and no bug of ours."""
-    return isinstance(error, (OSError, ImportError)) or type(error).__module__.partition(".")[0] not in (
-        "builtins",
-        "dfkd_core",
-    )
+    module = type(error).__module__
+    return isinstance(error, (OSError, ImportError)) or not module.startswith(("builtins", "dfkd_"))
 
 
 def reason(error: BaseException) -> str:

@@ -99,8 +99,7 @@ def test_services_that_go_away_in_a_run__get_the_results_from_publish(place: Pla
             os.killpg(process.pid, signal.SIGKILL)
     assert "agreement" in output
     assert f"No MLflow answers at MLFLOW_TRACKING_URI={place.mlflow.url}" in output
-    assert "The results are made, but not registered." in output
-    assert "but not copied to the remote" in output
+    assert "The results are kept, but not registered and not copied to the remote." in output
     assert output.rstrip().endswith("dfkd publish")
     assert "Traceback" not in output
     # Before any work.

@@ -17,7 +17,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         open_store("other")
-    mlflow.set_tracking_uri("")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it
     return folder / "mlflow.db"
 
 
@@ -26,4 +26,4 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
     """Change into a folder with a store."""
     monkeypatch.chdir(tmp_path)
     yield Path(shutil.copy2(empty_store, "mlflow.db"))
-    mlflow.set_tracking_uri("")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it
