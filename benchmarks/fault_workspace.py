@@ -21,7 +21,7 @@ import psutil
 import yaml
 
 from dfkd_flows.session.prefect_settings import API_URL
-from dfkd_flows.session.server import ServerProcess
+from dfkd_flows.session.server import OWN_URL, ServerProcess
 
 __all__ = ["Outcome", "Workspace", "ends_alone", "has_next_command", "make_workspace"]
 

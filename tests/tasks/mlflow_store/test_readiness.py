@@ -8,13 +8,14 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.mlflow_store.addresses import artifact_folder
 from dfkd_tasks.mlflow_store.publishing import open_store
-from dfkd_tasks.mlflow_store.readiness import check_store
+from dfkd_tasks.mlflow_store.readiness import check_store, has_version
 
 
 def change(command: str) -> Callable[[], None]:
@@ -50,6 +51,17 @@ def test_check_store__accepts_a_store_quickly_and_leaves_it_unchanged(store: Pat
     assert time.perf_counter() - start < 0.5
     assert file_sha256(store) == before
     assert sorted(path.name for path in Path().iterdir()) == ["mlflow.db"]
+
+
+def test_has_version__is_true_until_mlflow_deletes_it(store: Path) -> None:
+    open_store("dfkd")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    made = client.create_model_version("m", str(store.parent / "files"))
+    assert has_version("m", made.version)
+    assert not has_version("m", "2")
+    client.delete_model_version("m", made.version)
+    assert not has_version("m", made.version)
 
 
 def test_check_store__none_and_an_empty_one_are_made_by_the_run(
