@@ -10,7 +10,7 @@ __all__ = ["clear_half_files"]
 
 # As `write_atomically` names them.
 _HALF = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
-_WRITTEN_AT_THE_TOP = ("params.yaml", "metrics.json")
+_WRITTEN_AT_THE_TOP = ("params.yaml", "metrics.json", "code.json")
 _FOLDERS = ("artifacts", "reports")
 
 

@@ -12,7 +12,13 @@ def test_half_files__are_deleted_and_whole_ones_stay(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("whole")
     half = []
-    for name in ("params.yaml", "metrics.json", "artifacts/teacher/model.safetensors", "reports/samples.png"):
+    for name in (
+        "params.yaml",
+        "code.json",
+        "metrics.json",
+        "artifacts/teacher/model.safetensors",
+        "reports/samples.png",
+    ):
         with write_atomically(tmp_path / name) as temporary:
             half.append(temporary)
     # As if their processes had been killed.
