@@ -148,8 +148,8 @@ def run(
         return
     if (teacher or student) and _is_outside(here):
         with _reporting(debug, place="new project"):
-            from dfkd_flows.project.layout import Wishes
             from dfkd_flows.project.offer import make_project_if_agreed
+            from dfkd_flows.project.wishes import Wishes
 
             wishes = Wishes(
                 here=here,
@@ -223,7 +223,8 @@ def init(
     """
     here = Path.cwd()
     with _reporting(debug, place="new project"):
-        from dfkd_flows.project.layout import Wishes, make_project
+        from dfkd_flows.project.layout import make_project
+        from dfkd_flows.project.wishes import Wishes
 
         place = Path(os.path.abspath(here / folder if folder else here))
         wishes = Wishes(

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.common.digests import write_atomically
@@ -18,6 +17,7 @@ from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import ConfigError
 from dfkd_flows.project.pipeline_text import TEMPLATES, project_pipeline
 from dfkd_flows.project.places import check_git, check_place, check_results, is_in_git, is_there
+from dfkd_flows.project.wishes import Wishes
 from dfkd_flows.session.display import say
 from dfkd_flows.session.environment import prepare_environment
 from dfkd_flows.settings.checks import check_run
@@ -29,7 +29,7 @@ from dfkd_flows.settings.settling import planned
 from dfkd_flows.settings.teacher_source import dataset_assignment, source_assignments
 from dfkd_tasks.caching.code_file import CODE_FILE, PIPELINE, code_text
 
-__all__ = ["Wishes", "make_project"]
+__all__ = ["make_project"]
 
 _STATE = Path(".dfkd")
 _IGNORED = Path(".gitignore")
@@ -43,31 +43,6 @@ _MAY_EXIST = {
 }
 # Patterns of .gitignore for folders that may hold other things of the user. DVC then ignores its own results in them.
 _SHARED = ("artifacts", "data", "reports")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the user wants of a new project."""
-
-    here: Path
-    """Folder from which relative paths start."""
-    teacher: str | None = None
-    weights: str | None = None
-    student: str | None = None
-    dataset: str | None = None
-    """Images to judge the student on, as `data.dataset`; None is `none` for a teacher from elsewhere."""
-    trust_pickle: bool = False
-    trusted: tuple[str, ...] = ()
-    """Factories that a stored teacher may call."""
-    preset: str | None = None
-    assignments: tuple[str, ...] = ()
-    """Changes made after it, like `synthesis.num_images=2000`."""
-
-    @property
-    def are_none(self) -> bool:
-        """Whether the project gets the defaults."""
-        options = (self.teacher, self.weights, self.student, self.dataset, self.trust_pickle, self.preset)
-        return not any((*options, self.assignments))
 
 
 def make_project(folder: Path, wishes: Wishes) -> None:

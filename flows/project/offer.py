@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dfkd_core.errors import ConfigError, DfkdError
-from dfkd_flows.project.layout import Wishes, make_project
+from dfkd_flows.project.wishes import Wishes
 
 __all__ = ["make_project_if_agreed"]
 
@@ -19,6 +19,9 @@ def make_project_if_agreed(wishes: Wishes, *, yes: bool) -> None:
     """
     if not yes:
         _ask(wishes)
+    # Imported after the question, as it takes seconds.
+    from dfkd_flows.project.layout import make_project
+
     make_project(wishes.here, wishes)
 
 

@@ -10,7 +10,16 @@ __all__ = ["clear_half_files"]
 
 # As `write_atomically` names them.
 _HALF = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
-_WRITTEN_AT_THE_TOP = ("params.yaml", "metrics.json", "code.json")
+_WRITTEN_AT_THE_TOP = (
+    ".dvcignore",
+    ".gitignore",
+    "README.md",
+    "code.json",
+    "dvc.yaml",
+    "metrics.json",
+    "params.yaml",
+    "prefect.yaml",
+)
 _FOLDERS = ("artifacts", "reports")
 
 

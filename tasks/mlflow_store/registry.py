@@ -29,6 +29,11 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
     """
     if not source.model.startswith(SCHEMES):
         return source
+    if "MLFLOW_TRACKING_URI" not in os.environ and not STORE.is_file():
+        # MLflow would make an empty store here.
+        raise TeacherError(
+            f"{source.model} is in MLflow, and {STORE} is missing here. Name its server: export MLFLOW_TRACKING_URI=URI"
+        )
     import mlflow
     from mlflow.exceptions import MlflowException
 

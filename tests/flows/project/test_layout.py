@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from dvc.repo import Repo
+from filelock import FileLock
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -17,7 +20,7 @@ from dfkd_flows.cli import app
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.stages.command import STAGES
-from dfkd_tasks.caching.code import code_digest
+from dfkd_tasks.caching.code import PACKAGES, code_digest
 
 MADE = {
     ".dfkd", ".dvc", ".dvcignore", ".git", ".gitignore", "README.md", "code.json", "dvc.yaml", "params.yaml",
@@ -38,11 +41,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def call(*arguments: str, answer: str = "") -> Result:
+def call(*arguments: str) -> Result:
     # A command changes the folder of its process.
     before = Path.cwd()
     try:
-        return CliRunner().invoke(app, list(arguments), input=answer)
+        return CliRunner().invoke(app, list(arguments))
     finally:
         os.chdir(before)
 
@@ -185,3 +188,29 @@ def test_run__outside_of_a_project_asks_before_it_makes_one(here: Path) -> None:
     assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
     assert "Make one here and run it with: dfkd run --yes" in result.output
     assert names(here) == set()
+
+
+def test_run__on_a_terminal_makes_no_project_without_the_users_word(here: Path) -> None:
+    terminal, other = pty.openpty()
+    os.write(terminal, b"no\n")
+    script = "from dfkd_flows.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", "--teacher", "lenet5"],
+        env={**os.environ, "PYTHONPATH": str(PACKAGES)}, stdin=other, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    for end in (terminal, other):
+        os.close(end)
+    assert f"{here} is in no project. Make one here (params.yaml, dvc.yaml," in done.stdout
+    assert (done.returncode, done.stderr.startswith("dfkd: Nothing was written.")) == (1, True), done.stderr
+    assert names(here) == set()
+
+
+def test_run__with_yes_makes_a_project_and_goes_on(here: Path) -> None:
+    (here / ".dfkd").mkdir()
+    with FileLock(here / ".dfkd/run.lock"):
+        result = call("run", "--yes", "--student", "lenet5_half", "--preset", "digits", "--set", "seed=3")
+    # It got as far as the lock of a run.
+    assert (result.exit_code, "Another run" in result.output) == (3, True), result.output
+    assert names(here) == MADE
+    params = load_params(here / "params.yaml")
+    assert (params.seed, params.data.dataset, params.distillation.student) == (3, "digits", "lenet5_half")

@@ -16,6 +16,7 @@ def test_half_files__are_deleted_and_whole_ones_stay(tmp_path: Path) -> None:
         "params.yaml",
         "code.json",
         "metrics.json",
+        "prefect.yaml",
         "artifacts/teacher/model.safetensors",
         "reports/samples.png",
     ):
