@@ -28,6 +28,7 @@ from dfkd_flows.settings.parsing import PARAMS_FILE, load_params
 from dfkd_flows.settings.settling import planned
 from dfkd_flows.settings.teacher_source import dataset_assignment, source_assignments
 from dfkd_tasks.caching.code_file import CODE_FILE, PIPELINE, code_text
+from dfkd_tasks.caching.half_files import clear_half_files
 
 __all__ = ["make_project"]
 
@@ -144,6 +145,7 @@ def _holds(path: Path, text: str) -> bool:
 def _write(wanted: dict[Path, str]) -> None:
     made: list[str] = []
     kept: list[str] = []
+    clear_half_files()
     without_git = not is_in_git(Path.cwd()) and not _start_git()
     for path, template in _MAY_EXIST.items():
         text = (TEMPLATES / template).read_text(encoding="utf-8")

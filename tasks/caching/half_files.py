@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["clear_half_files"]
 
 # As `write_atomically` names them.
-_HALF = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
+_HALF = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
 _WRITTEN_AT_THE_TOP = (
     ".dvcignore",
     ".gitignore",

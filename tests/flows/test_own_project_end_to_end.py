@@ -22,20 +22,21 @@ class Folder:
     def __init__(self, path: Path) -> None:
         path.mkdir()
         self.path = path
-        scripts = str(Path(sys.executable).parent)
         own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MPL", "DFKD_"))}
         # A user's own packages come first.
         self._environment = {
             **own,
-            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{path}{os.pathsep}{PACKAGES}",
             "GIT_CONFIG_GLOBAL": os.devnull,
         }
 
-    def run(self, *command: str) -> str:
+    def run(self, program: str, *arguments: str) -> str:
+        own = Path(sys.executable).parent / program
+        # As with an environment that is activated for dvc, and for dfkd is not: its stages find it nevertheless.
+        path = os.environ["PATH"] if program == "dfkd" else f"{own.parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            command, cwd=self.path, env=self._environment, capture_output=True, text=True, check=False,
-            stdin=subprocess.DEVNULL, timeout=SECONDS,
+            [str(own) if own.is_file() else program, *arguments], cwd=self.path, stdin=subprocess.DEVNULL,
+            env={**self._environment, "PATH": path}, capture_output=True, text=True, check=False, timeout=SECONDS,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr

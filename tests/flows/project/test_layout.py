@@ -151,6 +151,8 @@ def test_init__finishes_what_a_killed_one_began(here: Path) -> None:
         if number < 2:
             assert "dfkd init" in call("show").output
     (here / ".gitignore").write_text("/.dfkd/\n")
+    # As `write_atomically` names what it has not finished.
+    (here / ".dvc.yaml.0f1e2d3c").write_text("half")
     result = call("init")
     assert result.exit_code == 0, result.output
     assert snapshot(here).keys() == whole.keys()
