@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_core.common.output_folders import check_output_folder
 from dfkd_core.common.rows import Rows
-from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
+from dfkd_core.data.datasets import dataset_spec, is_built_in
 from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetError
 from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
@@ -18,6 +18,7 @@ from dfkd_core.export.run import check_export_target, choose_images, default_for
 from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.transfer_set.reader import TransferSet
+from dfkd_flows.session.anywhere import in_project
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.trust import allow
@@ -80,7 +81,7 @@ def export_student(
         images = probe_images(student.card.image_shape)
     else:
         images, calibration = choose_images(_read_images(transfer_set, student.card))
-    labelled, note = _find_labelled(student.card, load_params().data) if int8 else (None, "")
+    labelled, note = _find_labelled(student.card) if int8 else (None, "")
     report = export_model(
         student,
         out,
@@ -117,8 +118,11 @@ def _read_images(folder: Path, card: ModelCard) -> Rows:
     return images
 
 
-def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | None, str]:
+def _find_labelled(card: ModelCard) -> tuple[EvaluationData | None, str]:
     """Return the project's test images if they fit the student, and otherwise the reason that they do not."""
+    if not in_project():
+        return None, "accuracy not measured: the test images of a project are used, and this folder is in none"
+    data = load_params().data
     if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
         return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
     try:

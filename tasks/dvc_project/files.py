@@ -11,12 +11,12 @@ from urllib.request import url2pathname
 import yaml
 
 from dfkd_tasks.caching.code import ENTRY_MODULES
+from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.status import LOCK
 
 __all__ = ["default_remote", "file_faults", "is_folder", "merge_marker", "storage_faults"]
 
-PIPELINE = Path("dvc.yaml")
 _DVC = Path(".dvc")
 _CONFIGS = (_DVC / "config", _DVC / "config.local")
 # A search uses the pipeline and is no part of it.

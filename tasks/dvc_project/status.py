@@ -1,4 +1,4 @@
-"""The state of the project in DVC and git; nothing is changed."""
+"""The state of the project in DVC and git."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dfkd_core.errors import DfkdError
+from dfkd_tasks.caching.code_file import CODE_FILE, CODE_STAGE
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 from dfkd_tasks.records.foreign import without_secrets
 
@@ -41,8 +43,9 @@ def results_digest() -> str:
         stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
         return json_digest(
             {
-                name: {"params": stage.get("params"), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
+                name: {"params": _settings(stage), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
                 for name, stage in stages.items()
+                if name != CODE_STAGE
             }
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -56,13 +59,21 @@ def inputs_and_outputs() -> list[Path]:
     return [Path("dvc.yaml"), LOCK, *sorted({Path(entry["path"]) for entry in entries})]
 
 
+def _settings(stage: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the parameters of a stage without the digest of its code."""
+    found = stage.get("params")
+    return found and {file: values for file, values in found.items() if file != CODE_FILE.name}
+
+
 def changed_stages() -> list[str]:
     """Return the stages whose inputs or outputs have changed since they ran, according to `dvc status`.
+
+    The stage `code`, which DVC runs each time, is none of them: what it would write is written here.
 
     Raises:
         DfkdError: `dvc status` fails, for example because dvc.yaml is not valid.
     """
-    return sorted(json.loads(run_dvc("status")))
+    return sorted({*json.loads(run_dvc("status"))} - {CODE_STAGE})
 
 
 def run_dvc(command: str, *, timeout: float | None = None) -> str:
