@@ -29,7 +29,7 @@ SMALL = {
     "synthesis.methods.soft_target.refinement.iterations": 5,
     "distillation.epochs": 2,
     "evaluation.num_latency_runs": 3,
-    "registry.min_agreement": 0.0,
+    "registry.enforce_rules": False,
     "execution.device": "cpu",
 }
 
@@ -165,3 +165,30 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_project: Calla
 def small() -> dict[str, Any]:
     """Overrides that make a run take seconds."""
     return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of MLflow without experiments of ours; to make one takes seconds."""
+    import mlflow
+
+    from dfkd_tasks.mlflow_store.publishing import open_store
+
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store("other")
+    mlflow.set_tracking_uri(before)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
+    """Change into a folder with a store of MLflow."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    yield Path(shutil.copy2(empty_store, "mlflow.db"))
+    mlflow.set_tracking_uri(before)

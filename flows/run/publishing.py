@@ -17,6 +17,7 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.settings.trust import allow
 from dfkd_flows.stages.command import STAGES
+from dfkd_tasks.caching.stored import read_note
 from dfkd_tasks.caching.workspace import PREDICTIONS, STUDENT, TRANSFER_SET
 from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
@@ -32,7 +33,7 @@ from dfkd_tasks.mlflow_store.publishing import (
 )
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["model_name", "publish"]
+__all__ = ["model_name", "note_champion", "publish", "registered_name"]
 
 # Of a path; names of models have at most 256 characters.
 _LONGEST_DATA = 100
@@ -67,6 +68,23 @@ def _publish(params: Params, experiment: str, results: str) -> Publication:
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers in metrics.json by dotted name."""
     return {name: float(value) for name, value in flatten(metrics).items() if isinstance(value, int | float)}
+
+
+def registered_name(params: Params) -> str:
+    """Return the name under which the project's student is or will be registered.
+
+    Raises:
+        DfkdError: It depends on the teacher, and nothing was made with it yet.
+    """
+    digest = read_manifest(TRANSFER_SET).teacher_digest if params.data.dataset == NO_DATA else ""
+    return model_name(params, digest)
+
+
+def note_champion(model: str, number: str) -> None:
+    """Correct the note of the last publication after the alias `champion` was moved to another version."""
+    noted = read_note(PUBLISHED, dict[str, Any])
+    if noted and noted.get("model") == model:
+        write_json(PUBLISHED, {**noted, "promoted": noted.get("version") == number})
 
 
 def model_name(params: Params, teacher_digest: str) -> str:

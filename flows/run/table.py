@@ -40,6 +40,7 @@ class _Published:
     version: str
     promoted: bool
     reason: str
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +197,11 @@ def _pointers() -> Iterator[str]:
     if published is None or not is_published():
         yield "  model      not registered, only its files are here; register it with: dfkd run"
     else:
-        alias = "champion" if published.promoted else "challenger"
-        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}@{alias}")'
-        yield f"             version {published.version}: {published.reason}"
+        address = "@champion" if published.promoted else f"/{published.version}"
+        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}{address}")'
+        yield f"             version {published.version}, {'champion' if published.promoted else 'not the champion'}:"
+        yield from (f"             {rule}" for rule in published.rules or [published.reason])
+        yield "  versions   dfkd history"
     yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
     yield "  figures    dvc metrics show; dvc plots show"
     yield "  images     reports/samples.png, reports/confusion.png"
