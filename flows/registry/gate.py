@@ -70,8 +70,10 @@ class Decision:
     def summary(self) -> str:
         """The comparison with the champion for a promotion, and all rules that do not hold."""
         broken = [reason.text for reason in self.reasons if not reason.holds]
-        if not self.promote or not broken:
-            return "; ".join(broken) or self.reasons[-1].text
+        if not self.promote:
+            return f"refused: {'; '.join(broken)}"
+        if not broken:
+            return self.reasons[-1].text
         others = [text for text in broken if text != self.reasons[-1].text]
         return "; ".join([self.reasons[-1].text, "promoted, as registry.enforce_rules is false", *others])
 

@@ -199,8 +199,11 @@ def _pointers() -> Iterator[str]:
     else:
         address = "@champion" if published.promoted else f"/{published.version}"
         yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}{address}")'
-        yield f"             version {published.version}, {'champion' if published.promoted else 'not the champion'}:"
-        yield from (f"             {rule}" for rule in published.rules or [published.reason])
+        yield f"             version {published.version}: {published.reason}"
+        # The reason holds the rules that decided; these are the others.
+        yield from (
+            f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
+        )
         yield "  versions   dfkd history"
     yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
     yield "  figures    dvc metrics show; dvc plots show"

@@ -17,7 +17,7 @@ def test_wilson_interval__ends_where_the_share_is_z_deviations_away() -> None:
     for share, n in ((0.8, 10), (0.5, 4), (0.9070, 10_000)):
         for end in wilson_interval(share, n, 1.96):
             assert abs(share - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n))
-    assert wilson_interval(1.0, 10, 1.96) == (pytest.approx(10 / (10 + 1.96**2)), 1.0)
+    assert wilson_interval(1.0, 10, 1.96) == pytest.approx((10 / (10 + 1.96**2), 1.0))
     assert wilson_interval(0.0, 10, 1.96)[0] == 0.0
 
 

@@ -95,7 +95,7 @@ def register(programs: Path) -> Callable[..., Version]:
     def make(name: str, found: EvaluationReport | None = None, **metrics: float) -> Version:
         experiment = open_store("dfkd")
         client = mlflow.MlflowClient()
-        run_id = client.create_run(experiment).info.run_id if found or metrics else None
+        run_id = client.create_run(experiment).info.run_id if found or metrics else ""
         if found:
             write_predictions(Path("logged") / PREDICTIONS.name, found.predictions)
             client.log_artifact(run_id, f"logged/{PREDICTIONS.name}", "reports")
@@ -106,7 +106,7 @@ def register(programs: Path) -> Callable[..., Version]:
             client.create_registered_model(NAME)
         tags = {"dfkd.images_sha256": found.predictions.images_sha256} if found else {}
         place = Path(shutil.copytree(programs / name, Path("models", str(len(list(Path().glob("models/*")))))))
-        made = client.create_model_version(NAME, source=str(place.resolve()), run_id=run_id, tags=tags)
+        made = client.create_model_version(NAME, source=str(place.resolve()), run_id=run_id or None, tags=tags)
         version = find_version(NAME, str(made.version))
         assert version is not None
         return version

@@ -36,7 +36,7 @@ def two_versions(evaluated_on: Callable, register: Callable, report: Callable) -
     found = evaluated_on()
     register("champion", report("champion"))
     register("challenger", found, **{"latency.student.batch_1_ms": 2.0})
-    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", 1)
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "1")
 
 
 def test_commands__without_a_registry_name_the_next_command(project: Path) -> None:

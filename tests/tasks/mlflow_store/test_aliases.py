@@ -128,7 +128,7 @@ def test_finish_promotion__ends_one_that_was_stopped_before_its_last_write() -> 
     assert finish_promotion(get(2))
     assert aliases()["champion"] == "2"
     # From now on an alias that somebody moves stays there.
-    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", 1)
+    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", "1")
     assert not finish_promotion(get(2))
     assert aliases()["champion"] == "1"
 
@@ -194,11 +194,11 @@ def test_version_before__of_aliases_that_somebody_has_moved() -> None:
     promoted(2)
     client = mlflow.MlflowClient()
     register()
-    client.set_registered_model_alias(NAME, "champion", 3)
+    client.set_registered_model_alias(NAME, "champion", "3")
     assert version_before(get(3)).number == "1"
-    client.set_registered_model_alias(NAME, "previous", 2)
+    client.set_registered_model_alias(NAME, "previous", "2")
     assert version_before(get(3)).number == "2"
-    client.set_registered_model_alias(NAME, "previous", 3)
+    client.set_registered_model_alias(NAME, "previous", "3")
     assert version_before(get(3)) is None
     client.delete_model_version(NAME, "1")
     assert version_before(get(2)).number == "3"
