@@ -185,8 +185,8 @@ def test_decide__against_the_champion(new: Figures, old: Figures, rules: dict, p
 def test_decide__the_comparison_in_words() -> None:
     decision = decide(answering(880, 1000), answering(900, 1000, version="3", note="measured again"), DEFAULT)
     assert decision.summary == (
-        "refused: accuracy 0.8800 against the champion's 0.9000 (version 3, measured again): -0.0200, at least -0.0287 at 95 % "
-        "confidence on the same 1000 images; not within registry.margin 0.01"
+        "refused: accuracy 0.8800 against the champion's 0.9000 (version 3, measured again): -0.0200, at least -0.0287 "
+        "at 95 % confidence on the same 1000 images; not within registry.margin 0.01"
     )
     decision = decide(figures(0.88), figures(0.85), DEFAULT)
     assert "on 10000 images, not compared one by one; within registry.margin 0.01" in decision.summary

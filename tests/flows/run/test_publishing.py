@@ -42,9 +42,9 @@ WORSE = {
     **TWICE,
     "aliases": {"champion": "1"},
     "promoted": ["false", "true"],
-    "reason": "refused: accuracy 0.8500 is less than 0.9 of the teacher's 1.0000 (registry.min_accuracy_share); accuracy "
-    "0.8500 against the champion's 0.9000 (version 1): -0.0500, at least -0.0537 at 95 % confidence on the same 10000 images; "
-    "not within registry.margin 0.01",
+    "reason": "refused: accuracy 0.8500 is less than 0.9 of the teacher's 1.0000 (registry.min_accuracy_share); "
+    "accuracy 0.8500 against the champion's 0.9000 (version 1): -0.0500, at least -0.0537 at 95 % confidence on the same "
+    "10000 images; not within registry.margin 0.01",
 }
 WHOLES = {"first": WHOLE, "better": BETTER, "worse": WORSE}
 
