@@ -475,6 +475,74 @@ def show(debug: Debug = False) -> None:
         typer.echo(render(load_params()))
 
 
+StudentName = Annotated[
+    str | None,
+    typer.Option("--student", help="Student of the project; the only one if not given.", metavar="NAME", parser=_text),
+]
+
+
+@app.command(
+    epilog="Examples: dfkd promote | dfkd promote 3 --dry-run | dfkd promote 3 --set registry.enforce_rules=false"
+)
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Number of a registered version; the newest if not given.", parser=_text)
+    ] = None,
+    student: StudentName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision and change nothing.")] = False,
+    assignments: NotWritten = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a registered version again and make it the champion if it passes the rules. Exit code 1 if not."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import promote_version
+        from dfkd_flows.run.publishing import note_champion, registered_name
+        from dfkd_flows.settings.overrides import apply_overrides
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = apply_overrides(load_params(), assignments or [])
+        model = registered_name(params)
+        champion = promote_version(params, model, version, dry_run=dry_run)
+        if champion:
+            note_champion(model, champion)
+
+
+@app.command(epilog="Example: dfkd rollback && dfkd history")
+def rollback(student: StudentName = None, debug: Debug = False) -> None:
+    """Make the previous champion the champion again."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import roll_back_champion
+        from dfkd_flows.run.publishing import note_champion, registered_name
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = load_params()
+        model = registered_name(params)
+        note_champion(model, roll_back_champion(params, model))
+
+
+@app.command(epilog="Example: dfkd history")
+def history(student: StudentName = None, debug: Debug = False) -> None:
+    """Show all registered versions: dates, figures, decisions with their reasons, and aliases."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import show_history
+        from dfkd_flows.run.publishing import registered_name
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = load_params()
+        show_history(params, registered_name(params))
+
+
+def _check_student(name: str | None) -> None:
+    from dfkd_core.errors import ConfigError
+    from dfkd_tasks.caching.workspace import STUDENT
+
+    if name not in (None, STUDENT.name):
+        raise ConfigError(f"No student {name!r}. Students: {STUDENT.name}")
+
+
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
     """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""

@@ -36,7 +36,7 @@ SMALL = {
     "synthesis.methods.soft_target.refinement.iterations": 5,
     "distillation.epochs": 2,
     "evaluation.num_latency_runs": 3,
-    "registry.min_agreement": 0.0,
+    "registry.enforce_rules": False,
     "execution.device": "cpu",
 }
 
@@ -296,3 +296,28 @@ def mlflow_server(serve: Callable[..., Service]) -> Service:
     store = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "./files"]
     address = ["--host", "127.0.0.1", "--port", "{port}", "--workers", "1"]
     return serve("mlflow", "server", *store, *address, page="/health", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of MLflow without experiments of ours; to make one takes seconds."""
+    import mlflow
+
+    from dfkd_tasks.mlflow_store.publishing import open_store
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store("other")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
+    """Change into a folder with a store of MLflow."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    yield Path(shutil.copy2(empty_store, "mlflow.db"))
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it

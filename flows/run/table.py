@@ -46,6 +46,7 @@ class _Published:
     """The MLflow that has it; empty for the project's own."""
     page: str = ""
     """Address of the run's page, if a server shows it."""
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +204,14 @@ def _pointers() -> Iterator[str]:
     if published is None or not is_published():
         yield "  model      not registered, only its files are here; register it with: dfkd publish"
     else:
-        alias = "champion" if published.promoted else "challenger"
-        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}@{alias}")'
+        address = "@champion" if published.promoted else f"/{published.version}"
+        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}{address}")'
         yield f"             version {published.version}: {published.reason}"
+        # The reason holds the rules that decided; these are the others.
+        yield from (
+            f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
+        )
+        yield "  versions   dfkd history"
     page = published.page if published and is_published() else ""
     yield f"  runs       {page or page_command()}"
     yield "  figures    dvc metrics show; dvc plots show"
