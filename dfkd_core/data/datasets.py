@@ -24,6 +24,7 @@ from dfkd_core.data.torchvision_sets import open_torchvision
 from dfkd_core.data.user_images import FILE_SUFFIXES, RawImages, fingerprint, open_file, open_folder
 from dfkd_core.downloads import SYSTEM_FOLDER
 from dfkd_core.errors import ConfigError, DataError
+from dfkd_core.installing import install_packages_command
 from dfkd_core.sections import config_section
 
 __all__ = [
@@ -273,7 +274,8 @@ def _shipped_digits() -> tuple[Tensor, Tensor]:
             rows = torch.from_numpy(np.loadtxt(stream, delimiter=","))
     except OSError as error:
         raise DataError(
-            f"The digits that scikit-learn ships cannot be read ({error}). Install it with: pip install scikit-learn"
+            f"The digits that scikit-learn ships cannot be read ({error}). "
+            f"Install it with: {install_packages_command('scikit-learn')}"
         ) from error
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].long()
 

@@ -74,6 +74,7 @@ def test_uv__gets_pips_configuration_and_no_password_among_its_arguments(
     assert {name: called["environment"].get(name) for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_pip__installs_the_same_if_uv_fails(
     installer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
