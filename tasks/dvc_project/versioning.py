@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.errors import DfkdError
+from dfkd_tasks.dvc_project.remote import check_remote
 from dfkd_tasks.dvc_project.status import dvc_program, run_dvc
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 
@@ -33,6 +34,8 @@ def reproduce(*stages: str) -> None:
 @task(name="dvc push", cache_policy=NO_CACHE)
 def push() -> None:
     """Copy the results to the remote, including the run cache."""
+    # If it is away, DVC would report each file.
+    check_remote()
     run_dvc("push")
 
 

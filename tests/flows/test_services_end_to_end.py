@@ -80,7 +80,7 @@ def test_run__uses_the_services_and_shows_their_pages(place: Place, small: dict[
 def test_doctor__names_the_services(place: Place) -> None:
     output = place.workspace.run("dfkd", "doctor")
     assert f"takes a run: {place.mlflow.url} (MLFLOW_TRACKING_URI)" in output
-    assert f"{place.prefect.url}/api (profile team in " in output
+    assert f"{place.prefect.url}/api (profile team in" in output
     assert f"far, s3://{BUCKET}/dvc" in output
 
 
