@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -186,7 +186,33 @@ def test_pipeline__the_command_works_next_to_a_users_flows_and_tasks(pipeline: R
     assert "site-packages" in version.stdout
     assert "doctor" in pipeline("dfkd", "--help", **options).stdout
     shown = pipeline("dfkd", "show", **options)
-    assert (shown.returncode, "No dvc.yaml" in shown.stderr) == (2, True), shown.stderr
+    assert (shown.returncode, "is in no project" in shown.stderr) == (2, True), shown.stderr
     code = "import flows, tasks, dfkd_flows.pipeline, dfkd_tasks.stages.synthesis; print(flows.OWNER, tasks.OWNER)"
     done = pipeline("python", "-c", code, **options)
     assert done.stdout.strip() == "me: flows me: tasks", done.stderr
+
+
+@pytest.mark.slow
+@MINUTES
+def test_pipeline__makes_a_project_of_a_users_own_and_runs_it(
+    pipeline: Run, tmp_path: Path, small: Mapping[str, Any]
+) -> None:
+    for name in ("flows", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('somebody imported what is mine')\n")
+    scripts = pipeline("python", "-c", "import sys; print(sys.prefix)").stdout.strip() + "/bin"
+    variables = {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "PREFECT_HOME": str(tmp_path / ".dfkd" / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(tmp_path / ".dfkd" / "results"),
+    }
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    for program, arguments, text in (
+        ("dfkd", ["init", *settings], "Next: dfkd run"),
+        ("dfkd", ["run"], "Registered dfkd-student-digits version 1"),
+        ("dvc", ["repro"], "Stage 'evaluate' didn't change"),
+        ("dfkd", ["export", "--out", "exported", "--format", "safetensors"], "Made"),
+    ):
+        done = pipeline(program, *arguments, cwd=tmp_path, env=variables)
+        assert (done.returncode, text in done.stdout) == (0, True), done.stdout + done.stderr
