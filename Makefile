@@ -13,15 +13,11 @@ PROSE := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs .github/pull_re
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY) ## Make .venv with exactly the versions in requirements.lock
+setup: $(READY) ## Make .venv with exactly the versions in requirements.lock and requirements-dev.lock
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11" % sys.version_info[:2])'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(BIN)/python -m dfkd_flows.session.prepare
-	@touch $@
+	@$(PYTHON) .ci/install.py $(VENV)
 
 run: $(READY) ## Run everything that has changed and show the table
 	@$(BIN)/dfkd run
@@ -47,7 +43,7 @@ faults: $(READY) ## Inject faults into small copies of the project; options: FAU
 check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src/dfkd_core src/dfkd_tasks src/dfkd_flows tests benchmarks
+	$(BIN)/mypy src/dfkd_core src/dfkd_tasks src/dfkd_flows tests benchmarks .ci/install.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ast-grep test -c styles/sgconfig.yml --skip-snapshot-tests
 	$(BIN)/ast-grep scan -c styles/sgconfig.yml $(PROSE)

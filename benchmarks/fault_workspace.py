@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dfkd_flows.session.server import API_URL, ServerProcess
+from dfkd_flows.session.prefect_settings import API_URL
+from dfkd_flows.session.server import OWN_URL, ServerProcess
 
 __all__ = ["Outcome", "Workspace", "ends_alone", "has_next_command", "make_workspace"]
 
@@ -34,7 +35,7 @@ SMALL = {
     "synthesis.methods.soft_target.refinement.iterations": 3,
     "distillation.epochs": 1,
     "evaluation.num_latency_runs": 1,
-    "registry.min_agreement": 0.0,
+    "registry.enforce_rules": False,
     "execution.device": "cpu",
 }
 _COMMAND_SECONDS = 1800
@@ -118,7 +119,7 @@ class Workspace:
         os.chdir(folder)
         server = ServerProcess()
         server.wait()
-        return PreparedWorkspace(self.root, {**self.environment, API_URL: server.url})
+        return PreparedWorkspace(self.root, {**self.environment, API_URL: server.url, OWN_URL: server.url})
 
     def store(self, name: str) -> None:
         """Keep the present state under a name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from dfkd_flows.session.anywhere import Place
     from dfkd_flows.settings.params import Params
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Data-free knowledge distillation: from a trained teacher to a registered student, without its training data.",
     epilog="Example: dfkd run --preset fast && dfkd show",
 )
 
@@ -90,6 +90,23 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from dfkd_core.installing import version_text
+
+        typer.echo(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Data-free knowledge distillation: from a trained teacher to a registered student, without its training data."""
+
+
 def main() -> None:
     """Run the command line, with the code of the project's folder if this holds some."""
     from dfkd_flows.session.own_code import run_own_code
@@ -113,15 +130,41 @@ def run(
     preset: Preset = None,
     assignments: Set = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until another run in this folder has ended.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Make a project if there is none, without a question; see dfkd init.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run everything that has changed, from the teacher to the registered student, and show the table.
 
     Options are checked and then written into params.yaml. An interrupted run continues when it is started again.
+    Outside of a project, --teacher or --student makes one in the current folder first.
     """
     start = _process_start()
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle or trust_factory
+    if not (named or preset or assignments) and (answer := _known_answer()):
+        typer.echo(answer)
+        return
+    if (teacher or student) and _is_outside(here):
+        with _reporting(debug, place="new project"):
+            from dfkd_flows.project.offer import make_project_if_agreed
+            from dfkd_flows.project.wishes import Wishes
+
+            wishes = Wishes(
+                here=here,
+                teacher=teacher,
+                weights=weights,
+                student=student,
+                trust_pickle=trust_pickle,
+                trusted=tuple(trust_factory or ()),
+                preset=preset,
+                assignments=tuple(assignments or ()),
+            )
+            make_project_if_agreed(wishes, yes=yes)
+        # The project has them now.
+        teacher = weights = student = preset = assignments = None
+        trust_pickle = False
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
         from dfkd_flows.run.ahead import look_ahead
 
@@ -134,6 +177,69 @@ def run(
         )
         trusted = tuple(trust_factory or ())
         run_all(preset, [*changes, *(assignments or [])], trusted=trusted, start=start, outlook=outlook)
+
+
+@app.command(epilog="Example: dfkd publish")
+def publish(debug: Debug = False) -> None:
+    """Register results in MLflow and copy them to the DVC remote, if a run could not. What is there already stays."""
+    with _reporting(debug, "Continue with the same command."), _only_run():
+        from dfkd_flows.run.delivery import publish_results
+
+        publish_results()
+
+
+@app.command(
+    epilog="Examples: dfkd init | dfkd init my_project | "
+    "dfkd init --teacher my_nets:make_net --weights ckpt.pt --dataset folder:my_images/test"
+)
+def init(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Empty, new, or in a git repository; the current folder if not given.", parser=_path),
+    ] = None,
+    teacher: TeacherSource = None,
+    weights: Weights = None,
+    student: Student = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Images to judge the student on: folder:PATH, file:PATH, torchvision:NAME, a built-in name, or none.",
+            parser=_text,
+        ),
+    ] = None,
+    trust_pickle: TrustPickle = False,
+    trust_factory: TrustFactory = None,
+    preset: Preset = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of params.yaml; repeatable."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a project of your own: its settings, stages, nightly run and DVC set-up. No existing file is overwritten.
+
+    Teacher, student and data are checked first; if one is refused, nothing is written.
+    """
+    here = Path.cwd()
+    with _reporting(debug, place="new project"):
+        from dfkd_flows.project.layout import make_project
+        from dfkd_flows.project.wishes import Wishes
+
+        place = Path(os.path.abspath(here / folder if folder else here))
+        wishes = Wishes(
+            here=here,
+            teacher=teacher,
+            weights=weights,
+            student=student,
+            dataset=dataset,
+            trust_pickle=trust_pickle,
+            trusted=tuple(trust_factory or ()),
+            preset=preset,
+            assignments=tuple(assignments or ()),
+        )
+        make_project(place, wishes)
+        typer.echo(f"Next: {'' if place == here else f'cd {shlex.quote(str(folder))} && '}dfkd run")
 
 
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
@@ -163,10 +269,16 @@ def tune(
 
 @app.command(epilog="Examples: dfkd stage synthesize | dvc repro synthesize (which calls it if something has changed)")
 def stage(
-    name: Annotated[str, typer.Argument(help="teacher, statistics, synthesize, distill or evaluate.")],
+    name: Annotated[str, typer.Argument(help="code, teacher, statistics, synthesize, distill or evaluate.")],
     debug: Debug = False,
 ) -> None:
     """Run one stage with the current params.yaml, even if nothing has changed. DVC calls this."""
+    from dfkd_tasks.caching.code_file import CODE_STAGE, write_code_file
+
+    if name == CODE_STAGE:
+        with _reporting(debug):
+            write_code_file()
+        return
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."), _only_run():
         from dfkd_flows.settings.parsing import load_params
         from dfkd_flows.stages.command import run_stage
@@ -226,7 +338,7 @@ def verify(
 ) -> None:
     """Check everything that a student relies on in a transfer set: hashes, shapes, positions, values and figures."""
     here = Path.cwd()
-    with _reporting(debug):
+    with _reporting(debug, place="anywhere" if folder else "project"):
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
         from dfkd_tasks.caching.stored_models import load_allowed_teacher
@@ -260,7 +372,7 @@ def layers(
 ) -> None:
     """List the layers of a teacher whose features can be modelled, and mark the one that a run uses."""
     here = Path.cwd()
-    with _reporting(debug):
+    with _reporting(debug, place="anywhere" if teacher else "project"):
         from dfkd_flows.commands.inspecting import list_layers
 
         params = _with_teacher(here, teacher, weights, trust_pickle, assignments)
@@ -280,7 +392,7 @@ def inspect(
 ) -> None:
     """Report the properties of a teacher, the methods that work with it, and the time that they take here."""
     here = Path.cwd()
-    with _reporting(debug):
+    with _reporting(debug, place="anywhere" if teacher else "project"):
         import torch
 
         from dfkd_flows.commands.inspecting import describe_teacher
@@ -338,7 +450,7 @@ def export(
 ) -> None:
     """Write a student as safetensors, torch.export and ONNX. Each file is compared with it before it is kept."""
     here = Path.cwd()
-    with _reporting(debug):
+    with _reporting(debug, place="anywhere" if student else "project"):
         from dfkd_flows.commands.exporting import export_student
 
         export_student(
@@ -363,6 +475,74 @@ def show(debug: Debug = False) -> None:
         typer.echo(render(load_params()))
 
 
+StudentName = Annotated[
+    str | None,
+    typer.Option("--student", help="Student of the project; the only one if not given.", metavar="NAME", parser=_text),
+]
+
+
+@app.command(
+    epilog="Examples: dfkd promote | dfkd promote 3 --dry-run | dfkd promote 3 --set registry.enforce_rules=false"
+)
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Number of a registered version; the newest if not given.", parser=_text)
+    ] = None,
+    student: StudentName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decision and change nothing.")] = False,
+    assignments: NotWritten = None,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a registered version again and make it the champion if it passes the rules. Exit code 1 if not."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import promote_version
+        from dfkd_flows.run.publishing import note_champion, registered_name
+        from dfkd_flows.settings.overrides import apply_overrides
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = apply_overrides(load_params(), assignments or [])
+        model = registered_name(params)
+        champion = promote_version(params, model, version, dry_run=dry_run)
+        if champion:
+            note_champion(model, champion)
+
+
+@app.command(epilog="Example: dfkd rollback && dfkd history")
+def rollback(student: StudentName = None, debug: Debug = False) -> None:
+    """Make the previous champion the champion again."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import roll_back_champion
+        from dfkd_flows.run.publishing import note_champion, registered_name
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = load_params()
+        model = registered_name(params)
+        note_champion(model, roll_back_champion(params, model))
+
+
+@app.command(epilog="Example: dfkd history")
+def history(student: StudentName = None, debug: Debug = False) -> None:
+    """Show all registered versions: dates, figures, decisions with their reasons, and aliases."""
+    with _reporting(debug):
+        from dfkd_flows.registry.commands import show_history
+        from dfkd_flows.run.publishing import registered_name
+        from dfkd_flows.settings.parsing import load_params
+
+        _check_student(student)
+        params = load_params()
+        show_history(params, registered_name(params))
+
+
+def _check_student(name: str | None) -> None:
+    from dfkd_core.errors import ConfigError
+    from dfkd_tasks.caching.workspace import STUDENT
+
+    if name not in (None, STUDENT.name):
+        raise ConfigError(f"No student {name!r}. Students: {STUDENT.name}")
+
+
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
     """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""
@@ -377,28 +557,31 @@ def doctor(debug: Debug = False) -> None:
 def _with_teacher(
     here: Path, teacher: str | None, weights: str | None, trust_pickle: bool, assignments: list[str] | None
 ) -> Params:
-    """Return the project's parameters with a teacher and changes that are not written."""
+    """Return the project's parameters, or the defaults, with a teacher and changes that are not written."""
+    from dfkd_flows.session.anywhere import in_project
     from dfkd_flows.settings.overrides import apply_overrides
+    from dfkd_flows.settings.params import Params
     from dfkd_flows.settings.parsing import load_params
     from dfkd_flows.settings.teacher_source import source_assignments
 
     changes = source_assignments(here=here, teacher=teacher, weights=weights, student=None, trust_pickle=trust_pickle)
-    return apply_overrides(load_params(), [*changes, *(assignments or [])])
+    return apply_overrides(load_params() if in_project() else Params(), [*changes, *(assignments or [])])
 
 
 @contextmanager
-def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
-    """Enter the project; turn an error or a signal into one message and an exit code."""
+def _reporting(debug: bool, when_stopped: str = "", *, place: Place = "project") -> Iterator[None]:
+    """Enter the project, or another place; turn an error or a signal into one message and an exit code."""
     from dfkd_core.errors import DfkdError
-    from dfkd_flows.session.environment import DEBUG, enter_project, prepare_environment
+    from dfkd_flows.session.anywhere import entered
+    from dfkd_flows.session.environment import DEBUG
     from dfkd_flows.session.stopping import stoppable
     from dfkd_tasks.processes.endings import means_full_disk, remedy
 
     debug = debug or DEBUG in os.environ
     with stoppable(when_stopped) as stop:
         try:
-            prepare_environment(enter_project(), debug=debug)
-            yield
+            with entered(place, debug=debug):
+                yield
         except (KeyboardInterrupt, Exception) as error:
             # After Ctrl-C a stage can fail before this process receives its own interrupt, or instead of it.
             if stop.number:
@@ -411,9 +594,19 @@ def _reporting(debug: bool, when_stopped: str = "") -> Iterator[None]:
                 _fail(str(error), _exit_code(error))
             if isinstance(error, OSError):
                 _fail(f"{error}. {remedy(error)}", _FAILED)
+            if isinstance(error, ModuleNotFoundError) and (lacking := _pipeline_fault()):
+                _fail(lacking, _FAILED)
             if means_full_disk(error):
                 _fail(f"The disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}", _FAILED)
             _fail(f"{type(error).__name__}: {error}\nThis is a bug in dfkd. Show the traceback with: --debug", _FAILED)
+
+
+def _known_answer() -> str | None:
+    from dfkd_flows.run.unchanged import known_answer
+    from dfkd_flows.session.environment import find_project
+
+    project = find_project(Path.cwd())
+    return known_answer(project) if project else None
 
 
 @contextmanager
@@ -424,6 +617,12 @@ def _only_run(*, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def _is_outside(here: Path) -> bool:
+    from dfkd_flows.session.environment import find_project, incomplete_project
+
+    return find_project(here) is None and not incomplete_project(here)
+
+
 def _exit_code(error: Exception) -> int:
     from dfkd_core.errors import ConfigError
     from dfkd_flows.session.one_run import BusyError
@@ -431,6 +630,12 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, BusyError):
         return _BUSY
     return _BAD_INPUT if isinstance(error, ConfigError) else _FAILED
+
+
+def _pipeline_fault() -> str:
+    from dfkd_core.installing import pipeline_fault
+
+    return pipeline_fault()
 
 
 def _fail(message: str, code: int) -> None:
@@ -443,7 +648,3 @@ def _process_start() -> float:
     import psutil
 
     return float(psutil.Process().create_time())
-
-
-if __name__ == "__main__":
-    main()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +21,11 @@ from typing import Any
 import pytest
 import yaml
 
-from dfkd_flows.session.environment import prepare_environment
+from dfkd_flows.session.environment import TELEMETRY_OFF, prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_SECONDS = 550
+SECONDS_TO_SERVE = 240
 
 # Everything for real, but small: bundled digits, four shards for two workers.
 SMALL = {
@@ -29,11 +36,15 @@ SMALL = {
     "synthesis.methods.soft_target.refinement.iterations": 5,
     "distillation.epochs": 2,
     "evaluation.num_latency_runs": 3,
-    "registry.min_agreement": 0.0,
+    "registry.enforce_rules": False,
     "execution.device": "cpu",
 }
 
 
+# Tests use no services of the person who runs them.
+for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
+os.environ["PREFECT_PROFILES_PATH"] = os.devnull
 _BEFORE = dict(os.environ)
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 # Here and not in a hook, as conftest.py files further down import torch, which reads this once. Threads that wait by
@@ -165,3 +176,148 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_project: Calla
 def small() -> dict[str, Any]:
     """Overrides that make a run take seconds."""
     return dict(SMALL)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """Return a port of 127.0.0.1 at which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[Mapping[str, tuple[int, Any]]], str]]:
+    """Return a function that starts a server with a status and content by the end of a path, and 404 for all else."""
+    servers = []
+
+    def start(answers: Mapping[str, tuple[int, Any]]) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                status, content = next((found for end, found in answers.items() if path.endswith(end)), (404, {}))
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
+class Service:
+    """A real server of another program, on a port of 127.0.0.1 that it keeps."""
+
+    command: list[str]
+    """Its program and arguments; `{port}` is replaced."""
+    page: str
+    """A page that it answers when it is up."""
+    folder: Path
+    port: int
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        program = [str(Path(sys.executable).parent / self.command[0]), *self.command[1:]]
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [part.format(port=self.port) for part in program],
+                cwd=self.folder,
+                env={**_BEFORE, **TELEMETRY_OFF, "PREFECT_HOME": str(self.folder), **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + SECONDS_TO_SERVE
+        while not self._answers():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + self.page, timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End it with all processes that it started."""
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
+    """Return a function that starts a service: `serve("mlflow", "server", "--port", "{port}", page="/health")`."""
+    services = []
+
+    def start(*command: str, page: str, **environment: str) -> Service:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        service = Service(list(command), page, tmp_path_factory.mktemp("service"), port, environment)
+        services.append(service)
+        service.start()
+        return service
+
+    yield start
+    for service in services:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(serve: Callable[..., Service]) -> Service:
+    """Return a real MLflow server with a database and a store for files of its own."""
+    store = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "./files"]
+    address = ["--host", "127.0.0.1", "--port", "{port}", "--workers", "1"]
+    return serve("mlflow", "server", *store, *address, page="/health", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of MLflow without experiments of ours; to make one takes seconds."""
+    import mlflow
+
+    from dfkd_tasks.mlflow_store.publishing import open_store
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store("other")
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
+    """Change into a folder with a store of MLflow."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    yield Path(shutil.copy2(empty_store, "mlflow.db"))
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # resets it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -20,17 +21,21 @@ _PLAN = ".plan.json"
 # States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
 _STATES = _UNFINISHED, _COMPLETE, _MOVING = ".dfkd-unfinished-", ".dfkd-complete-", ".dfkd-moving-"
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Stale = Callable[[Path], Iterable[str]]
 """Returns the names of the files in a folder that belong to an earlier result."""
 
 
 def check_output_folder(folder: Path) -> None:
-    """Check that files can be written into a folder, which may not exist yet. Nothing is created.
+    """Check that files can be written into a folder, which may not exist yet. Nothing stays there.
 
     A link to an existing folder is allowed.
 
     Raises:
-        ConfigError: The folder or one around it is a file, a link leads nowhere, or a right to write is missing.
+        ConfigError: The folder or one around it is a file, a link leads nowhere, a right to write is missing,
+            or the file system takes no files, as /proc.
+        OSError: The disk is full.
     """
     fault = _fault(folder)
     if fault:
@@ -52,6 +57,17 @@ def _fault(folder: Path) -> str | None:
         return "is not a folder" if nearest == place else f"cannot be made: {nearest} is not a folder"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"cannot be written: {nearest} is read-only for this user"
+    return _trial_fault(nearest)
+
+
+def _trial_fault(folder: Path) -> str | None:
+    """Return why no folder can be made in an existing one; its rights alone do not tell, above all for root."""
+    try:
+        Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED)).rmdir()
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        return f"cannot be written: {folder} takes no files ({error.strerror})"
     return None
 
 

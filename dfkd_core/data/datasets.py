@@ -5,6 +5,7 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from dfkd_core.common.scikit_learn import shipped_file
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.data.fitting import FittedImages, resize, resize_and_crop
 from dfkd_core.data.published_files import ensure_files, read_files, torchvision_class
 from dfkd_core.data.torchvision_sets import open_torchvision
 from dfkd_core.data.user_images import FILE_SUFFIXES, RawImages, fingerprint, open_file, open_folder
 from dfkd_core.downloads import SYSTEM_FOLDER
-from dfkd_core.errors import ConfigError
+from dfkd_core.errors import ConfigError, DataError
 from dfkd_core.sections import config_section
 
 __all__ = [
@@ -253,19 +255,27 @@ def _user_path(config: DataConfig) -> Path | None:
 
 
 def _read_digits(split: Split) -> tuple[Tensor, Tensor]:
-    # Imported here: scikit-learn takes a second to import, and no other data set needs it.
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    labels = torch.from_numpy(bunch.target).long()
+    pixels, labels = _shipped_digits()
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(10):
         members = (labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=derive_generator(0, "digits", "split", label))
         test[members[order[: round(len(members) * _DIGITS_TEST_FRACTION)]]] = True
-    images = torch.from_numpy(bunch.images).mul(255 / 16).round().byte().unsqueeze(1)
+    images = pixels.mul(255 / 16).round().byte().unsqueeze(1)
     chosen = test if split == "test" else ~test
     return images[chosen], labels[chosen]
+
+
+def _shipped_digits() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits: pixels float64 [n, 8, 8] from 0 to 16, and labels int64 [n]."""
+    try:
+        with gzip.open(shipped_file("data/digits.csv.gz")) as stream:
+            rows = torch.from_numpy(np.loadtxt(stream, delimiter=","))
+    except OSError as error:
+        raise DataError(
+            f"The digits that scikit-learn ships cannot be read ({error}). Install it with: pip install scikit-learn"
+        ) from error
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].long()
 
 
 def _read_idx_set(config: DataConfig, split: Split, system_folder: Path) -> tuple[Tensor, Tensor]:

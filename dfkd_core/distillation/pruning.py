@@ -12,6 +12,7 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from dfkd_core.common.pixels import grey_images, load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.copying import Pairing, copy_layers
-from dfkd_core.errors import DistillationError
+from dfkd_core.errors import DistillationError, TeacherError
 from dfkd_core.models.access import Inspectable
 from dfkd_core.models.calls import NotThinnableError
 from dfkd_core.models.channels import find_channels, is_depthwise
-from dfkd_core.models.outputs import select_output
+from dfkd_core.models.outputs import find_output_key, select_output
 from dfkd_core.models.passes import LABELLING_SHARE
 
 __all__ = ["check_copy", "check_thinner", "fill_copy", "no_copy", "prune_into"]
@@ -124,7 +125,7 @@ def fill_copy(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
         student.load_state_dict(network.state_dict())
         probes = _normalised(teacher, images, _CHECKED_IMAGES)
         key = teacher.card.output_key
-        _check_same(select_output(network(probes), key), select_output(student(probes), key))
+        _check_same(select_output(network(probes), key), _output_of_student(student(probes), key))
     finally:
         student.to(device).train(is_training)
 
@@ -138,12 +139,21 @@ def _paired(teacher: Inspectable, student: nn.Module) -> Pairing:
 def _fill(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
     network, pairing = teacher.network, _paired(teacher, student)
     pixels = _normalised(teacher, images, _num_images(teacher, pairing.wide.largest))
-    answers = copy_layers(network, student, pairing, pixels), student(pixels[:_CHECKED_IMAGES])
-    wanted, found = (select_output(answer, teacher.card.output_key)[:_CHECKED_IMAGES] for answer in answers)
+    key = teacher.card.output_key
+    wanted = select_output(copy_layers(network, student, pairing, pixels), key)[:_CHECKED_IMAGES]
+    found = _output_of_student(student(pixels[:_CHECKED_IMAGES]), key)
     if pairing.is_whole:
         _check_same(wanted, found)
     else:
         _check_near(wanted, found)
+
+
+def _output_of_student(answer: Any, key: str) -> Tensor:
+    """Return the student's output: at the teacher's key, or at its own if it answers in another form."""
+    try:
+        return select_output(answer, key)
+    except TeacherError:
+        return select_output(answer, find_output_key(answer, role="student"))
 
 
 def _check_same(wanted: Tensor, found: Tensor) -> None:

@@ -5,7 +5,7 @@ n images, k classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 import torch
@@ -13,13 +13,14 @@ from annotated_types import Ge, Le
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dfkd_core.common.pixels import load_batch
+from dfkd_core.common.pixels import dequantise, move_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import DataError
 from dfkd_core.evaluation.class_order import check_class_order
 from dfkd_core.evaluation.labelled_images import EvaluationData
 from dfkd_core.evaluation.metrics import LabelScores, confusion_matrix, label_scores, mean_kl
+from dfkd_core.evaluation.predictions import ImagesDigest, Predictions
 from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.passes import PassSizes, joined
@@ -100,6 +101,8 @@ class EvaluationReport:
     """Number of images per class predicted by the teacher (row) and by the student (column)."""
     proxy: bool
     """Whether the images were held-out ones without labels, so that agreement only hints at the real one."""
+    predictions: Predictions = field(repr=False)
+    """Predicted classes, image by image."""
 
     def to_metrics(self) -> dict[str, dict[str, float]]:
         """Return the single figures as `{"teacher": {...}, "student": {...}}`; shares are fractions.
@@ -163,39 +166,48 @@ def evaluate(
         raise DataError("There is nothing to evaluate on. Pass labelled images, or held-out images as a proxy.")
     labels = data.labels if data is not None else None
     _check_fit(images, labels, teacher)
-    logits = _predict(student, teacher, images, config.batch_size, on_progress)
+    logits, digest = _predict(student, teacher, images, config.batch_size, on_progress)
     if labels is not None and check_order:
         check_class_order(logits[1].argmax(1), labels.cpu(), teacher.card.num_classes)
     shown = cast(Inspectable, teacher).network if has_access(teacher, "layers") else None
-    agreement = (logits[0].argmax(1) == logits[1].argmax(1)).double().mean().item()
+    classes = (logits[0].argmax(1), logits[1].argmax(1))
+    agreement = (classes[0] == classes[1]).double().mean().item()
     return EvaluationReport(
         student=_model_report(student.network, logits[0], labels, config.num_bins),
         teacher=_model_report(shown, logits[1], labels, config.num_bins),
         agreement=agreement,
         kl=mean_kl(logits[1], logits[0]),
         num_images=len(images),
-        answers=tuple(map(tuple, confusion_matrix(logits[0], logits[1].argmax(1)).tolist())),
+        answers=tuple(map(tuple, confusion_matrix(logits[0], classes[1]).tolist())),
         proxy=labels is None,
+        predictions=Predictions(
+            student=tuple(classes[0].tolist()),
+            teacher=tuple(classes[1].tolist()),
+            labels=None if labels is None else tuple(labels.tolist()),
+            images_sha256=digest.of(images, labels),
+        ),
     )
 
 
 @torch.inference_mode()
 def _predict(
     student: Classifier, teacher: Labeller, images: Rows, batch_size: int, on_progress: OnProgress
-) -> tuple[Tensor, Tensor]:
-    """Return the logits [n, k] of student and teacher on the CPU."""
+) -> tuple[tuple[Tensor, Tensor], ImagesDigest]:
+    """Return the logits [n, k] of student and teacher on the CPU, and the digest of the images."""
     student = student.to(teacher.device).eval()
-    own_passes = PassSizes(student, memory=teacher.memory)
+    own_passes, digest = PassSizes(student, memory=teacher.memory), ImagesDigest()
     parts = []
     for first in range(0, len(images), batch_size):
         done = min(first + batch_size, len(images))
-        batch = load_batch(images, torch.arange(first, done), teacher.device)
+        pixels = images[torch.arange(first, done).to(images.device)]
+        digest.add(pixels)
+        batch = dequantise(move_batch(pixels, teacher.device), memory_format=torch.channels_last)
         student_logits = joined([student(part).cpu() for part in own_passes.split(batch)])
         parts.append((student_logits, teacher.label(batch).cpu()))
         on_progress(Progress(stage="evaluate", done=done, total=len(images), unit="images"))
     by_model = zip(*parts, strict=True)
     of_student, of_teacher = (torch.cat(logits) for logits in by_model)
-    return of_student, of_teacher
+    return (of_student, of_teacher), digest
 
 
 def _model_report(network: nn.Module | None, logits: Tensor, labels: Tensor | None, num_bins: int) -> ModelReport:

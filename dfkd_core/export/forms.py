@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 
 from dfkd_core.errors import ExportError
 from dfkd_core.export.fidelity import Predict
+from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.programs import trace_program
 from dfkd_core.models.storage import load_model, read_card
@@ -79,7 +80,7 @@ def needing(extra: str) -> Iterator[None]:
     except ImportError as error:
         raise ExportError(
             f"The package {error.name or _PACKAGES[extra][0]} cannot be imported: {error}. "
-            f"Install it with: pip install 'dfkd[{extra}]'"
+            f"Install it with: {install_command(extra)}"
         ) from error
     finally:
         logging.disable(disabled)

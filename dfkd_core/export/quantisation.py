@@ -1,6 +1,6 @@
 """Post-training quantisation of a captured network: int8 weights, uint8 activations, ranges from calibration images.
 
-Needs torchao (`pip install 'dfkd[int8]'`), so it is only imported when it is used. The input of every convolution and
+Needs torchao (the extra `int8`), so it is only imported when it is used. The input of every convolution and
 linear layer is quantised with one range for the whole tensor, its weight with one range per output channel (Jacob et
 al., 2018, arXiv 1712.05877; Krishnamoorthi, 2018, arXiv 1806.08342, section 3.1). The layers are found by the graph's
 operators, not by the classes of the modules, so that this works for any network. BatchNorm is first folded into the

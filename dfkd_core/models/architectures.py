@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from dfkd_core.errors import ConfigError, DfkdError, first_line
+from dfkd_core.installing import install_command
 from dfkd_core.models.built_in import build_network as build_built_in
 from dfkd_core.models.built_in import is_built_in, network_names
 from dfkd_core.models.calls import NotThinnableError
@@ -240,7 +241,7 @@ def import_timm() -> Any:
         importlib.import_module("dfkd_core.common.vision")
         return importlib.import_module("timm")
     except ModuleNotFoundError:
-        raise ConfigError("timm:NAME needs the package timm. Install it with: pip install 'dfkd[timm]'") from None
+        raise ConfigError(f"timm:NAME needs the package timm. Install it with: {install_command('timm')}") from None
 
 
 def _call(function: Any, shape: Mapping[str, int], given: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dfkd_core.models.calls import Calls, Layer, NotThinnableError, call_name
@@ -113,6 +114,8 @@ def find_channels(network: nn.Module, images: Tensor, *, whole_groups: Collectio
     Raises:
         NotThinnableError: A step is of a kind for which the channels of its result are not known, or the run fails.
     """
+    if normed := _spectrally_normed(network):
+        raise NotThinnableError(f"a hook computes the weight of {normed} in each pass (torch.nn.utils.spectral_norm)")
     run = _Run(network, whole_groups)
     images = images.clone()
     channels = run.ids.fresh(images.shape[1])
@@ -126,6 +129,14 @@ def find_channels(network: nn.Module, images: Tensor, *, whole_groups: Collectio
         raise NotThinnableError(f"its steps cannot be followed ({str(error).partition(chr(10))[0]})") from error
     outputs = [without_repeats(run.ids_of(tensor)).flatten() for tensor in tree_leaves(answer) if run.is_marked(tensor)]
     return run.result([channels, *outputs])
+
+
+def _spectrally_normed(network: nn.Module) -> str:
+    """Return the name of a layer whose weight the old spectral norm computes from matrix products, empty if none is."""
+    for name, module in network.named_modules():
+        if any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()):
+            return str(name)
+    return ""
 
 
 class _Run(Calls):

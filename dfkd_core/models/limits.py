@@ -42,6 +42,11 @@ class _Limit(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._bytes, self._steps, self._what = num_bytes, steps, what
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise the first operation imports the compiler, which takes two seconds.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Before the operation: afterwards, the memory may be gone.
         self._spend(0 if _has_tensor(args) else _BYTES_PER_NUMBER * _requested(args), 1)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dfkd_core.common.regular_files import read_regular
 from dfkd_core.errors import TeacherError, first_line
+from dfkd_core.installing import install_command
 from dfkd_core.models.layouts import (
     ChannelsFirst,
     Permutation,
@@ -108,9 +109,9 @@ def load_program(path: Path, kind: ProgramKind, *, sha256: str | None = None) ->
         program, shape, permutation = readers[kind](path, content)
     except TeacherError:
         raise
-    except ModuleNotFoundError as error:
-        raise TeacherError(f"Reading {path} needs {error.name}. Install it with: pip install 'dfkd[onnx]'") from None
     except Exception as error:  # each reader has a dozen errors for an incomplete file
+        if kind == "onnx" and isinstance(error, ModuleNotFoundError):
+            raise _lacking(path, str(error.name)) from None
         raise TeacherError(f"{path} cannot be read as {kind}: {first_line(error)}. Export it again") from error
     tensors = [tensor for tensor in program.state_dict().values() if tensor.is_floating_point()]
     precision = tensors[0].dtype if tensors else torch.float32
@@ -246,11 +247,15 @@ def _load_script(path: Path, content: bytes) -> tuple[nn.Module, _InputShape, Pe
     return program.eval(), None, first_permutation(program)
 
 
+def _lacking(path: Path, package: str) -> TeacherError:
+    return TeacherError(f"Reading {path} needs {package}. Install it with: {install_command('onnx')}")
+
+
 def _import_onnx(path: Path) -> Any:
     try:
         return importlib.import_module("onnx")
     except ModuleNotFoundError:
-        raise TeacherError(f"Reading {path} needs onnx. Install it with: pip install 'dfkd[onnx]'") from None
+        raise _lacking(path, "onnx") from None
 
 
 def _parse_onnx(path: Path, content: bytes) -> Any:

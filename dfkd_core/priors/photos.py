@@ -13,12 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from dfkd_core.common.pixels import dequantise
+from dfkd_core.common.scikit_learn import shipped_file
 from dfkd_core.common.seeding import uniform_rows
 from dfkd_core.errors import DataError
+from dfkd_core.installing import install_packages_command
 from dfkd_core.priors.blurring import blur_maps
 from dfkd_core.priors.draws import Cursor
 from dfkd_core.priors.pixels import PixelPrior, paint_in_chunks
@@ -113,17 +116,18 @@ def load_atlas() -> Atlas:
 
 def _load_photo(name: str) -> torch.Tensor:
     """Return a photograph [3, h, w] in [0, 1]."""
-    # Imported here: no other prior needs scikit-learn.
+    # Imported here: no other prior needs Pillow.
     try:
-        from sklearn.datasets import load_sample_image
+        from PIL import Image
 
-        picture = load_sample_image(name)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
+        with Image.open(shipped_file(f"images/{name}"), formats=["JPEG"]) as image:
+            picture = np.asarray(image.convert("RGB"))
+    except (ImportError, OSError) as error:
         raise DataError(
             f"The photograph {name} that scikit-learn ships cannot be read ({error}). "
-            "Install scikit-learn and pillow (pip install scikit-learn pillow), or choose another prior"
+            f"Install its packages again, or choose another prior: {install_packages_command('scikit-learn', 'pillow')}"
         ) from error
-    return dequantise(torch.tensor(picture).movedim(2, 0))
+    return dequantise(torch.from_numpy(picture.copy()).movedim(2, 0))
 
 
 def _pyramid(photo: torch.Tensor) -> list[torch.Tensor]:

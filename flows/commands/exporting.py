@@ -8,14 +8,17 @@ from typing import get_args
 
 from torch import Tensor
 
+from dfkd_core.common.output_folders import check_output_folder
 from dfkd_core.common.rows import Rows
-from dfkd_core.data.datasets import DataConfig, dataset_spec, is_built_in
+from dfkd_core.data.datasets import dataset_spec, is_built_in
 from dfkd_core.errors import ConfigError, DataError, ExportError, TransferSetError
 from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, ExportReport
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
+from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.transfer_set.reader import TransferSet
+from dfkd_flows.session.anywhere import in_project
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.trust import allow
@@ -60,6 +63,7 @@ def export_student(
     # Before the student is loaded, as a wrong option is the cheaper fault to find.
     if not 0 <= min_agreement <= 1:
         raise ConfigError(f"--min-agreement must be from 0 to 1, got {min_agreement}. Try: --min-agreement 0.9")
+    check_output_folder(out)
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
@@ -77,7 +81,7 @@ def export_student(
         images = probe_images(student.card.image_shape)
     else:
         images, calibration = choose_images(_read_images(transfer_set, student.card))
-    labelled, note = _find_labelled(student.card, load_params().data) if int8 else (None, "")
+    labelled, note = _find_labelled(student.card) if int8 else (None, "")
     report = export_model(
         student,
         out,
@@ -90,7 +94,7 @@ def export_student(
     )
     _print_report(report, out, note)
     if not formats and "onnx" not in chosen:
-        say("Left out: onnx. Install its packages with: pip install 'dfkd[onnx]'")
+        say(f"Left out: onnx. Install its packages with: {install_command('onnx')}")
     if report.failures:
         reasons = " ".join(f"{failure.reason.rstrip('.')}." for failure in report.failures)
         raise ExportError(f"{reasons} The forms in the table are in {out}")
@@ -114,8 +118,11 @@ def _read_images(folder: Path, card: ModelCard) -> Rows:
     return images
 
 
-def _find_labelled(card: ModelCard, data: DataConfig) -> tuple[EvaluationData | None, str]:
+def _find_labelled(card: ModelCard) -> tuple[EvaluationData | None, str]:
     """Return the project's test images if they fit the student, and otherwise the reason that they do not."""
+    if not in_project():
+        return None, "accuracy not measured: the test images of a project are used, and this folder is in none"
+    data = load_params().data
     if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
         return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
     try:

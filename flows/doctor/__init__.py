@@ -1,8 +1,9 @@
 """`dfkd doctor`: whether this machine and this project are ready for a run.
 
 It checks only what DVC, MLflow and Prefect do not report at their first command. Nothing is fetched or started, and
-nothing but the folder `.dfkd` is written: what is tried in MLflow's store is undone. A check that fails unexpectedly is
-a fault, and the other checks still run.
+nothing but the folder `.dfkd` is written: what is tried in MLflow's store and in a remote is undone. An MLflow server
+of the user's gets the experiment if it has none of this name. A check that fails unexpectedly is a fault, and the other
+checks still run.
 
 Imports: dfkd_flows.session, dfkd_flows.settings, dfkd_tasks, dfkd_core. Begin with `findings`
 (the outcome of a check); one file per area.
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.doctor import machine, project, services, versions
-from dfkd_flows.doctor.findings import Finding, Verdict, fault, render
-from dfkd_flows.session.environment import enter_project, prepare_environment
+from dfkd_flows.doctor.findings import Finding, Verdict, fault, note, render
+from dfkd_flows.session.environment import enter_project, incomplete_project, prepare_environment
 
 __all__ = ["Finding", "Verdict", "examine", "render"]
 
@@ -44,8 +45,8 @@ def _examine_folder(run: _Run) -> list[Finding]:
     try:
         folder = enter_project()
     except ConfigError as error:
-        outside = fault("project", str(error), "cd PROJECT && dfkd doctor")
-        return [*(run("torch", versions.check_torch) or run("machine", machine.check_machine)), outside]
+        found = run("torch", versions.check_torch) or run("machine", machine.check_machine)
+        return [*found, _outside(error), *run("prefect", services.check_prefect)]
     writable = run("project", partial(_prepare, folder))
     # Neither the machine nor the parameters can be checked without torch.
     found = run("torch", versions.check_torch) or [
@@ -54,6 +55,11 @@ def _examine_folder(run: _Run) -> list[Finding]:
     ]
     prefect, telemetry = run("prefect", services.check_prefect), run("telemetry", services.check_telemetry)
     return [*found, *writable, *prefect, *telemetry]
+
+
+def _outside(error: ConfigError) -> Finding:
+    what, _, remedy = str(error).partition(". ")
+    return fault("project", what, remedy) if incomplete_project(Path.cwd()) else note("project", what, "dfkd init")
 
 
 def _prepare(folder: Path) -> Iterable[Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd_core.errors import ConfigError, DataError, DfkdError
+from dfkd_core.installing import install_command
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 from dfkd_flows.doctor.machine import device_findings, num_cores, parallelism_findings
 from dfkd_flows.session.environment import check_writable
@@ -87,11 +88,17 @@ def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding
 def check_place(params: Params) -> Iterator[Finding]:
     """Yield what would stop a run at its start, and whether its results can be traced to a commit."""
     from dfkd_flows.settings.readiness import project_faults
+    from dfkd_tasks.dvc_project.remote import described_remote
     from dfkd_tasks.dvc_project.status import git_commit
+    from dfkd_tasks.mlflow_store.addresses import described_store
 
     found = [finding for area, text in project_faults(params) if (finding := _place_fault(area, text))]
     yield from found
-    for area, text in (("dvc", "files, cache and remote can be read and written"), ("mlflow", "the store takes a run")):
+    services = (
+        ("dvc", f"files and cache can be read and written, and the remote: {described_remote()}"),
+        ("mlflow", f"takes a run: {described_store()}"),
+    )
+    for area, text in services:
         if area not in {finding.area for finding in found}:
             yield ok(area, text)
     if git_commit() == "unknown":
@@ -180,7 +187,7 @@ def _network(area: str, name: str, change: str) -> Finding:
     if wrong := architecture_fault(name):
         return fault(area, wrong + (", or an existing file or folder" if area == "teacher" else ""), change)
     if name.startswith(TIMM) and _missing("timm"):
-        return fault(area, f"{name} needs timm, which is not installed", "pip install 'dfkd[timm]'")
+        return fault(area, f"{name} needs timm, which is not installed", install_command("timm"))
     if not is_built_in(name) and not name.startswith((TIMM, TORCHVISION)):
         try:
             factory(name)
@@ -191,8 +198,9 @@ def _network(area: str, name: str, change: str) -> Finding:
 
 def _registered(name: str) -> Finding:
     from dfkd_tasks.caching.workspace import STORE
+    from dfkd_tasks.mlflow_store.addresses import is_own_store
 
-    if "MLFLOW_TRACKING_URI" in os.environ or STORE.is_file():
+    if not is_own_store() or STORE.is_file():
         return ok("teacher", f"{name}, which the next run loads from MLflow")
     text = f"{name} needs MLflow's store, and {STORE} is missing"
     return fault("teacher", text, "export MLFLOW_TRACKING_URI=URI")
@@ -204,7 +212,7 @@ def _file(path: Path, change: str) -> Finding:
         return fault("teacher", text, f"dfkd run --teacher SOURCE --weights {path}")
     missing = _missing("onnx", "onnx2torch") if path.suffix == ".onnx" else []
     if missing:
-        return fault("teacher", f"{path} needs {' and '.join(missing)}", "pip install 'dfkd[onnx]'")
+        return fault("teacher", f"{path} needs {' and '.join(missing)}", install_command("onnx"))
     if not os.access(path, os.R_OK):
         return fault("teacher", f"{path} cannot be read", f"chmod u+r {path} (or: {change})")
     return ok("teacher", str(path))

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+from dfkd_core.errors import DfkdError
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 from dfkd_flows.session.environment import TELEMETRY_OFF
-from dfkd_flows.session.server import API_URL, answers
+from dfkd_flows.session.services import check_server, described_server
 
-__all__ = ["check_prefect", "check_telemetry", "without_secrets"]
+__all__ = ["check_prefect", "check_telemetry"]
 
 
 def check_prefect() -> Iterator[Finding]:
-    """Yield which Prefect server a run uses, a fault if that does not answer."""
-    url = os.environ.get(API_URL)
-    if not url:
-        yield ok("prefect", "a server is started for each run")
-    elif answers(url):
-        yield ok("prefect", f"{without_secrets(url)} answers")
+    """Yield which Prefect server a run uses, a fault if that cannot take one."""
+    try:
+        check_server()
+    except DfkdError as error:
+        text, _, remedy = str(error).rpartition(". ")
+        yield fault("prefect", text, remedy)
     else:
-        text = f"no server answers at {API_URL}={without_secrets(url)}"
-        yield fault("prefect", text, f"prefect server start (or: unset {API_URL}, and each run starts its own)")
+        yield ok("prefect", described_server())
 
 
 def check_telemetry() -> Iterator[Finding]:
@@ -37,9 +36,3 @@ def check_telemetry() -> Iterator[Finding]:
         yield note("telemetry", f"may be on, as the environment has {', '.join(other)}", f"unset {names}")
     else:
         yield ok("telemetry", "off")
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without the user and the password in it."""
-    host = urlsplit(url).netloc
-    return url.replace(host, host.rpartition("@")[2], 1) if "@" in host else url

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 
+from dfkd_core.installing import install_command, install_packages_command
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 
 __all__ = ["check_packages", "check_torch", "check_versions", "package_findings"]
@@ -25,7 +27,7 @@ def check_versions() -> Iterator[Finding]:
     yield ok("versions", ", ".join([*([f"{_PROJECT} {own}"] if own else []), f"Python {_python()}", *shown]))
     if not own:
         text = f"{_PROJECT} is not installed, so pip does not check the versions that it needs"
-        yield note("versions", text, "pip install --editable . (in the folder with pyproject.toml)")
+        yield note("versions", text, install_command("pipeline"))
 
 
 def check_packages() -> Iterator[Finding]:
@@ -53,7 +55,7 @@ def package_findings(code: int, output: str, errors: str) -> Iterator[Finding]:
         yield note("packages", f"pip check fails: {last}", f"{sys.executable} -m ensurepip")
     for line in lines if code else ():
         finding = fault if line.startswith(f"{_PROJECT} ") else note
-        yield finding("packages", line, "make setup (without make: pip install with the version that the line names)")
+        yield finding("packages", line, _repair(line))
 
 
 def check_torch() -> Iterator[Finding]:
@@ -62,10 +64,15 @@ def check_torch() -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except (ImportError, OSError, RuntimeError) as error:
-            yield fault(
-                "torch", f"{name} cannot be imported: {error}", "pip install --force-reinstall torch torchvision"
-            )
+            again = f"{install_packages_command('torch', 'torchvision')} --force-reinstall"
+            yield fault("torch", f"{name} cannot be imported: {error}", again)
             return
+
+
+def _repair(conflict: str) -> str:
+    """Return the command that ends a conflict, from pip's line, which names a package and the versions that fit."""
+    needed = re.search(r"(?:requires|has requirement) (.+?), (?:which is|but you have)", conflict)
+    return install_packages_command(needed[1] if needed else "PACKAGE")
 
 
 def _python() -> str:

@@ -1,4 +1,5 @@
-"""`dfkd run`: changed stages, the order of the work, publishing, promotion and the table of results.
+"""`dfkd run`: changed stages, the order of the work, publishing and the table of results.
 
-Imports: dfkd_flows.stages, dfkd_flows.settings, dfkd_flows.session, dfkd_tasks. Begin with `command`.
+Imports: dfkd_flows.registry, dfkd_flows.stages, dfkd_flows.settings, dfkd_flows.session,
+dfkd_tasks. Begin with `command`.
 """

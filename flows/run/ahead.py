@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dfkd_core.errors import DfkdError
-from dfkd_flows.session.server import ServerProcess, start_server
+from dfkd_flows.session.server import Server, start_server
 from dfkd_tasks.dvc_project.files import file_faults
 from dfkd_tasks.dvc_project.status import changed_stages
 
@@ -19,8 +19,8 @@ class Outlook:
 
     changed: list[str]
     """Stages whose inputs or outputs have changed."""
-    server: ServerProcess | None
-    """The server that was started for them; None if nothing has changed or PREFECT_API_URL is set."""
+    server: Server | None
+    """The server that they use; None if nothing has changed."""
 
 
 def look_ahead() -> Future[Outlook]:

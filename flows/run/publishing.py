@@ -9,31 +9,33 @@ from typing import Any
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.data.datasets import NO_DATA
+from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.transfer_set.manifest import read_manifest
-from dfkd_flows.run.promotion import Promotion, decide_promotion
+from dfkd_flows.registry.promotion import continued, decide_and_record
 from dfkd_flows.run.table import PUBLISHED, read_latency, read_metrics
-from dfkd_flows.settings.params import Params, RegistryConfig
+from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.settings.trust import allow
 from dfkd_flows.stages.command import STAGES
-from dfkd_tasks.caching.workspace import STUDENT, TRANSFER_SET
+from dfkd_tasks.caching.stored import read_note
+from dfkd_tasks.caching.workspace import PREDICTIONS, STUDENT, TRANSFER_SET
 from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
+from dfkd_tasks.mlflow_store.addresses import publication_place
+from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
 from dfkd_tasks.mlflow_store.publishing import (
-    Champion,
     Publication,
-    champion_metrics,
     discard_unfinished,
     find_publication,
     find_run,
     log_run,
     one_publication,
     open_store,
+    page_of,
     register_student,
-    set_alias,
 )
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["model_name", "publish"]
+__all__ = ["model_name", "note_champion", "publish", "registered_name"]
 
 # Of a path; names of models have at most 256 characters.
 _LONGEST_DATA = 100
@@ -49,8 +51,10 @@ def publish(params: Params) -> Publication:
     with one_publication():
         experiment = open_store(params.registry.experiment)
         discard_unfinished()
-        made = find_publication(results) or _publish(params, experiment, results)
-        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made)})
+        found = find_publication(results)
+        made = continued(found) if found else _publish(params, experiment, results)
+        made = dataclasses.replace(made, page=page_of(made.run_id))
+        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made), "store": publication_place()})
     return made
 
 
@@ -61,11 +65,7 @@ def _publish(params: Params, experiment: str, results: str) -> Publication:
     run_id, model_uri = find_run(results) or log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
     name = model_name(params, tags["dfkd.teacher_digest"])
     version = register_student(run_id, model_uri, name, tags)
-    promotion = _decide(version, metrics, champion_metrics(name), params.registry)
-    reason = ". ".join([promotion.reason, *found.get("notes", [])])
-    made = Publication(run_id=run_id, model=name, version=version, promoted=promotion.promote, reason=reason)
-    set_alias(made)
-    return made
+    return decide_and_record(params, name, version, {**metrics, **_times()}, notes=found.get("notes", []))
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -73,14 +73,21 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in flatten(metrics).items() if isinstance(value, int | float)}
 
 
-def _decide(version: str, metrics: Mapping[str, float], champion: Champion | None, rules: RegistryConfig) -> Promotion:
-    if champion is None:
-        return decide_promotion(metrics, None, rules)
-    if champion.version == version:
-        # An interrupted publication had moved the alias already.
-        return Promotion(True, champion.reason or "the alias was set by hand")
-    note = f"version {champion.version}" + (f", {champion.why_unknown}" if champion.why_unknown else "")
-    return decide_promotion(metrics, champion.metrics, rules, note=note)
+def registered_name(params: Params) -> str:
+    """Return the name under which the project's student is or will be registered.
+
+    Raises:
+        DfkdError: It depends on the teacher, and nothing was made with it yet.
+    """
+    digest = read_manifest(TRANSFER_SET).teacher_digest if params.data.dataset == NO_DATA else ""
+    return model_name(params, digest)
+
+
+def note_champion(model: str, number: str) -> None:
+    """Correct the note of the last publication after the alias `champion` was moved to another version."""
+    noted = read_note(PUBLISHED, dict[str, Any])
+    if noted and noted.get("model") == model:
+        write_json(PUBLISHED, {**noted, "promoted": noted.get("version") == number})
 
 
 def model_name(params: Params, teacher_digest: str) -> str:
@@ -104,6 +111,7 @@ def _lineage(results: str) -> dict[str, str]:
         "dfkd.teacher_digest": manifest.teacher_digest,
         "dfkd.transfer_set_sha256": file_sha256(TRANSFER_SET / "manifest.json"),
         "dfkd.student_sha256": file_sha256(STUDENT / "model.safetensors"),
+        IMAGES_TAG: read_predictions(PREDICTIONS).images_sha256,
     }
 
 

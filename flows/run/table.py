@@ -12,11 +12,13 @@ from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
+from dfkd_flows.session.services import flows_command
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.command import STAGES
 from dfkd_tasks.caching.stored import read_note, read_result
-from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STUDENT, TEACHER, reference
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
+from dfkd_tasks.mlflow_store.addresses import page_command, publication_place
 from dfkd_tasks.mlflow_store.readiness import has_version
 from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import stage_seconds
@@ -40,6 +42,11 @@ class _Published:
     version: str
     promoted: bool
     reason: str
+    store: str = ""
+    """The MLflow that has it; empty for the project's own."""
+    page: str = ""
+    """Address of the run's page, if a server shows it."""
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +107,12 @@ def read_latency() -> dict[str, dict[str, float]]:
 
 
 def is_published() -> bool:
-    """Return whether the results in dvc.lock are published in MLflow."""
+    """Return whether the results in dvc.lock are published in the MLflow that is used now."""
     found = read_note(PUBLISHED, _Published)
-    if found is None or not LOCK.is_file() or found.results_sha256 != results_digest():
+    if found is None or not LOCK.is_file():
         return False
-    return has_version(found.model, found.version)
+    is_here = (found.results_sha256, found.store) == (results_digest(), publication_place())
+    return is_here and has_version(found.model, found.version)
 
 
 def note_run(start: float, end: float) -> None:
@@ -194,13 +202,19 @@ def _pointers() -> Iterator[str]:
     yield "Explore the results (after `. .venv/bin/activate`):"
     published = read_note(PUBLISHED, _Published)
     if published is None or not is_published():
-        yield "  model      not registered, only its files are here; register it with: dfkd run"
+        yield "  model      not registered, only its files are here; register it with: dfkd publish"
     else:
-        alias = "champion" if published.promoted else "challenger"
-        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}@{alias}")'
+        address = "@champion" if published.promoted else f"/{published.version}"
+        yield f'  model      mlflow.pyfunc.load_model("models:/{published.model}{address}")'
         yield f"             version {published.version}: {published.reason}"
-    yield f"  runs       mlflow ui --backend-store-uri sqlite:///{STORE}"
+        # The reason holds the rules that decided; these are the others.
+        yield from (
+            f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
+        )
+        yield "  versions   dfkd history"
+    page = published.page if published and is_published() else ""
+    yield f"  runs       {page or page_command()}"
     yield "  figures    dvc metrics show; dvc plots show"
     yield "  images     reports/samples.png, reports/confusion.png"
-    yield "  flows      PREFECT_HOME=.dfkd/prefect prefect server start"
+    yield f"  flows      {flows_command()}"
     yield "  transfer   dfkd verify"

@@ -1,4 +1,4 @@
-"""Create the databases of Prefect and MLflow, which saves the first run some seconds."""
+"""Create the project's own databases of Prefect and MLflow, which saves the first run some seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 from dfkd_flows.session.environment import enter_project, prepare_environment
+from dfkd_flows.session.server import named_server
 from dfkd_flows.settings.parsing import load_params
+from dfkd_tasks.mlflow_store.addresses import is_own_store
 
 __all__ = ["main"]
 
@@ -14,11 +16,13 @@ __all__ = ["main"]
 def main() -> None:
     """Prepare the project of the current folder."""
     prepare_environment(enter_project())
-    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-    subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
-    from dfkd_tasks.mlflow_store.publishing import open_store
+    if named_server() is None:
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
+    if is_own_store():
+        from dfkd_tasks.mlflow_store.publishing import open_store
 
-    open_store(load_params().registry.experiment)
+        open_store(load_params().registry.experiment)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Prefect server on a free loopback port that runs as long as one command."""
+"""The Prefect server of a command: that of the user's settings, or one on a free loopback port that ends with it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,84 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from dfkd_core.errors import DfkdError
+from dfkd_flows.session.prefect_settings import API_URL, Address, find_address
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 from dfkd_tasks.processes.lifeline import descendants, end_with, kill
+from dfkd_tasks.records.foreign import without_secrets
 
-__all__ = ["API_URL", "ServerProcess", "answers", "await_server", "needing_server", "start_server"]
+__all__ = [
+    "OWN_URL",
+    "NamedServer",
+    "Server",
+    "ServerProcess",
+    "answers",
+    "named_server",
+    "needing_server",
+    "start_server",
+]
 
-API_URL = "PREFECT_API_URL"
-"""Environment variable with the address of a server that the user runs."""
+OWN_URL = "DFKD_PREFECT_URL"
+"""Environment variable with the address of the server that a command has started for itself."""
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 300
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LOG = Path(".dfkd/server.log")
+
+
+class Server(Protocol):
+    """A server that a command uses."""
+
+    url: str
+    """Address of its API."""
+
+    def wait(self) -> None:
+        """Wait until the server answers.
+
+        Raises:
+            DfkdError: It ended or did not answer in time.
+        """
+
+    def ending(self) -> str:
+        """Return sentences on the end of the server; empty while it runs."""
+
+
+class NamedServer:
+    """A server that runs already: one of the user's, or that of the command which started this process."""
+
+    def __init__(self, address: Address) -> None:
+        """Keep its address."""
+        self.url = address.url.rstrip("/")
+        self._address = address
+
+    def wait(self) -> None:
+        """Check that the server answers.
+
+        Raises:
+            DfkdError: It does not.
+        """
+        if not answers(self.url):
+            raise DfkdError(self.fault())
+
+    def fault(self) -> str:
+        """Return a sentence on a server that does not answer."""
+        return f"No Prefect server answers at {self.described()}. Start it, or {self.undo()}"
+
+    def described(self) -> str:
+        """Return its address without passwords, and where it is set."""
+        url, source = without_secrets(self.url), self._address.source
+        return f"{source}={url}" if source == API_URL else f"{url} ({source})"
+
+    def undo(self) -> str:
+        """Return how to let each run start its own server."""
+        return f"let each run start its own: {self._address.undo}"
+
+    def ending(self) -> str:
+        """Return an empty text: only its owner knows."""
+        return ""
 
 
 class ServerProcess:
@@ -40,7 +104,7 @@ class ServerProcess:
             port = probe.getsockname()[1]
         self.url = f"http://{_HOST}:{port}/api"
         self._oom_kills = count_oom_kills()
-        os.environ[API_URL] = self.url
+        os.environ[API_URL] = os.environ[OWN_URL] = self.url
         _LOG.parent.mkdir(parents=True, exist_ok=True)
         with _LOG.open("wb") as log:
             command = [sys.executable, "-m", "dfkd_flows.session.server", str(port), str(os.getpid())]
@@ -76,33 +140,27 @@ class ServerProcess:
         return f"Prefect's server ended with {' '.join(last)}. Continue with the same command; the log is {_LOG}"
 
 
-def start_server() -> ServerProcess | None:
-    """Start a server, unless PREFECT_API_URL is set. Call it before Prefect is imported.
+def named_server() -> NamedServer | None:
+    """Return the server that the user's settings name, None if a run starts its own."""
+    found = find_address()
+    return NamedServer(found) if found and found.url != os.environ.get(OWN_URL) else None
+
+
+def start_server() -> Server:
+    """Start a server, unless one is named. Call it before Prefect is imported.
 
     The server ends with this process.
     """
-    return None if os.environ.get(API_URL) else ServerProcess()
-
-
-def await_server(server: ServerProcess | None) -> None:
-    """Wait until the server answers.
-
-    Args:
-        server: Result of `start_server`.
-
-    Raises:
-        DfkdError: It does not answer.
-    """
-    if server:
-        server.wait()
-        return
-    url = os.environ[API_URL]
-    if not answers(url):
-        raise DfkdError(f"No Prefect server answers at {API_URL}={url}. Start it, or unset {API_URL}")
+    found = find_address()
+    if found is None:
+        return ServerProcess()
+    # For the processes that this one starts.
+    os.environ[API_URL] = found.url
+    return NamedServer(found)
 
 
 @contextmanager
-def needing_server(server: ServerProcess | None) -> Iterator[None]:
+def needing_server(server: Server) -> Iterator[None]:
     """End the command with the reason if the server ends during the block, as Prefect would try for minutes.
 
     Args:
@@ -115,20 +173,20 @@ def needing_server(server: ServerProcess | None) -> Iterator[None]:
         with _watched(server):
             yield
     except Exception as error:
-        url = os.environ[API_URL]
-        if answers(url):
+        if answers(server.url):
             raise
         raise DfkdError(
-            f"Prefect's server at {url} has ended. Start it, then continue with the same command"
+            f"Prefect's server at {without_secrets(server.url)} has ended. Start it, then continue with the same "
+            "command"
         ) from error
 
 
 @contextmanager
-def _watched(server: ServerProcess | None) -> Iterator[None]:
+def _watched(server: Server) -> Iterator[None]:
     finished = threading.Event()
 
     def watch() -> None:
-        while server and not finished.wait(_SECONDS_BETWEEN_LOOKS):
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
             if reason := server.ending():
                 sys.stderr.write(f"dfkd: {reason}\n")
                 kill(descendants())
@@ -144,7 +202,8 @@ def _watched(server: ServerProcess | None) -> Iterator[None]:
 def answers(url: str) -> bool:
     """Return whether a Prefect server answers at `url` within two seconds."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+        # Needs no password, and urllib takes none in an address.
+        with urllib.request.urlopen(f"{without_secrets(url)}/health", timeout=2) as response:
             return bool(response.status == 200)
     except (OSError, ValueError, http.client.HTTPException):
         return False

@@ -28,18 +28,21 @@ __all__ = ["check_device", "check_run"]
 
 _CHECKED = STATE / "checked_teacher"
 _INPUTS = _CHECKED / "inputs.json"
+_OWN_DATA = ("folder:", "file:")
 
 
-def check_run(params: Params, source: SourceConfig, scratch: Path, *, with_evaluation: bool = True) -> None:
+def check_run(
+    params: Params, source: SourceConfig, scratch: Path, *, with_evaluation: bool = True, fetches: bool = True
+) -> None:
     """Check device, teacher, layer, statistics, method, student and data.
-
-    Data sets that are missing are fetched, after the other checks.
 
     Args:
         params: Parameters of the run, with the digest of the teacher's files.
         source: `teacher.source` with local files instead of MLflow's addresses.
         scratch: Folder for temporary files.
         with_evaluation: Whether the run reads the evaluation data.
+        fetches: Whether data sets that are missing are fetched, after the other checks; else only data of the user's
+            own is checked.
 
     Raises:
         ConfigError: The device does not exist, or a network is unknown, cannot be built or does not fit the teacher.
@@ -50,9 +53,9 @@ def check_run(params: Params, source: SourceConfig, scratch: Path, *, with_evalu
     check_device(params.execution.device)
     training = params.training_data
     card = _check_trained(params, training) if training else _check_external(params, source, scratch)
-    if with_evaluation:
+    if with_evaluation and (fetches or params.data.dataset.startswith(_OWN_DATA)):
         load_evaluation_data(params.data, card)
-    if training and is_built_in(training.dataset):
+    if fetches and training and is_built_in(training.dataset):
         ensure_dataset(training, "train")
 
 

@@ -24,16 +24,16 @@ __all__ = ["params_text"]
 
 _WIDTH = 119
 _HEAD = """\
-# All settings of a run. Change them here, with `dfkd run --set KEY=VALUE` or with a preset (presets/); `dfkd run` then
-# repeats only the affected stages. An unknown key or a value out of range is an error.
+# All settings of a run. Change them here, with `dfkd run --set KEY=VALUE` or with `dfkd run --preset NAME`; `dfkd run`
+# then repeats only the affected stages. An unknown key or a value out of range is an error.
 """
 _LOW = {Ge: "{} or more", Gt: "above {}"}
 _HIGH = {Le: "{}", Lt: "below {}"}
 
 
-def params_text() -> str:
-    """Return the whole file: every key with its default, its documentation and its range."""
-    return _HEAD + "\n" + "\n".join(_lines(Params(), 0)) + "\n"
+def params_text(params: Params | None = None) -> str:
+    """Return the whole file: every key with its value, by default the default, its documentation and its range."""
+    return _HEAD + "\n" + "\n".join(_lines(params or Params(), 0)) + "\n"
 
 
 def _lines(section: Any, depth: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dfkd_flows.settings.yaml_text import parse_yaml, read_yaml, value_text
 
 __all__ = ["Change", "apply_overrides", "apply_preset", "changes_between", "preset_names", "write_params"]
 
-PRESETS = Path("presets")
+PRESETS = Path(__file__).parent.parent / "project" / "presets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def apply_preset(name: str) -> Params:
     if name not in preset_names():
         raise ConfigError(f"No preset {name!r}. Presets: {', '.join(preset_names())}")
     path = PRESETS / f"{name}.yaml"
-    return parse_params(read_yaml(path), source=str(path))
+    return parse_params(read_yaml(path), source=f"the preset {name}")
 
 
 def apply_overrides(params: Params, assignments: Sequence[str]) -> Params:

@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from dfkd_core.data.datasets import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
 from dfkd_core.distillation.config import DistillationConfig
@@ -18,7 +18,7 @@ from dfkd_core.evaluation.comparison import EvaluationConfig
 from dfkd_core.evaluation.proxy import HELD_OUT_PRIOR
 from dfkd_core.models.built_in import build_network
 from dfkd_core.models.built_in import is_built_in as is_built_in_network
-from dfkd_core.sections import Fraction, NonNegativeInt, config_section
+from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, config_section
 from dfkd_core.statistics.estimation import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
@@ -61,16 +61,29 @@ class ExecutionConfig:
 
 @config_section
 class RegistryConfig:
-    """Where a finished student is logged, and when it becomes the champion."""
+    """Where a finished student is logged, and the rules by which it becomes the champion, see docs/promotion.md."""
 
     experiment: str = "dfkd"
     """MLflow experiment of the runs."""
     model_name: str = "dfkd-student"
     """Name of the registered model: letters, digits, spaces, `.`, `_` and `-`."""
-    min_agreement: Fraction = 0.5
-    """Share of images on which a champion must answer with the teacher's class."""
-    min_improvement: Annotated[float, Ge(-1)] = 0.0
-    """Accuracy by which a challenger must exceed the champion to replace it, as a fraction."""
+    enforce_rules: bool = True
+    """Whether a student that breaks a rule is refused; `false` promotes every student, and still records the rules."""
+    min_accuracy_share: Fraction = 0.9
+    """Share of the teacher's accuracy that a champion must reach on labelled images."""
+    min_agreement: Fraction = 0.75
+    """Share of the evaluated images, real or synthetic, on which a champion must answer with the teacher's class."""
+    margin: Annotated[float, Ge(-1), Le(1)] = 0.01
+    """Accuracy, or agreement without labels, by which a student may be worse than the champion on the same images, as a
+    fraction. A negative margin requires a gain; 1 allows any loss."""
+    confidence: Annotated[float, Gt(0.5), Lt(1)] = 0.95
+    """One-sided confidence with which the student must keep the margin: few images are little evidence."""
+    max_ece: Fraction = 1.0
+    """Largest expected calibration error on labelled images, as a fraction; 1 sets no limit."""
+    max_latency_ms: NonNegative = 0.0
+    """Largest time for one image in milliseconds on the machine that evaluates; 0 sets no limit."""
+    max_size_kb: NonNegative = 0.0
+    """Largest size of the student's weights in kB, 1000 bytes; 0 sets no limit."""
 
     def faults(self) -> Iterator[str]:
         """Yield the faults of names that MLflow would refuse, or could not find again, at the end of a run."""

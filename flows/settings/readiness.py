@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from dfkd_core.data.datasets import dataset_spec, is_built_in
@@ -13,6 +14,7 @@ from dfkd_flows.settings.params import Params
 from dfkd_tasks.caching.workspace import REPORTS, STATE, STUDENTS, TEACHER, TRANSFER_SET, WORK
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.files import file_faults, storage_faults
+from dfkd_tasks.dvc_project.remote import check_remote
 from dfkd_tasks.mlflow_store.readiness import check_store
 
 __all__ = ["image_bytes", "project_faults"]
@@ -24,15 +26,17 @@ _WRITTEN = (Path(), STATE, TEACHER.parent, STUDENTS, REPORTS)
 def project_faults(params: Params) -> Iterator[tuple[str, str]]:
     """Yield what would stop a run in this project: its area in one word, and a sentence with the way out.
 
-    Takes a fraction of a second: nothing is imported or fetched for it.
+    Takes a fraction of a second with the project's own services: nothing is imported or fetched for it. Services of the
+    user's are asked, which takes seconds.
     """
     yield from (("project", fault) for fault in _folder_faults())
     yield from (("disk", fault) for fault in _disk_faults(params))
     yield from (("dvc", fault) for fault in (*file_faults(), *storage_faults()))
-    try:
-        check_store(params.registry.experiment)
-    except DfkdError as error:
-        yield "mlflow", str(error)
+    for area, check in (("dvc", check_remote), ("mlflow", partial(check_store, params.registry.experiment))):
+        try:
+            check()
+        except DfkdError as error:
+            yield area, str(error)
 
 
 def _folder_faults() -> Iterator[str]:

@@ -44,19 +44,22 @@ class Plan:
 
 
 @contextmanager
-def planned(preset: str | None, assignments: Sequence[str], *, trusted: Collection[str] = ()) -> Iterator[Plan]:
+def planned(
+    preset: str | None, assignments: Sequence[str], *, trusted: Collection[str] = (), current: Params | None = None
+) -> Iterator[Plan]:
     """Compute the wanted parameters and digest the teacher's files; write nothing.
 
     Args:
         preset: Its values replace those of params.yaml; None keeps them.
         assignments: Applied after it, like `synthesis.num_images=2000`.
         trusted: Factories that a stored teacher may call.
+        current: Parameters of the project; None reads params.yaml.
 
     Raises:
         ConfigError: params.yaml, the preset or an assignment has a fault.
         TeacherError: MLflow does not have the teacher.
     """
-    current = load_params()
+    current = current or load_params()
     wanted = apply_overrides(apply_preset(preset) if preset else current, assignments)
     noted = wanted.teacher.source
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""The options that name a teacher and a student, as changes of params.yaml."""
+"""The options that name a teacher, a student and a data set, as changes of params.yaml."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["source_assignments"]
+__all__ = ["dataset_assignment", "source_assignments"]
+
+_PLACED = ("folder", "file")
 
 
 def source_assignments(
@@ -39,8 +41,18 @@ def source_assignments(
             changes["teacher.source.trust_pickle"] = True
     if student:
         changes["distillation.student"] = student
+    return [_assignment(path, value) for path, value in changes.items()]
+
+
+def dataset_assignment(name: str, *, here: Path) -> str:
+    """Return `--dataset` as a change of params.yaml; `here` as in `source_assignments`."""
+    kind, separator, place = name.partition(":")
+    return _assignment("data.dataset", f"{kind}:{_placed(place, here)}" if separator and kind in _PLACED else name)
+
+
+def _assignment(path: str, value: Any) -> str:
     # JSON is YAML, and its quotes keep YAML from reading a text as another type.
-    return [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    return f"{path}={json.dumps(value)}"
 
 
 def _placed(text: str, here: Path) -> str:

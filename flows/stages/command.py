@@ -9,7 +9,7 @@ import torch
 
 from dfkd_core.errors import ConfigError
 from dfkd_flows.session.display import Display, say
-from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.trust import allow
 from dfkd_tasks.caching.code import code_digest
@@ -61,7 +61,7 @@ def run_flow(stage: str, module: str, function: str, *arguments: Any) -> None:
     # Kept for later. Python 3.11 sometimes fails to parse code while a thread of Prefect does, through `inspect`.
     code_digest(stage)
     flow = getattr(import_module(module), function)
-    await_server(server)
+    server.wait()
     clear_seconds(stage)
     with needing_server(server), needing_workers(), Display(stage) as display, listening(display.show):
         summary = flow(*arguments)

@@ -9,17 +9,27 @@ from prefect import flow
 from dfkd_core.data.datasets import data_fingerprint
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from dfkd_tasks.caching.workspace import LATENCY, METRICS, REPORTS, STUDENT, TEACHER, place_file, reference, work_folder
+from dfkd_tasks.caching.workspace import (
+    LATENCY,
+    METRICS,
+    PREDICTIONS,
+    REPORTS,
+    STUDENT,
+    TEACHER,
+    place_file,
+    reference,
+    work_folder,
+)
 from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
 
 __all__ = ["evaluate"]
 
-_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv")
+_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv", PREDICTIONS.name)
 
 
 @flow(name="evaluate", **FLOW_OPTIONS)
 def evaluate(params: Params) -> str:
-    """Evaluate teacher and student; write `metrics.json` and the tables in `reports/`."""
+    """Evaluate teacher and student; write `metrics.json`, and tables and predictions in `reports/`."""
     teacher, student = reference(TEACHER), reference(STUDENT)
     data_digest = data_fingerprint(params.data)
     inputs = {

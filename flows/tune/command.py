@@ -9,7 +9,7 @@ import torch
 from dfkd_core.errors import ConfigError
 from dfkd_flows.session.display import say
 from dfkd_flows.session.one_run import only_run
-from dfkd_flows.session.server import await_server, needing_server, start_server
+from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.stages.command import run_flow
 from dfkd_flows.tune.space import search_space
@@ -45,7 +45,7 @@ def tune_all(
         from dfkd_flows.tune.flow import make_inputs
         from dfkd_flows.tune.results import apply_best, open_search, render
 
-        await_server(server)
+        server.wait()
         with needing_server(server):
             make_inputs()
         torch.set_num_threads(params.execution.num_threads)

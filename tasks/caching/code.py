@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["ENTRY_MODULES", "PACKAGES", "code_digest", "code_files"]
 
@@ -32,6 +33,7 @@ ENTRY_MODULES = {
 """The module that holds the tasks of each stage of dvc.yaml, in their order, and of `dfkd tune`."""
 
 _CORE = "dfkd_core"
+_HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _one_at_a_time = threading.Lock()
 _ATTEMPTS = 10
 _SECONDS_BETWEEN_ATTEMPTS = 0.05
@@ -88,11 +90,15 @@ def _counted_files(module: str, root: Path) -> Iterator[Path]:
 
 def _changes_nothing(path: Path, root: Path) -> bool:
     """Return whether a module is in the root of `dfkd_core` and uses none of its folders."""
-    core = root / _CORE
-    folders = tuple(f"{_CORE}.{folder.name}" for folder in core.iterdir() if folder.is_dir())
-    return path.parent == core and not any(module.startswith(folders) for module in _read(path).imports)
+    return path.parent == root / _CORE and not any(module.startswith(_folders(root)) for module in _read(path).imports)
 
 
+@cache
+def _folders(root: Path) -> tuple[str, ...]:
+    return tuple(f"{_CORE}.{folder.name}" for folder in (root / _CORE).iterdir() if folder.is_dir())
+
+
+@cache
 def _file_of(module: str, root: Path) -> Path | None:
     path = root.joinpath(*module.split("."))
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
@@ -107,14 +113,17 @@ class _Module:
 
 
 def _read(path: Path) -> _Module:
-    return _parse(path.read_text(encoding="utf-8"))
+    found = path.stat()
+    return _parse(path, found.st_mtime_ns, found.st_size)
 
 
 @cache
-def _parse(text: str) -> _Module:
-    tree = _syntax_tree(text)
-    imports = tuple(_imported(tree))
-    return _Module(imports, ast.dump(_without_texts(tree)))
+def _parse(path: Path, written: int, size: int) -> _Module:
+    """Return what a file holds; it is parsed again if its time or its size changes."""
+    tree = _syntax_tree(path.read_text(encoding="utf-8"))
+    parts: list[str] = []
+    _spell(tree, parts)
+    return _Module(tuple(_imported(tree)), "".join(parts))
 
 
 def _syntax_tree(text: str) -> ast.Module:
@@ -134,21 +143,43 @@ def _imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and node.args and _name(node.func).endswith("import_module"):
             if isinstance(node.args[0], ast.Constant):
                 yield str(node.args[0].value)
 
 
-def _without_texts(tree: ast.AST) -> ast.AST:
-    """Drop, in place, docstrings, the texts under the fields of a section, and what errors report."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [line for line in node.body if not _is_text(line)]
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            node.exc = node.exc.func
-        elif isinstance(node, ast.Assert):
-            node.msg = None
-    return tree
+def _name(function: ast.expr) -> str:
+    return str(getattr(function, "id", getattr(function, "attr", "")))
+
+
+def _spell(node: Any, parts: list[str]) -> None:
+    """Append a syntax tree as text, the same for all versions of Python: empty fields, which differ, are left out.
+
+    Without docstrings, the texts under the fields of a section, and what errors report.
+    """
+    if isinstance(node, list):
+        for item in node:
+            _spell(item, parts)
+            parts.append(",")
+    elif isinstance(node, ast.AST):
+        parts.append(f"{type(node).__name__}(")
+        for name in node._fields:
+            value = _counted(node, name, getattr(node, name, None))
+            if value not in (None, []):
+                parts.append(f"{name}=")
+                _spell(value, parts)
+        parts.append(")")
+    else:
+        parts.append(repr(node))
+
+
+def _counted(node: ast.AST, name: str, value: Any) -> Any:
+    """Return the part of a field that can change a result."""
+    if name == "body" and isinstance(node, _HAVE_DOCSTRINGS):
+        return [line for line in value if not _is_text(line)]
+    if name == "exc" and isinstance(value, ast.Call):
+        return value.func
+    return None if name == "msg" else value
 
 
 def _is_text(line: ast.stmt) -> bool:

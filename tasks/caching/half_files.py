@@ -9,8 +9,17 @@ from pathlib import Path
 __all__ = ["clear_half_files"]
 
 # As `write_atomically` names them.
-_HALF = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}")
-_WRITTEN_AT_THE_TOP = ("params.yaml", "metrics.json")
+_HALF = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")
+_WRITTEN_AT_THE_TOP = (
+    ".dvcignore",
+    ".gitignore",
+    "README.md",
+    "code.json",
+    "dvc.yaml",
+    "metrics.json",
+    "params.yaml",
+    "prefect.yaml",
+)
 _FOLDERS = ("artifacts", "reports")
 
 

@@ -16,6 +16,7 @@ from dfkd_tasks.caching.code import code_digest
 __all__ = [
     "LATENCY",
     "METRICS",
+    "PREDICTIONS",
     "REPORTS",
     "STATE",
     "STATISTICS",
@@ -43,6 +44,8 @@ STUDENT = STUDENTS / "default"
 """The student of the pipeline."""
 METRICS = Path("metrics.json")
 REPORTS = Path("reports")
+PREDICTIONS = REPORTS / "predictions.safetensors"
+"""Predicted classes of teacher and student on the evaluated images."""
 STATE = Path(".dfkd")
 WORK = STATE / "work"
 LATENCY = STATE / "latency.json"

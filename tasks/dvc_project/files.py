@@ -11,12 +11,12 @@ from urllib.request import url2pathname
 import yaml
 
 from dfkd_tasks.caching.code import ENTRY_MODULES
+from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["file_faults", "merge_marker", "storage_faults"]
+__all__ = ["default_remote", "file_faults", "is_folder", "merge_marker", "storage_faults"]
 
-PIPELINE = Path("dvc.yaml")
 _DVC = Path(".dvc")
 _CONFIGS = (_DVC / "config", _DVC / "config.local")
 # A search uses the pipeline and is no part of it.
@@ -73,17 +73,35 @@ def storage_faults() -> Iterator[str]:
     cache = _placed(config.get("cache", "dir", fallback="cache"))
     if fault := write_fault(cache):
         yield f"DVC's cache {cache} cannot be written ({fault}). Change its rights, or move it: dvc cache dir PATH"
-    name = config.get("core", "remote", fallback="")
+    name, url = _remote(config)
     if name:
-        yield from _remote_faults(name, config.get(_section(name), "url", fallback=""))
+        yield from _remote_faults(name, url)
     elif _DVC.is_dir():
         yield "DVC has no default remote to copy results to. Set one with: dvc remote add --default local ../.dvc-store"
+
+
+def default_remote() -> tuple[str, str]:
+    """Return the name and the address of DVC's default remote; both are empty if there is none."""
+    try:
+        return _remote(_config())
+    except configparser.Error:
+        return "", ""
+
+
+def is_folder(url: str) -> bool:
+    """Return whether the address of a remote is a folder that this machine sees."""
+    return urlsplit(url).scheme in ("", "file")
+
+
+def _remote(config: configparser.RawConfigParser) -> tuple[str, str]:
+    name = config.get("core", "remote", fallback="")
+    return name, config.get(_section(name), "url", fallback="")
 
 
 def _remote_faults(name: str, url: str) -> Iterator[str]:
     if not url:
         yield f"DVC's default remote {name!r} has no address in {_CONFIGS[0]}. Set it with: dvc remote add {name} PATH"
-    elif urlsplit(url).scheme in ("", "file"):
+    elif is_folder(url):
         place = _placed(url2pathname(urlsplit(url).path) if url.startswith("file:") else url)
         if fault := write_fault(place):
             yield (

@@ -1,4 +1,4 @@
-"""The process that runs DVC: `python -m dfkd_tasks.dvc_project.program repro|status|push|pull [STAGE ...]`.
+"""The process that runs DVC: `python -m dfkd_tasks.dvc_project.program repro|status|push|pull|check [STAGE ...]`.
 
 Unlike the `dvc` command it ends with its caller, waits for DVC's lock, needs no git, clears what a killed DVC left
 behind, and prints DVC's messages whole.
@@ -11,24 +11,31 @@ import json
 import logging
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dfkd_tasks.processes.endings import count_oom_kills, ending, means_full_disk, remedy, signal_of
 from dfkd_tasks.processes.lifeline import end_with_callers
+from dfkd_tasks.records.foreign import is_foreign, reason
 
 __all__ = ["main"]
 
 # What a shell returns if it cannot start a command.
 _CANNOT_START = (126, 127)
+# Commands whose failure is most likely one of the remote.
+_REMOTE = ("push", "pull", "check")
+_PROBE = "dfkd-probe"
 
 
 def main(command: str, *stages: str) -> int:
     """Run a command of DVC and return its exit code; failures are printed.
 
     Args:
-        command: `repro`, `status`, `push` or `pull`.
+        command: `repro`, `status`, `push`, `pull`, or `check`, which tries to write into the default remote.
         *stages: For `repro`: stages to make, with those before them; all if none is named.
     """
     end_with_callers()
@@ -36,6 +43,7 @@ def main(command: str, *stages: str) -> int:
     from dvc.repo import lock_repo
     from scmrepo.exceptions import SCMError
 
+    from dfkd_tasks.caching.code_file import refresh_code_file
     from dfkd_tasks.dvc_project.checked_repo import CheckedRepo
     from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, clear_half_runs, set_aside_damaged_lock
 
@@ -45,17 +53,22 @@ def main(command: str, *stages: str) -> int:
     try:
         clear_dead_locks()
         _print(set_aside_damaged_lock())
+        if command == "status":
+            # What the stage `code` would write, so that its work counts as done.
+            refresh_code_file()
         with CheckedRepo(_wait_for_lock=True, config=_config()) as repo, lock_repo(repo):
             clear_half_runs(Path(repo.stage_cache.cache_dir))
             _COMMANDS[command](repo, *stages)
     except KeyboardInterrupt:
         return 130
     except (DvcException, SCMError, OSError) as error:
-        _print(_failure(command, error, oom_kills))
+        _print(f"dvc: {reason(error)}" if command == "check" else _failure(command, error, oom_kills))
         return 1
     except Exception as error:
         if means_full_disk(error):
             _print(f"dvc: the disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}")
+        elif is_foreign(error) and command in _REMOTE:
+            _print(f"dvc: {reason(error)}")
         else:
             _print(f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose")
         return 1
@@ -102,6 +115,18 @@ def _next_step(command: str, causes: list[BaseException]) -> str:
     return f"To see more: dvc {command} --verbose"
 
 
+def _try_remote(repo: Any) -> None:
+    """Write an empty file into the default remote and delete it."""
+    remote = repo.cloud.get_remote(command="push")
+    path = remote.fs.join(remote.path, _PROBE)
+    remote.fs.makedirs(remote.path)
+    with tempfile.NamedTemporaryFile() as file:
+        remote.fs.put_file(file.name, path)
+    with suppress(Exception):
+        # Who may write need not be allowed to delete: then an empty file stays.
+        remote.fs.remove(path)
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error:
         yield error
@@ -118,6 +143,7 @@ _COMMANDS: dict[str, Callable[..., object]] = {
     "status": lambda repo: sys.stdout.write(json.dumps(repo.status())),
     "push": lambda repo: repo.push(run_cache=True),
     "pull": lambda repo: repo.pull(run_cache=True, allow_missing=True),
+    "check": _try_remote,
 }
 
 

@@ -1,4 +1,4 @@
-"""The state of the project in DVC and git; nothing is changed."""
+"""The state of the project in DVC and git."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dfkd_core.errors import DfkdError
+from dfkd_tasks.caching.code_file import CODE_FILE, CODE_STAGE
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
+from dfkd_tasks.records.foreign import without_secrets
 
-__all__ = ["LOCK", "changed_stages", "dvc_program", "git_commit", "results_digest", "run_dvc"]
+__all__ = [
+    "LOCK",
+    "changed_stages",
+    "dvc_program",
+    "git_commit",
+    "inputs_and_outputs",
+    "results_digest",
+    "run_dvc",
+]
 
 LOCK = Path("dvc.lock")
 
@@ -32,38 +43,70 @@ def results_digest() -> str:
         stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
         return json_digest(
             {
-                name: {"params": stage.get("params"), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
+                name: {"params": _settings(stage), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
                 for name, stage in stages.items()
+                if name != CODE_STAGE
             }
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DfkdError(f"{LOCK} cannot be read: {error!r}. Make it again from the caches with: dfkd run") from error
 
 
+def inputs_and_outputs() -> list[Path]:
+    """Return the files and folders that decide whether a stage has changed: dvc.yaml, dvc.lock, and what this lists."""
+    stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"].values()
+    entries = [entry for stage in stages for entry in (*stage.get("deps", ()), *stage.get("outs", ()))]
+    return [Path("dvc.yaml"), LOCK, *sorted({Path(entry["path"]) for entry in entries})]
+
+
+def _settings(stage: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the parameters of a stage without the digest of its code."""
+    found = stage.get("params")
+    return found and {file: values for file, values in found.items() if file != CODE_FILE.name}
+
+
 def changed_stages() -> list[str]:
     """Return the stages whose inputs or outputs have changed since they ran, according to `dvc status`.
+
+    The stage `code`, which DVC runs each time, is none of them: what it would write is written here.
 
     Raises:
         DfkdError: `dvc status` fails, for example because dvc.yaml is not valid.
     """
-    return sorted(json.loads(run_dvc("status")))
+    return sorted({*json.loads(run_dvc("status"))} - {CODE_STAGE})
 
 
-def run_dvc(command: str) -> str:
-    """Run `status`, `push` or `pull` of this environment's DVC and return its output; print what it reports besides.
+def run_dvc(command: str, *, timeout: float | None = None) -> str:
+    """Run `status`, `push`, `pull` or `check` of this environment's DVC and return its output.
+
+    What it reports besides is printed, without the passwords in addresses.
+
+    Args:
+        command: The command.
+        timeout: Seconds that it may take.
 
     Raises:
-        DfkdError: It failed, with DVC's message, or was ended from outside.
+        DfkdError: It failed, with DVC's message, took too long, or was ended from outside.
     """
     oom_kills = count_oom_kills()
-    done = subprocess.run(
-        dvc_program(command), capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
-    )
+    try:
+        done = subprocess.run(
+            dvc_program(command),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise DfkdError(f"dvc {command} did not end within {timeout} s") from None
     if number := signal_of(done.returncode):
         raise DfkdError(ending(f"dvc {command}", number, oom_kills))
+    reported = without_secrets(done.stderr)
     if done.returncode:
-        raise DfkdError(f"dvc {command} failed: {done.stderr.strip()}")
-    sys.stderr.write(done.stderr)
+        raise DfkdError(f"dvc {command} failed: {reported.strip()}")
+    sys.stderr.write(reported)
     return done.stdout
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.teachers.source import SourceConfig
 from dfkd_tasks.caching.workspace import STORE
+from dfkd_tasks.mlflow_store.addresses import TRACKING, is_own_store, page_command, use_store
+from dfkd_tasks.records.foreign import reason
 
 __all__ = ["SCHEMES", "local_source"]
 
@@ -29,17 +30,19 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
     """
     if not source.model.startswith(SCHEMES):
         return source
+    if is_own_store() and not STORE.is_file():
+        # MLflow would make an empty one.
+        raise TeacherError(f"{source.model} is in MLflow, and {STORE} is missing here. Set its server in {TRACKING}")
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        mlflow.set_tracking_uri(f"sqlite:///{STORE.resolve()}")
+    use_store()
     try:
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.model, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TeacherError(
-            f"MLflow has no {source.model}: {str(error).splitlines()[0]}. List its models with: mlflow ui, or "
-            "set another server in MLFLOW_TRACKING_URI"
+            f"MLflow has no {source.model}: {reason(error)}. List its models: {page_command()}, or set another "
+            f"server in {TRACKING}"
         ) from error
     for candidate in (path, *(path / name for name in _PROGRAMS)):
         if candidate.is_file() or (candidate / CONFIG_FILE).is_file():

@@ -37,9 +37,14 @@ def log_student(student: Classifier) -> str:
             serialization_format="pt2",
             signature=signature,
             input_example=example.numpy(),
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "numpy", "torch")],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in ("mlflow", "numpy", "torch")],
         )
     return str(made.model_uri)
+
+
+def _public_version(package: str) -> str:
+    """Return an installed version as package indices have it: without the label of a build, as in 2.13.0+cpu."""
+    return version(package).partition("+")[0]
 
 
 def _save_for_cpu(path: str, mlflow_model: Model, **options: Any) -> None:

@@ -15,11 +15,12 @@ from dfkd_core.data.datasets import DataConfig
 from dfkd_core.evaluation.comparison import EvaluationConfig, EvaluationReport, evaluate
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.evaluation.latency import measure_latency
+from dfkd_core.evaluation.predictions import write_predictions
 from dfkd_core.evaluation.proxy import held_out_images
 from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_tasks.caching.policy import cached
 from dfkd_tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
-from dfkd_tasks.caching.workspace import Artifact, clear_folder, reference
+from dfkd_tasks.caching.workspace import PREDICTIONS, Artifact, clear_folder, reference
 from dfkd_tasks.records.history import read_notes
 from dfkd_tasks.records.progress import report
 from dfkd_tasks.records.tables import write_confusion_picture, write_csv
@@ -41,8 +42,9 @@ def make_evaluation(
 ) -> Artifact:
     """Evaluate on the test images, or on held-out synthetic ones if there are none.
 
-    Write `metrics.json`, tables, the confusion matrix and remarks on the images into `folder`. `data_digest` is the
-    digest of the user's own files, which distinguishes results of different files with the same name.
+    Write `metrics.json`, tables, the confusion matrix, predictions and remarks on the images into `folder`.
+    `data_digest` is the digest of the user's own files, which distinguishes results of different files with the same
+    name.
     """
     with timed("evaluate"):
         loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
@@ -59,6 +61,7 @@ def make_evaluation(
         )
         out = clear_folder(Path(folder))
         (out / "notes.txt").write_text("; ".join(images.notes if images else ()), encoding="utf-8")
+        write_predictions(out / PREDICTIONS.name, found.predictions)
         _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
     metrics: dict[str, Any] = {**found.to_metrics(), "num_images": found.num_images}
     if images and images.order == "by name":

@@ -170,7 +170,7 @@ def test_a_method_that_prepares_something__through_the_whole_synthesis(code: Pat
     run(
         code,
         "-m",
-        "dfkd_flows.cli",
+        "dfkd_flows",
         "synthesize",
         "--teacher",
         "teacher",

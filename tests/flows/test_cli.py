@@ -1,20 +1,26 @@
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_core.models.storage import save_model
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from dfkd_flows.cli import app
+from dfkd_tasks.caching.code import PACKAGES
 
 
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["run", "tune", "stage", "synthesize", "verify", "export", "show", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "tune", "stage", "synthesize", "verify", "export", "show", "doctor", "init"]
+)
 def test_help__ends_in_an_example(command: str) -> None:
     result = call(command, "--help")
     assert result.exit_code == 0
@@ -79,11 +85,49 @@ def test_bad_params_file__lists_all_faults(project: Path) -> None:
     assert "teacher.epoch: unknown key; did you mean teacher.epochs?" in result.output
 
 
-def test_outside_of_a_project__says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_project__what_needs_none_works_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, temporary = tmp_path / "here", tmp_path / "temporary"
+    for folder in (here, temporary):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    card = ModelCard(
+        network="my_cli_net:make", in_channels=1, image_size=8, num_classes=4, mean=(0.5,), std=(0.5,), layer=":output"
+    )
+    network = "torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))"
+    Path("my_cli_net.py").write_text(f"import torch\n\n\ndef make() -> torch.nn.Module:\n    return {network}\n")
+    save_model(here / "student", build_classifier(card, seed=0))
+    # Of another tool that uses DVC too.
+    Path("dvc.yaml").write_text("stages:\n  mine:\n    cmd: echo\n")
+    Path("params.yaml").write_text("lr: 0.1\n")
+    before = sorted(here.iterdir())
+    for arguments, text in (
+        (["layers", "--teacher", "student", "--trust-factory", "my_cli_net:make"], "* is used"),
+        (["export", "--student", "student", "--trust-factory", "my_cli_net:make", "--out", "../out", "--format",
+          "safetensors"], "Made"),
+    ):  # fmt: skip
+        result = call(*arguments)
+        assert (result.exit_code, text in result.output) == (0, True), result.output
+        # The user's word holds for one command.
+        refused = call(*(part for part in arguments if part not in ("--trust-factory", "my_cli_net:make")))
+        assert "--trust-factory my_cli_net:make" in refused.output
+    assert [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
+    assert list(temporary.glob("dfkd-*")) == []
+    assert call("verify", "student").exit_code == 1
+
+
+def test_a_folder_of_dvc_without_dvc_yaml__is_an_incomplete_project_only_with_files_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    result = call("show")
-    assert result.exit_code == 2
-    assert "No dvc.yaml and params.yaml in" in result.output
+    Path(".dvc").mkdir()
+    assert "is in no project" in call("show").output
+    Path("params.yaml").write_text("seed: 0\n")
+    assert f"has no file dvc.yaml. Restore it with: git -C {tmp_path} checkout dvc.yaml (or: dfkd init {tmp_path})" in (
+        call("show").output
+    )
 
 
 def test_debug__shows_the_traceback(project: Path) -> None:
@@ -162,3 +206,21 @@ def test_verify__refuses_a_set_in_one_sentence(project: Path, name: str) -> None
     assert "Make it again: dfkd" in result.output
     assert "is whole" not in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_version__names_the_code_that_runs_and_needs_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--version")
+    assert result.exit_code == 0, result.output
+    assert f"torch {torch.__version__}" in result.output
+    assert result.output.endswith(f"code in {PACKAGES.parent}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completion__completes_commands_and_options() -> None:
+    for words, word in (("dfkd in", "inspect"), ("dfkd export --tr", "--transfer-set")):
+        asked = {"_DFKD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(app, [], prog_name="dfkd", env=asked)
+        assert word in result.output.split()

@@ -176,6 +176,19 @@ def test_digits_are_scaled_to_the_full_range():
     assert set(images.unique().tolist()) == levels
 
 
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    config, known = DataConfig(dataset="digits", image_size=8), load_digits()
+    found = {
+        (label, image.numpy().tobytes())
+        for split in ("train", "test")
+        for label, image in zip(load_dataset(config, split).labels.tolist(), load_dataset(config, split).images)
+    }
+    wanted = np.round(known.images * (255 / 16)).astype(np.uint8)
+    assert found == {(label, image.tobytes()) for label, image in zip(known.target.tolist(), wanted)}
+
+
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "cifar10", "cifar100", "digits"])
 def test_specs_agree_with_themselves(name):
     spec = dataset_spec(name)

@@ -242,6 +242,9 @@ KINDS = {
         lambda width: parametrizations.spectral_norm(nn.Conv2d(width, width, 3)), "cannot be set"
     ),
     "weight norm by a hook": (old_weight_norm, "a hook computes the weight"),
+    "spectral norm by a hook": (
+        lambda width: nn.utils.spectral_norm(nn.Conv2d(width, width, 3)), "hook computes the weight of .* in each pass"
+    ),
     "standardised in its forward": (lambda width: Standardised(width, width, 3), "does not compute what a plain layer"),
     "used twice": (Twice, ""),
     "shared weights": (shared, ""),

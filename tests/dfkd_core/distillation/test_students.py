@@ -10,7 +10,7 @@ import torch
 
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.run import distill_images
-from dfkd_core.distillation.students import check_student, drawn_student, student_card
+from dfkd_core.distillation.students import build_student, check_student, drawn_student, student_card
 from dfkd_core.errors import ConfigError
 from dfkd_core.models.built_in import half_as_wide
 from dfkd_core.models.classifier import ModelCard, build_classifier
@@ -196,6 +196,13 @@ def test_the_default_student__is_the_teachers_network_with_half_the_widths(netwo
 )
 def test_half_as_wide__has_the_papers_name_or_a_width_multiple(network: str, half: str) -> None:
     assert half_as_wide(network) == half
+
+
+def test_a_student_that_answers_in_another_form__is_still_a_copy() -> None:
+    teacher, images = teacher_of(), images_of(20)
+    student = build_student(teacher, images, DistillationConfig(student="students_zoo:Named"), seed=0)
+    assert (student.start, student.classifier.card.output_key) == ("pruned", "logits")
+    torch.testing.assert_close(student.classifier.eval()(images / 255), teacher.label(images / 255))
 
 
 def test_the_default_student__keeps_the_arguments_of_the_teacher() -> None:

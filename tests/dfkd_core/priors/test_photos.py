@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,10 +132,10 @@ def test_few_crops_are_blank(channels: int) -> None:
 def no_photograph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let scikit-learn have none of its photographs, and nothing be kept of them."""
 
-    def missing(name: str) -> None:
-        raise AttributeError(f"Cannot find sample image: {name}")
+    def missing(name: str) -> Path:
+        raise FileNotFoundError(f"scikit-learn has no {name}")
 
-    monkeypatch.setattr("sklearn.datasets.load_sample_image", missing)
+    monkeypatch.setattr(photos, "shipped_file", missing)
     photos.load_atlas.cache_clear()
     yield
     photos.load_atlas.cache_clear()
@@ -142,5 +143,5 @@ def no_photograph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_photograph")
 def test_a_missing_photograph_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"china\.jpg.*pip install scikit-learn pillow"):
+    with pytest.raises(DataError, match=r"china\.jpg.*pip install .scikit-learn>=1.5. .pillow>=10"):
         PhotoPrior((1, 8, 8)).start([0], seed=0)

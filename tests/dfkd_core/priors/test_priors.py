@@ -74,7 +74,7 @@ def test_what_is_said_of_photographs_is_what_happens_without_them(name, monkeypa
     def missing(photograph):
         raise NoPhotographs
 
-    monkeypatch.setattr("sklearn.datasets.load_sample_image", missing)
+    monkeypatch.setattr(photos, "shipped_file", missing)
     photos.load_atlas.cache_clear()
     needs_them = False
     try:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfkd_core.common.output_folders import check_output_folder
 from dfkd_core.errors import ConfigError, TransferSetError
 from dfkd_core.transfer_set.manifest import MANIFEST_NAME, verify_transfer_set, write_manifest
 from dfkd_core.transfer_set.reader import TransferSet
@@ -190,6 +191,18 @@ def test_places_that_cannot_be_written__are_named(tmp_path):
         with pytest.raises(ConfigError, match=fault), replacing_set(tmp_path / place):
             pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("folder", ["/proc/x", "/proc", "/proc/x/y"])
+def test_a_file_system_without_new_files__is_named(folder: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{folder} .*(/proc takes no files|is read-only)"):
+        check_output_folder(Path(folder))
+
+
+def test_the_check_of_a_folder__leaves_nothing(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new" / "set")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -15,6 +15,7 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_flows.cli import app
 from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics, render
+from dfkd_flows.session.environment import TELEMETRY_OFF
 from dfkd_flows.settings.params import Params
 from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
 from dfkd_tasks.dvc_project.status import results_digest
@@ -71,7 +72,7 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
     assert "accuracy" in text
     if name == "published.json":
         assert not is_published()
-        assert "register it with: dfkd run" in text
+        assert "register it with: dfkd publish" in text
     if name == "latency.json":
         assert read_latency() == {}
     write_notes()
@@ -130,3 +131,29 @@ def test_show__with_a_damaged_result_is_a_sentence(path: Path, message: str) -> 
     assert result.exit_code in (1, 2)
     assert message in result.output
     assert "bug" not in result.output
+
+
+def test_is_published__belongs_to_the_mlflow_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_published()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert not is_published()
+    note = json.loads((STATE / "published.json").read_text())
+    page = "http://host:5000/#/experiments/1/runs/a"
+    note |= {"store": "http://host:5000 (MLFLOW_TRACKING_URI)", "page": page}
+    (STATE / "published.json").write_text(json.dumps(note))
+    # Without the project's own store, which is not used.
+    STORE.unlink()
+    assert is_published()
+    assert page in render(Params())
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://other:5000")
+    assert not is_published()
+    assert "register it with: dfkd publish" in render(Params())
+
+
+def test_printed_commands__turn_telemetry_off() -> None:
+    lines = [line for line in render(Params()).splitlines() if "mlflow ui" in line or "prefect server" in line]
+    assert len(lines) == 2
+    assert "MLFLOW_DISABLE_TELEMETRY=true" in lines[0]
+    assert all(
+        f"{name}={TELEMETRY_OFF[name]}" in lines[1] for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK")
+    )

@@ -116,3 +116,17 @@ def test_a_parser_that_another_thread_disturbs_tries_again(project: Path, monkey
     monkeypatch.setattr(ast, "parse", disturbed)
     assert code_digest("distill", project) != code_digest("distill")
     assert next(failures, None) is None
+
+
+def test_digest__is_the_same_for_all_versions_of_python(tmp_path: Path) -> None:
+    # Computed with Python 3.11, 3.12 and 3.13, whose syntax trees differ.
+    stages, core = tmp_path / "dfkd_tasks/stages", tmp_path / "dfkd_core/common"
+    for folder in (stages, core):
+        folder.mkdir(parents=True)
+    (stages / "teacher.py").write_text(
+        'from dfkd_core.common.net import Net\n\n\ndef make(x: int) -> str:\n    return f"{Net(x)!r:>9}"\n'
+    )
+    (core / "net.py").write_text(
+        "class Net:\n    def __init__(self, size: int = 3, *, bias: bool = True) -> None: ...\n"
+    )
+    assert code_digest("teacher", tmp_path) == "e3f5a91ff49d3c924d1f568d4037988a5db526211829663e8ad1332829ae3b91"

@@ -7,12 +7,28 @@ from dfkd_tasks.caching.half_files import clear_half_files
 
 
 def test_half_files__are_deleted_and_whole_ones_stay(tmp_path: Path) -> None:
-    kept = [tmp_path / name for name in ("params.yaml", ".gitignore", ".env.somename", "artifacts/teacher/.gitkeep")]
+    kept = [
+        tmp_path / name
+        for name in (
+            "params.yaml",
+            ".gitignore",
+            ".env.somename",
+            "artifacts/.mine.download",
+            "artifacts/teacher/.gitkeep",
+        )
+    ]
     for path in kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("whole")
     half = []
-    for name in ("params.yaml", "metrics.json", "artifacts/teacher/model.safetensors", "reports/samples.png"):
+    for name in (
+        "params.yaml",
+        "code.json",
+        "metrics.json",
+        "prefect.yaml",
+        "artifacts/teacher/model.safetensors",
+        "reports/samples.png",
+    ):
         with write_atomically(tmp_path / name) as temporary:
             half.append(temporary)
     # As if their processes had been killed.

@@ -12,6 +12,7 @@ import pytest
 
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code import PACKAGES
+from dfkd_tasks.dvc_project.remote import check_remote, described_remote
 from dfkd_tasks.dvc_project.status import changed_stages, git_commit, run_dvc
 
 Made = Callable[..., Path]
@@ -108,3 +109,30 @@ def test_damaged_notes_of_dvc_on_files__are_made_again(make: Made) -> None:
 def test_commit__without_the_program_git_is_unknown(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     assert git_commit() == "unknown"
+
+
+def test_check__writes_into_the_remote_and_leaves_nothing(make: Made) -> None:
+    project = make("true")
+    assert dvc("check").returncode == 0
+    assert list((project / "../far").resolve().rglob("*")) == []
+    config = project / ".dvc" / "config"
+    config.write_text(config.read_text().replace("../far", "/proc/far"))
+    done = dvc("check")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("dvc: ")
+
+
+def test_check_remote__that_cannot_be_written_is_a_sentence_without_passwords(make: Made, closed_port: int) -> None:
+    project = make("true")
+    check_remote()
+    config = project / ".dvc" / "config"
+    url = f"http://me:secret@127.0.0.1:{closed_port}/store"
+    config.write_text(config.read_text().replace("../far", url))
+    with pytest.raises(DfkdError) as caught:
+        check_remote()
+    assert str(caught.value).startswith(
+        f"DVC's remote 'far' at http://127.0.0.1:{closed_port}/store cannot be written: "
+    )
+    assert str(caught.value).endswith("or set another one with: dvc remote modify far url PATH")
+    assert "secret" not in str(caught.value)
+    assert described_remote() == f"far, http://127.0.0.1:{closed_port}/store"

@@ -14,7 +14,6 @@ from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_tasks.mlflow_store.figures import NOT_FINITE_TAG, log_figures
 from dfkd_tasks.mlflow_store.publishing import (
     RESULTS_TAG,
-    champion_metrics,
     discard_unfinished,
     find_publication,
     open_store,
@@ -143,33 +142,3 @@ def register(*, run_id: str | None = None, tags: dict[str, str] | None = None) -
     made = client.create_model_version(NAME, source=str(Path.cwd()), run_id=run_id, tags=tags)
     client.set_registered_model_alias(NAME, "champion", made.version)
     return str(made.version)
-
-
-def test_champion_metrics__without_a_champion(store: Path) -> None:
-    open_store("dfkd")
-    assert champion_metrics.fn(NAME) is None
-    version = register()
-    mlflow.MlflowClient().delete_registered_model_alias(NAME, "champion")
-    assert champion_metrics.fn(NAME) is None
-    mlflow.MlflowClient().set_registered_model_alias(NAME, "champion", version)
-    mlflow.MlflowClient().delete_model_version(NAME, version)
-    assert champion_metrics.fn(NAME) is None
-
-
-def test_champion_metrics__of_a_champion_registered_by_hand_are_not_known(store: Path) -> None:
-    open_store("dfkd")
-    register()
-    found = champion_metrics.fn(NAME)
-    assert (found.version, found.metrics, found.why_unknown, found.reason) == ("1", {}, "it has no run", "")
-    for run_id in ("0" * 32, "no id"):
-        register(tags={"dfkd.run_id": run_id})
-        assert champion_metrics.fn(NAME).why_unknown == f"its run {run_id[:8]} is gone"
-
-
-def test_champion_metrics__of_a_run_by_hand_and_of_a_deleted_run(store: Path) -> None:
-    with mlflow.start_run(experiment_id=open_store("dfkd")) as run:
-        mlflow.log_metric("student.accuracy", 0.5)
-    register(run_id=run.info.run_id)
-    assert champion_metrics.fn(NAME).metrics == {"student.accuracy": 0.5}
-    mlflow.delete_run(run.info.run_id)
-    assert champion_metrics.fn(NAME).metrics == {"student.accuracy": 0.5}

@@ -13,8 +13,9 @@ import pytest
 
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.errors import DfkdError
+from dfkd_tasks.mlflow_store.addresses import artifact_folder
 from dfkd_tasks.mlflow_store.publishing import open_store
-from dfkd_tasks.mlflow_store.readiness import artifact_folder, check_store, has_version
+from dfkd_tasks.mlflow_store.readiness import check_store, has_version
 
 
 def change(command: str) -> Callable[[], None]:
