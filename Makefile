@@ -37,7 +37,7 @@ test-slow: $(READY) ## Run the tests that take minutes
 test-gpu: $(READY) ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-faults: $(READY) ## Inject faults into a small copy of the project; options: FAULTS="--only kills --number 8 --seed 3"
+faults: $(READY) ## Inject faults into small copies of the project; options: FAULTS="--only kills --number 8 --seed 3"
 	$(BIN)/python benchmarks/faults.py $(FAULTS)
 
 check: $(READY) ## Lint, formats, types, layers and prose

@@ -3,10 +3,10 @@
     python benchmarks/faults.py
     python benchmarks/faults.py --only kills --number 8 --seed 3
 
-Each fault starts from the same workspace. After a kill, `dfkd run` must end with the same digests as without.
-A damaged file that dfkd can make again must be made again; another must be refused with the next step. At the
-end are the numbers of faults with the same digests, duplicates in MLflow, processes that live on after 5 s, half files,
-and messages without a next step.
+The three groups run at the same time, each in a workspace of its own. Each fault starts from the same state. After a
+kill, `dfkd run` must end with the same digests as without. A damaged file that dfkd can make again must be made again;
+another must be refused with the next step. At the end are the numbers of faults with the same digests, duplicates in
+MLflow, processes that live on after 5 s, half files, and messages without a next step.
 """
 
 from __future__ import annotations
