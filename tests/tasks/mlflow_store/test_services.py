@@ -39,7 +39,7 @@ def test_a_real_server__takes_a_student_with_its_files(
         uri = log_student(build_classifier(card, seed=0).eval())
     assert register_student.fn(run.info.run_id, uri, NAME, {"dfkd.results_sha256": "a"}) == "1"
     assert register_student.fn(run.info.run_id, uri, NAME, {"dfkd.results_sha256": "a"}) == "1"
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@challenger"))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1"))
     # The index has no builds like 2.13.0+cpu.
     assert "+" not in (folder / "requirements.txt").read_text()
     assert page_of(run.info.run_id) == f"{mlflow_server.url}/#/experiments/{experiment}/runs/{run.info.run_id}"
