@@ -86,7 +86,7 @@ def test_student__counts_as_registered_only_if_the_store_has_its_version(content
     if content is not None:
         STORE.write_bytes(content)
     assert not is_published()
-    assert "register it with: dfkd run" in render(Params())
+    assert "register it with: dfkd publish" in render(Params())
 
 
 def test_student__whose_version_was_deleted_is_not_registered() -> None:
