@@ -49,4 +49,4 @@ check: $(READY) ## Lint, formats, types, layers and prose
 	$(BIN)/ast-grep scan -c styles/sgconfig.yml $(PROSE)
 
 clean: ## Remove what runs have made, but not .venv, data and the DVC remote
-	rm -rf .dfkd artifacts reports metrics.json mlflow.db* mlartifacts .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .dfkd artifacts reports metrics mlflow.db* mlartifacts .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

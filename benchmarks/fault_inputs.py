@@ -19,8 +19,9 @@ __all__ = ["CASES", "PARAMS", "Case", "Damage", "input_trials"]
 Damage = Callable[[Path], None]
 
 RUN = ("dfkd", "run")
-TEACHER, STATISTICS = "artifacts/teacher", "artifacts/statistics"
-TRANSFER_SET, STUDENT = "artifacts/transfer_set", "artifacts/students/default"
+TEACHER, STATISTICS = "artifacts/teachers/default/network", "artifacts/teachers/default/statistics"
+TRANSFER_SET, STUDENT = "artifacts/teachers/default/transfer_set", "artifacts/students/default"
+FIGURES, NOTES = "metrics/default.json", ".dfkd/students/default"
 _SHARD = f"{TRANSFER_SET}/shard-00000.safetensors"
 
 
@@ -197,11 +198,11 @@ _MADE = {
     "a shard": _SHARD,
     "the student's weights": f"{STUDENT}/model.safetensors",
     "the student's card": f"{STUDENT}/config.json",
-    "metrics.json": "metrics.json",
+    "the figures": FIGURES,
 }
 _PLAIN = {"cut": _cut, "empty": _empty, "other text": _other_text}
 _DAMAGES = {**_PLAIN, "flipped bit": _flip}
-_NOTES = (".dfkd/run.json", ".dfkd/latency.json", ".dfkd/timings/*", ".dfkd/server.log")
+_NOTES = (f"{NOTES}/run.json", f"{NOTES}/latency.json", ".dfkd/timings/*", ".dfkd/server.log")
 # Not a shorter file: keys that are missing have their defaults.
 PARAMS = {
     "binary": _text("params.yaml", bytes(range(256))),
@@ -239,7 +240,7 @@ CASES = [
         Case(f"all results, {how}", _all(*(_each(pattern, change) for pattern in _MADE.values())))
         for how, change in _PLAIN.items()
     ),
-    *(Case(f"published.json, {how}", _each(".dfkd/published.json", change)) for how, change in _PLAIN.items()),
+    *(Case(f"published.json, {how}", _each(f"{NOTES}/published.json", change)) for how, change in _PLAIN.items()),
     *(
         Case(f"all notes, {how}", _all(*(_each(pattern, change) for pattern in _NOTES)))
         for how, change in _PLAIN.items()
@@ -254,9 +255,9 @@ CASES = [
     Case("dvc.yaml, a list", _text("dvc.yaml", "- 1\n"), mends=False),
     Case("rwlock, cut", _text(".dvc/tmp/rwlock", '{"write": {"/x')),
     Case("rwlock, a dead process", _locked_by(lambda: 2**22 - 1, "dvc repro")),
-    Case("rwlock, a later process with the number", _all(_gone("metrics.json"), _locked_by(os.getpid, "dvc repro"))),
+    Case("rwlock, a later process with the number", _all(_gone(FIGURES), _locked_by(os.getpid, "dvc repro"))),
     Case("run.lock and holder, other text", _all(_text(".dfkd/run.lock", "x"), _text(".dfkd/run.holder.json", "[1]"))),
-    Case("DVC's cache, a cut object", _all(_each(".dvc/cache/files/md5/*/*", _cut), _gone("metrics.json"))),
+    Case("DVC's cache, a cut object", _all(_each(".dvc/cache/files/md5/*/*", _cut), _gone(FIGURES))),
     Case("DVC's cache, gone", _all(_gone(".dvc/cache"), _gone(STUDENT))),
     Case("DVC's cache of runs, cut", _all(_each(".dvc/cache/runs/*/*/*", _cut), _gone("dvc.lock"), _gone(STUDENT))),
     Case("DVC's states of files, other text", _each("../site/**/*.db", _other_text)),
@@ -267,7 +268,7 @@ CASES = [
     Case("results of tasks, other text", _all(_uncached_student, _each(".dfkd/results/*", _other_text))),
     Case("results of tasks, empty", _all(_uncached_student, _each(".dfkd/results/*", _empty))),
     Case("results of tasks, gone", _all(_uncached_student, _gone(".dfkd/results"))),
-    Case("Prefect's database, other text", _all(_gone("metrics.json"), _text(".dfkd/prefect/prefect.db", "x" * 5000))),
+    Case("Prefect's database, other text", _all(_gone(FIGURES), _text(".dfkd/prefect/prefect.db", "x" * 5000))),
     Case("mlflow.db, gone", _all(_gone("mlflow.db*"), _gone("mlartifacts"))),
     Case("mlflow.db, other text", _text("mlflow.db", "x" * 5000), mends=False),
     *(
@@ -281,7 +282,7 @@ CASES = [
     Case("verify, a path out of the folder", _json(f"{TRANSFER_SET}/manifest.json", "shards", [{"file": "../../x"}]),
          ("dfkd", "verify"), False),
     *(
-        Case(f"show, metrics.json, {how}", _each("metrics.json", change), ("dfkd", "show"), False)
+        Case(f"show, the figures, {how}", _each(FIGURES, change), ("dfkd", "show"), False)
         for how, change in (("cut", _cut), ("empty", _empty), ("a list", _a_list), ("no keys", _no_keys))
     ),
     *(

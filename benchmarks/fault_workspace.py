@@ -148,7 +148,10 @@ class Workspace:
 
     def digests(self) -> dict[str, str]:
         """Return the digests of manifest and student, and the parameters and outputs in dvc.lock."""
-        files = ("artifacts/transfer_set/manifest.json", "artifacts/students/default/model.safetensors")
+        files = (
+            "artifacts/teachers/default/transfer_set/manifest.json",
+            "artifacts/students/default/model.safetensors",
+        )
         found = {name: _sha256(self.path / name) for name in files}
         stages = yaml.safe_load((self.path / "dvc.lock").read_text())["stages"]
         for name, stage in stages.items():
@@ -201,7 +204,7 @@ class PreparedWorkspace(Workspace):
 
 
 # Measured times differ from run to run.
-_TIMED = ("metrics.json",)
+_TIMED = ("metrics/default.json",)
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 

@@ -1,6 +1,6 @@
 """Data-free knowledge distillation in plain PyTorch: no orchestration, usable in a notebook.
 
-    teacher = load_teacher(Path("artifacts/teacher"))
+    teacher = load_teacher(Path("artifacts/teachers/default/network"))
     statistics = estimate_statistics(teacher, StatisticsConfig(), seed=0)
     synthesizer = build_synthesizer(SynthesisConfig(), teacher, statistics)
 

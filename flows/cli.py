@@ -85,6 +85,10 @@ TrustFactory = Annotated[
         help="Let a stored model call this factory, package.module:factory, which runs its code; repeatable.",
     ),
 ]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Students in params.yaml; all if none is named.", show_default=False),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 _BAD_INPUT, _FAILED, _BUSY, _INTERRUPTED = 2, 1, 3, 130
@@ -122,6 +126,7 @@ def main() -> None:
     "dfkd run --teacher torchvision:resnet18 --weights ckpt.pt --student resnet18_quarter"
 )
 def run(
+    names: Names = None,
     teacher: TeacherSource = None,
     weights: Weights = None,
     student: Student = None,
@@ -129,6 +134,7 @@ def run(
     trust_factory: TrustFactory = None,
     preset: Preset = None,
     assignments: Set = None,
+    everything: Annotated[bool, typer.Option("--all", help="Make all students, as without names.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until another run in this folder has ended.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Make a project if there is none, without a question; see dfkd init.")
@@ -137,13 +143,14 @@ def run(
 ) -> None:
     """Run everything that has changed, from the teacher to the registered student, and show the table.
 
+    A project can have several students, which can share a teacher. If one fails, the others are made all the same.
     Options are checked and then written into params.yaml. An interrupted run continues when it is started again.
     Outside of a project, --teacher or --student makes one in the current folder first.
     """
     start = _process_start()
     here = Path.cwd()
     named = teacher or weights or student or trust_pickle or trust_factory
-    if not (named or preset or assignments) and (answer := _known_answer()):
+    if not (named or names or preset or assignments) and (answer := _known_answer()):
         typer.echo(answer)
         return
     if (teacher or student) and _is_outside(here):
@@ -168,15 +175,25 @@ def run(
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
         from dfkd_flows.run.ahead import look_ahead
 
+        if names and everything:
+            raise typer.BadParameter(f"--all makes all students. Leave it out, or {' '.join(names)}.")
         outlook = None if preset or assignments or named else look_ahead()
         from dfkd_flows.run.command import run_all
-        from dfkd_flows.settings.teacher_source import source_assignments
+        from dfkd_flows.settings.parsing import load_params
+        from dfkd_flows.settings.teacher_source import placed_assignments, source_changes
 
-        changes = source_assignments(
+        changes = source_changes(
             here=here, teacher=teacher, weights=weights, student=student, trust_pickle=trust_pickle
         )
-        trusted = tuple(trust_factory or ())
-        run_all(preset, [*changes, *(assignments or [])], trusted=trusted, start=start, outlook=outlook)
+        placed = placed_assignments(changes, load_params(), names or ()) if changes else []
+        run_all(
+            preset,
+            [*placed, *(assignments or [])],
+            students=names or (),
+            trusted=tuple(trust_factory or ()),
+            start=start,
+            outlook=outlook,
+        )
 
 
 @app.command(epilog="Example: dfkd publish")
@@ -244,6 +261,10 @@ def init(
 
 @app.command(epilog="Examples: dfkd tune | dfkd tune --minutes 30 --apply | dfkd tune --preset digits --trials 20")
 def tune(
+    student: Annotated[
+        str | None,
+        typer.Option(help="Student in params.yaml; may be left out for the only one.", metavar="NAME", parser=_text),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Time budget of the search in minutes.", metavar="N")] = 10,
     trials: Annotated[
         int | None,
@@ -264,18 +285,27 @@ def tune(
     with _reporting(debug, "Finished trials are kept. Continue with the same command."):
         from dfkd_flows.tune.command import tune_all
 
-        tune_all(preset, assignments or [], minutes=minutes, trials=trials, apply=apply)
+        tune_all(preset, assignments or [], student=student, minutes=minutes, trials=trials, apply=apply)
 
 
-@app.command(epilog="Examples: dfkd stage synthesize | dvc repro synthesize (which calls it if something has changed)")
+@app.command(
+    epilog="Examples: dfkd stage synthesize | dfkd stage distill small | "
+    "dvc repro distill@small (which calls it if something has changed)"
+)
 def stage(
-    name: Annotated[str, typer.Argument(help="code, teacher, statistics, synthesize, distill or evaluate.")],
+    stage: Annotated[str, typer.Argument(help="code, teacher, statistics, synthesize, distill or evaluate.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Teacher or, for distill and evaluate, student in params.yaml; may be left out for the only one."
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run one stage with the current params.yaml, even if nothing has changed. DVC calls this."""
     from dfkd_tasks.caching.code_file import CODE_STAGE, write_code_file
 
-    if name == CODE_STAGE:
+    if stage == CODE_STAGE:
         with _reporting(debug):
             write_code_file()
         return
@@ -283,16 +313,21 @@ def stage(
         from dfkd_flows.settings.parsing import load_params
         from dfkd_flows.stages.command import run_stage
 
-        run_stage(name, load_params())
+        run_stage(stage, name, load_params())
 
 
 @app.command(
-    epilog="Examples: dfkd synthesize --teacher artifacts/teacher --out /tmp/set | "
+    epilog="Examples: dfkd synthesize --teacher default --out /tmp/set | "
     "dfkd synthesize --teacher my_teacher --out my_set --set synthesis.method=dirichlet"
 )
 def synthesize(
     teacher: Annotated[
-        Path, typer.Option(help="Folder with model.safetensors and config.json.", metavar="DIR", parser=_path)
+        Path,
+        typer.Option(
+            help="Teacher in params.yaml, or a folder with model.safetensors and config.json.",
+            metavar="NAME|DIR",
+            parser=_path,
+        ),
     ],
     out: Annotated[
         Path,
@@ -310,28 +345,38 @@ def synthesize(
     here = Path.cwd()
     with _reporting(debug, "Finished shards are kept. Continue with the same command."):
         from dfkd_core.transfer_set.target import check_target
+        from dfkd_flows.settings.choosing import choose_teacher
         from dfkd_flows.settings.overrides import apply_overrides
         from dfkd_flows.settings.parsing import load_params
         from dfkd_flows.settings.trust import allow
         from dfkd_flows.stages.command import run_flow
         from dfkd_tasks.caching.stored_models import load_allowed_teacher
+        from dfkd_tasks.caching.workspace import TeacherFiles
 
-        params = apply_overrides(load_params(), assignments or [])
-        teacher, out, statistics = here / teacher, here / out, statistics and here / statistics
+        params, name = choose_teacher(str(teacher), load_params())
+        params = apply_overrides(params, assignments or [])
+        folder = TeacherFiles(name).network if name else here / teacher
+        out, statistics = here / out, statistics and here / statistics
         check_target(out)
-        allow(params, trust_factory or (), teacher)
-        load_allowed_teacher(teacher)
-        run_flow("synthesize", "dfkd_flows.stages.synthesis", "synthesize_anywhere", params, teacher, statistics, out)
+        allow(params, trust_factory or (), folder)
+        load_allowed_teacher(folder)
+        run_flow("synthesize", "dfkd_flows.stages.synthesis", "synthesize_anywhere", params, folder, statistics, out)
         typer.echo(f"Made {out}. Check it with: dfkd verify {out}")
 
 
-@app.command(epilog="Examples: dfkd verify | dfkd verify /tmp/set --teacher artifacts/teacher")
+@app.command(epilog="Examples: dfkd verify | dfkd verify /tmp/set --teacher default")
 def verify(
     folder: Annotated[
-        Path | None, typer.Argument(help="Transfer set; artifacts/transfer_set if not given.", parser=_path)
+        Path | None,
+        typer.Argument(
+            metavar="NAME|DIR",
+            help="Teacher in params.yaml, or a transfer set; that of the only teacher if not given.",
+            parser=_path,
+        ),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="Teacher that it must belong to.", metavar="DIR", parser=_path)
+        Path | None,
+        typer.Option(help="Teacher that it must belong to, by name or folder.", metavar="NAME|DIR", parser=_path),
     ] = None,
     trust_factory: TrustFactory = None,
     debug: Debug = False,
@@ -341,12 +386,22 @@ def verify(
     with _reporting(debug, place="anywhere" if folder else "project"):
         from dfkd_core.synthesis.guards import balance_note
         from dfkd_core.transfer_set.manifest import verify_transfer_set
+        from dfkd_flows.session.anywhere import in_project
+        from dfkd_flows.settings.choosing import choose_teacher
+        from dfkd_flows.settings.params import Params
+        from dfkd_flows.settings.parsing import load_params
         from dfkd_tasks.caching.stored_models import load_allowed_teacher
         from dfkd_tasks.caching.trust import allow_factories
-        from dfkd_tasks.caching.workspace import TEACHER, TRANSFER_SET
+        from dfkd_tasks.caching.workspace import TeacherFiles
 
-        path = here / folder if folder else TRANSFER_SET
-        owner = here / teacher if teacher else None if folder else TEACHER
+        params = load_params() if in_project() else Params()
+        _, name = choose_teacher(str(folder) if folder else None, params)
+        own = TeacherFiles(name) if name else None
+        path = own.transfer_set if own else here / (folder or "")
+        owner = own and own.network
+        if teacher:
+            _, name = choose_teacher(str(teacher), params)
+            owner = TeacherFiles(name).network if name else here / teacher
         digest = None
         if owner:
             allow_factories(owner, trust_factory or ())
@@ -412,11 +467,11 @@ def export(
         typer.Option(help="Folder for the export: new, empty or an earlier export.", metavar="DIR", parser=_path),
     ],
     student: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder with model.safetensors and config.json; artifacts/students/default if not given.",
-            metavar="DIR",
-            parser=_path,
+            help="Student in params.yaml, or a folder with model.safetensors; the only one if not given.",
+            metavar="NAME|DIR",
+            parser=_text,
         ),
     ] = None,
     formats: Annotated[
@@ -434,7 +489,7 @@ def export(
     transfer_set: Annotated[
         Path | None,
         typer.Option(
-            help="Images for the check and the calibration of int8; artifacts/transfer_set for the project's student.",
+            help="Images for the check and the calibration of int8; those of its training for a project's student.",
             metavar="DIR",
             parser=_path,
         ),
@@ -454,7 +509,8 @@ def export(
         from dfkd_flows.commands.exporting import export_student
 
         export_student(
-            student and here / student,
+            student,
+            here,
             here / out,
             formats=formats or [],
             bake_preprocessing=bake_preprocessing,
@@ -465,14 +521,47 @@ def export(
         )
 
 
-@app.command(epilog="Example: dfkd show")
-def show(debug: Debug = False) -> None:
-    """Show the table of the last run and commands to explore its results."""
+@app.command(epilog="Examples: dfkd show | dfkd show small")
+def show(
+    name: Annotated[
+        str | None, typer.Argument(help="Student in params.yaml; without it, several are compared.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show the table of a student's last run and commands to explore its results."""
     with _reporting(debug):
+        from dfkd_flows.run.comparison import compare
         from dfkd_flows.run.table import render
         from dfkd_flows.settings.parsing import load_params
 
-        typer.echo(render(load_params()))
+        params = load_params()
+        several = name is None and len(params.students) > 1
+        typer.echo(compare(params) if several else render(params.for_student(params.the_student(name))))
+
+
+@app.command(
+    epilog="Examples: dfkd compare | dfkd compare small tall --runs 5 | dfkd compare --metric student.ece --json"
+)
+def compare(
+    names: Names = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="One figure: accuracy, agreement, size, latency, seconds, or a name in MLflow.",
+            metavar="NAME",
+            parser=_text,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: shares, bytes, milliseconds, seconds.")] = False,
+    runs: Annotated[int, typer.Option(help="Add this many earlier runs of each student.", metavar="N")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Compare students: accuracy and agreement with 95 % intervals, size, latency of one image, seconds."""
+    with _reporting(debug):
+        from dfkd_flows.run.comparison import compare as table
+        from dfkd_flows.settings.parsing import load_params
+
+        typer.echo(table(load_params(), names=names or (), metric=metric, as_json=as_json, runs=runs))
 
 
 StudentName = Annotated[
@@ -498,14 +587,12 @@ def promote(
         from dfkd_flows.registry.commands import promote_version
         from dfkd_flows.run.publishing import note_champion, registered_name
         from dfkd_flows.settings.overrides import apply_overrides
-        from dfkd_flows.settings.parsing import load_params
 
-        _check_student(student)
-        params = apply_overrides(load_params(), assignments or [])
+        params = apply_overrides(_of_student(student), assignments or [])
         model = registered_name(params)
         champion = promote_version(params, model, version, dry_run=dry_run)
         if champion:
-            note_champion(model, champion)
+            note_champion(params, model, champion)
 
 
 @app.command(epilog="Example: dfkd rollback && dfkd history")
@@ -514,12 +601,10 @@ def rollback(student: StudentName = None, debug: Debug = False) -> None:
     with _reporting(debug):
         from dfkd_flows.registry.commands import roll_back_champion
         from dfkd_flows.run.publishing import note_champion, registered_name
-        from dfkd_flows.settings.parsing import load_params
 
-        _check_student(student)
-        params = load_params()
+        params = _of_student(student)
         model = registered_name(params)
-        note_champion(model, roll_back_champion(params, model))
+        note_champion(params, model, roll_back_champion(params, model))
 
 
 @app.command(epilog="Example: dfkd history")
@@ -528,19 +613,17 @@ def history(student: StudentName = None, debug: Debug = False) -> None:
     with _reporting(debug):
         from dfkd_flows.registry.commands import show_history
         from dfkd_flows.run.publishing import registered_name
-        from dfkd_flows.settings.parsing import load_params
 
-        _check_student(student)
-        params = load_params()
+        params = _of_student(student)
         show_history(params, registered_name(params))
 
 
-def _check_student(name: str | None) -> None:
-    from dfkd_core.errors import ConfigError
-    from dfkd_tasks.caching.workspace import STUDENT
+def _of_student(name: str | None) -> Params:
+    """Return the parameters of one student of the project, of the only one if it has no name."""
+    from dfkd_flows.settings.parsing import load_params
 
-    if name not in (None, STUDENT.name):
-        raise ConfigError(f"No student {name!r}. Students: {STUDENT.name}")
+    params = load_params()
+    return params.for_student(params.the_student(name, "--student NAME"))
 
 
 @app.command(epilog="Example: dfkd doctor")
@@ -559,13 +642,16 @@ def _with_teacher(
 ) -> Params:
     """Return the project's parameters, or the defaults, with a teacher and changes that are not written."""
     from dfkd_flows.session.anywhere import in_project
+    from dfkd_flows.settings.choosing import choose_teacher
     from dfkd_flows.settings.overrides import apply_overrides
     from dfkd_flows.settings.params import Params
     from dfkd_flows.settings.parsing import load_params
-    from dfkd_flows.settings.teacher_source import source_assignments
+    from dfkd_flows.settings.teacher_source import as_assignments, source_changes
 
-    changes = source_assignments(here=here, teacher=teacher, weights=weights, student=None, trust_pickle=trust_pickle)
-    return apply_overrides(load_params() if in_project() else Params(), [*changes, *(assignments or [])])
+    params, name = choose_teacher(teacher, load_params() if in_project() else Params())
+    source = None if name else teacher
+    changes = source_changes(here=here, teacher=source, weights=weights, student=None, trust_pickle=trust_pickle)
+    return apply_overrides(params, [*as_assignments(changes), *(assignments or [])])
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -17,8 +20,10 @@ from dfkd_flows.session.services import flow_page
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.stages.caching import FLOW_OPTIONS
+from dfkd_flows.stages.names import addresses, last_stages
+from dfkd_tasks.dvc_project.status import changed_stages
+from dfkd_tasks.dvc_project.versioning import StageFailedError, push, reproduce
 from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
-from dfkd_tasks.dvc_project.versioning import push, reproduce
 from dfkd_tasks.mlflow_store.addresses import described_store
 from dfkd_tasks.mlflow_store.readiness import check_store
 from dfkd_tasks.records.foreign import is_foreign, reason
@@ -26,80 +31,141 @@ from dfkd_tasks.records.foreign import is_foreign, reason
 if TYPE_CHECKING:
     from dfkd_tasks.mlflow_store.publishing import Publication
 
-__all__ = ["NotDeliveredError", "pipeline", "publication", "settled_pipeline"]
+__all__ = ["Made", "NotDeliveredError", "StudentsFailedError", "pipeline", "publication", "settled_pipeline"]
 
 
 class NotDeliveredError(DfkdError):
     """The results are made and kept, but not registered in MLflow, or not copied to the DVC remote."""
 
 
+class StudentsFailedError(DfkdError):
+    """Some of several students were not made; the others are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run made."""
+
+    published: Mapping[str, Publication]
+    """Publications of the students that were made."""
+    failed: tuple[str, ...] = ()
+    """Names of the others, whose stages have printed the reasons."""
+    faults: tuple[str, ...] = ()
+    """Why results were not registered, or not copied to the DVC remote."""
+    flow_page: str = ""
+    """Page of the flow's run on Prefect's server; empty if there is none."""
+
+    def check(self) -> None:
+        """Raise what failed.
+
+        Raises:
+            StudentsFailedError: A student was not made.
+            NotDeliveredError: Results were not registered or not copied.
+        """
+        faults = "\n".join(self.faults)
+        if self.failed:
+            names = ", ".join(self.failed)
+            again = f"Not made: {names}; the reasons are above. Continue with: dfkd run {' '.join(self.failed)}"
+            raise StudentsFailedError(f"{faults}\n{again}".strip())
+        if faults:
+            raise NotDeliveredError(faults)
+
+
 @flow(name="pipeline", **FLOW_OPTIONS)
-def pipeline(preset: str | None = None, overrides: list[str] | None = None, pull: bool = False) -> dict[str, str]:
-    """Run everything that has changed and publish the result. The deployment in prefect.yaml calls this.
+def pipeline(
+    preset: str | None = None,
+    overrides: list[str] | None = None,
+    students: list[str] | None = None,
+    pull: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Run everything that has changed and publish the results. The deployment in prefect.yaml calls this.
 
     Args:
         preset: Preset that params.yaml is set to first.
         overrides: Changes of params.yaml like `synthesis.num_images=2000`, made after it.
+        students: Names of the students to make; all if there are none.
         pull: Fetch results from the DVC remote before anything is computed.
+
+    Returns:
+        The publication of each student by its name.
     """
     prepare_environment(enter_project())
     with only_run():
-        with planned(preset, overrides or []) as plan:
-            check_ready(plan.params)
+        with planned(preset, overrides or [], students=students or ()) as plan:
+            check_ready(plan.chosen)
             settle(plan)
-        return _run(plan.params, pull=pull)
+        made = _run(plan.chosen, whole=plan.chosen is plan.params, pull=pull)
+    made.check()
+    return {name: dataclasses.asdict(publication) for name, publication in made.published.items()}
 
 
 @flow(name="pipeline", **FLOW_OPTIONS)
-def settled_pipeline(params: Params) -> dict[str, str]:
-    """Run everything that has changed and publish the result, with parameters that were checked and written before."""
-    return _run(params, pull=False)
+def settled_pipeline(params: Params, *, whole: bool = True) -> Made:
+    """Run everything that has changed and publish the results, with parameters that were checked and written before.
+
+    Args:
+        params: Parameters of the students to make.
+        whole: Whether they are all; then stages that the user has added to dvc.yaml run too.
+    """
+    return _run(params, whole=whole, pull=False)
 
 
 @flow(name="publish", **FLOW_OPTIONS)
-def publication(params: Params) -> dict[str, str]:
+def publication(params: Params) -> Made:
     """Publish and copy results that are made already."""
     return _deliver(params)
 
 
-def _run(params: Params, *, pull: bool) -> dict[str, str]:
+def _run(params: Params, *, whole: bool, pull: bool) -> Made:
     # MLflow takes seconds to import, during which the stages already run.
     threading.Thread(target=import_module, args=["dfkd_tasks.mlflow_store.publishing"], daemon=True).start()
     if pull:
         dvc_pull()
-    reproduce()
-    return _deliver(params)
+    failed = _reproduce(params, whole=whole)
+    return _deliver(params, failed)
 
 
-def _deliver(params: Params) -> dict[str, str]:
+def _reproduce(params: Params, *, whole: bool) -> tuple[str, ...]:
+    """Reproduce the stages of all students; return the names of those that failed, if it is not the only one."""
+    try:
+        reproduce(*([] if whole else last_stages(params)))
+    except StageFailedError:
+        changed = changed_stages()
+        failed = tuple(
+            name for name in params.students if not {*addresses(params.for_student(name))}.isdisjoint(changed)
+        )
+        if not failed or len(failed) == len(params.students):
+            raise
+        return failed
+    return ()
+
+
+def _deliver(params: Params, failed: tuple[str, ...] = ()) -> Made:
     """Publish the results in MLflow and copy them to the DVC remote; one is done even if the other fails."""
     pushed = push.submit()
     faults: list[str] = []
     missing: list[str] = []
-    made = None
-    try:
-        made = _published(params)
-    except DfkdError as error:
-        faults.append(str(error))
+    published: dict[str, Publication] = {}
+    names = [name for name in params.students if name not in failed]
+    for name in names:
+        try:
+            published[name] = _published(params.for_student(name))
+        except DfkdError as error:
+            faults.append(str(error))
+    if len(published) < len(names):
         missing.append("registered")
     try:
         pushed.result()
     except DfkdError as error:
         faults.append(str(error))
         missing.append("copied to the remote")
-    if made is None or missing:
-        raise NotDeliveredError(
-            "\n".join(faults) + f"\nThe results are kept, but not {' and not '.join(missing)}. When the service can be "
-            "used again, repeat this step with: dfkd publish"
+    if missing:
+        faults.append(
+            f"The results are kept, but not {' and not '.join(missing)}. When the service can be used again, repeat "
+            "this step with: dfkd publish"
         )
-    return {
-        "model": made.model,
-        "version": made.version,
-        "run_id": made.run_id,
-        "reason": made.reason,
-        "page": made.page,
-        "flow_page": flow_page(str(flow_run.id)),
-    }
+    # One fault of MLflow concerns all students.
+    return Made(published, failed, tuple(dict.fromkeys(faults)), flow_page=flow_page(str(flow_run.id)))
 
 
 def _published(params: Params) -> Publication:

@@ -301,7 +301,7 @@ def test_a_run_end_to_end_notices_other_weights_and_then_nothing(workspace: Any,
     tiny = [part for name, value in small.items() if name != "data.dataset" for part in ("--set", f"{name}={value}")]
     first = workspace.run("dfkd", *options_of(run), *tiny)
     assert "Registered dfkd-student-file-test.npz version 1" in first
-    assert workspace.read_json("metrics.json")["teacher"]["accuracy"] > 0.9
+    assert workspace.read_json("metrics/default.json")["teacher"]["accuracy"] > 0.9
     params = yaml.safe_load((workspace.path / "params.yaml").read_text())
     assert params["teacher"]["source"]["sha256"]
     assert "Nothing has changed" in workspace.run("dfkd", "run")

@@ -37,7 +37,7 @@ __all__ = [
 SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 """Pattern of the shard names allowed in a manifest: files in its own folder."""
 
-REDO = "Make it again: dfkd stage synthesize (in artifacts/transfer_set) or dfkd synthesize (in another folder)"
+REDO = "Make it again: dfkd stage synthesize (in artifacts/teachers) or dfkd synthesize (in another folder)"
 """The next command if a stored set is damaged."""
 
 Form = Mapping[str, tuple[str, tuple[int, ...]]]

@@ -20,17 +20,19 @@ from dfkd_core.models.classifier import ModelCard
 from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_flows.session.anywhere import in_project
 from dfkd_flows.session.display import say
+from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.trust import allow
 from dfkd_tasks.caching.stored_models import load_allowed_model
 from dfkd_tasks.caching.trust import allow_factories
-from dfkd_tasks.caching.workspace import STUDENT, TRANSFER_SET
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 
 __all__ = ["export_student"]
 
 
 def export_student(
-    student_folder: Path | None,
+    student: str | None,
+    here: Path,
     out: Path,
     *,
     formats: Sequence[str],
@@ -43,7 +45,9 @@ def export_student(
     """Export a stored student and print one line for each form.
 
     Args:
-        student_folder: Folder with model.safetensors and config.json; None is the project's student.
+        student: Name of a student of the project, or a folder with model.safetensors and config.json; None is the
+            project's only student.
+        here: Folder from which the path of a folder starts.
         out: Folder of the export.
         formats: Names of the formats; none means all whose packages are installed.
         bake_preprocessing: Whether graphs normalise their input themselves.
@@ -58,7 +62,15 @@ def export_student(
         ExportError: A form could not be made; those that could are in `out`.
         DfkdError: As `load_model`, `TransferSet` and `export_model`.
     """
-    folder = student_folder or STUDENT
+    params = load_params() if in_project() else Params()
+    name = (
+        params.the_student(None, "--student NAME")
+        if student is None
+        else student
+        if student in params.students
+        else None
+    )
+    folder = StudentFiles(name).network if name else here / str(student)
     chosen = _parse_formats(formats)
     # Before the student is loaded, as a wrong option is the cheaper fault to find.
     if not 0 <= min_agreement <= 1:
@@ -67,23 +79,23 @@ def export_student(
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
-    if student_folder is None:
-        allow(load_params(), trusted)
+    if name:
+        allow(params, trusted)
     else:
         allow_factories(folder, trusted)
-    student = load_allowed_model(folder)
+    loaded = load_allowed_model(folder)
     if int8 and transfer_set is None:
-        if student_folder is not None:
+        if name is None:
             raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")
-        transfer_set = TRANSFER_SET
+        transfer_set = TeacherFiles(params.teacher_of(name)).transfer_set
     calibration: Tensor | None = None
     if transfer_set is None:
-        images = probe_images(student.card.image_shape)
+        images = probe_images(loaded.card.image_shape)
     else:
-        images, calibration = choose_images(_read_images(transfer_set, student.card))
-    labelled, note = _find_labelled(student.card) if int8 else (None, "")
+        images, calibration = choose_images(_read_images(transfer_set, loaded.card))
+    labelled, note = _find_labelled(loaded.card, params.for_student(name) if name else params) if int8 else (None, "")
     report = export_model(
-        student,
+        loaded,
         out,
         formats=chosen,
         images=images,
@@ -118,11 +130,11 @@ def _read_images(folder: Path, card: ModelCard) -> Rows:
     return images
 
 
-def _find_labelled(card: ModelCard) -> tuple[EvaluationData | None, str]:
+def _find_labelled(card: ModelCard, params: Params) -> tuple[EvaluationData | None, str]:
     """Return the project's test images if they fit the student, and otherwise the reason that they do not."""
     if not in_project():
         return None, "accuracy not measured: the test images of a project are used, and this folder is in none"
-    data = load_params().data
+    data = params.data
     if is_built_in(data.dataset) and not {*card.class_names} <= {*dataset_spec(data.dataset).class_names}:
         return None, f"accuracy not measured: the student's classes are not those of {data.dataset}"
     try:

@@ -18,16 +18,17 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.trust import allow
 from dfkd_tasks.caching.stored_models import load_allowed_model
 from dfkd_tasks.caching.trust import trusted_factories
-from dfkd_tasks.caching.workspace import TEACHER
+from dfkd_tasks.caching.workspace import TeacherFiles
 from dfkd_tasks.mlflow_store.registry import local_source
 
 __all__ = ["describe_teacher", "list_layers"]
 
 
 def list_layers(params: Params, *, trusted: Collection[str] = ()) -> str:
-    """Return a table of the layers of the parameters' teacher that can be modelled.
+    """Return a table of the layers of a teacher that can be modelled.
 
-    `trusted` are the factories that the user allows a stored teacher to call.
+    `params` are those of one teacher, see `Params.for_teacher`. `trusted` are the factories that the user allows a
+    stored teacher to call.
     """
     with _loaded(params, trusted) as brought:
         classifier = brought.classifier
@@ -56,10 +57,11 @@ def _loaded(params: Params, trusted: Collection[str]) -> Iterator[BroughtTeacher
     """Yield the teacher that the parameters name, or the one that was trained in the project."""
     source = params.teacher.source
     if not source.model:
-        if not (TEACHER / CONFIG_FILE).is_file():
+        stored = TeacherFiles(params.teacher_name).network
+        if not (stored / CONFIG_FILE).is_file():
             raise ConfigError("There is no teacher yet. Name one with --teacher SOURCE, or train one with: dfkd run")
         allow(params, trusted)
-        yield BroughtTeacher(load_allowed_model(TEACHER), ())
+        yield BroughtTeacher(load_allowed_model(stored), ())
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,10 +38,12 @@ _MEBIBYTE = 2**20
 
 def read_params(project: Path) -> tuple[Params | None, Finding]:
     """Return the parameters of the current project, None if they have faults, and the finding about them."""
-    from dfkd_flows.settings.parsing import PARAMS_FILE, load_params
+    from dfkd_flows.settings.parsing import PARAMS_FILE, check_complete, load_params
 
     try:
-        return load_params(), ok("project", f"{project}, {PARAMS_FILE} is valid")
+        params = load_params()
+        check_complete()
+        return params, ok("project", f"{project}, {PARAMS_FILE} is valid")
     except ConfigError as error:
         return None, fault("project", str(error), f"correct it, or show the changes with: git diff {PARAMS_FILE}")
 
@@ -60,24 +63,26 @@ def check_execution(params: Params) -> Iterator[Finding]:
 
 
 def check_disk(params: Params) -> Iterator[Finding]:
-    """Yield whether the transfer set fits on the disk."""
+    """Yield whether the transfer sets of all teachers fit on the disk."""
     from dfkd_flows.settings.readiness import image_bytes
 
-    yield disk_finding(shutil.disk_usage(Path.cwd()).free, params.synthesis.num_images, image_bytes(params))
+    sets = [(own.synthesis.num_images, image_bytes(own)) for own in map(params.for_teacher, params.teachers)]
+    sizes = [None if size is None else count * size for count, size in sets]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+    yield disk_finding(shutil.disk_usage(Path.cwd()).free, sum(count for count, _ in sets), total)
 
 
-def disk_finding(free: int, num_images: int, image_bytes: int | None) -> Finding:
-    """Return whether a transfer set fits on the disk.
+def disk_finding(free: int, num_images: int, once: int | None) -> Finding:
+    """Return whether transfer sets fit on the disk.
 
     Args:
         free: Free bytes.
-        num_images: Images in the transfer set.
-        image_bytes: Bytes of one image, one per channel of a pixel; None if they are unknown before the first run.
+        num_images: Images in the transfer sets.
+        once: Bytes of these images; None if they are unknown before the first run.
     """
     left = f"{free / _MEBIBYTE:,.0f} MiB free"
-    if image_bytes is None:
+    if once is None:
         return ok("disk", f"{left}; the size of the transfer set is known after the first run")
-    once = num_images * image_bytes
     text = f"{left}; {num_images:,} images need {once * _COPIES / _MEBIBYTE:,.0f} MiB in {_COPIES} copies"
     smaller = "free some space, or: dfkd run --set synthesis.num_images=N"
     if free < once:
@@ -114,7 +119,8 @@ def _place_fault(area: str, text: str) -> Finding | None:
 
 def check_data(params: Params) -> Iterator[Finding]:
     """Yield whether the images for evaluation and for the training of the teacher exist."""
-    configs = {config.dataset: config for config in (params.data, params.training_data) if config}
+    teachers = [params.for_teacher(name) for name in params.teachers]
+    configs = {config.dataset: config for own in teachers for config in (own.data, own.training_data) if config}
     for config in configs.values():
         yield _data(config)
 
@@ -154,9 +160,21 @@ def _data(config: DataConfig) -> Finding:
 
 
 def check_networks(params: Params) -> Iterator[Finding]:
-    """Yield whether teacher and student can be found."""
-    from dfkd_core.distillation.config import AUTO
+    """Yield whether teachers and students can be found."""
+    for name in params.teachers:
+        yield from _named(_teacher(params.for_teacher(name)), name, len(params.teachers))
+    for name in params.students:
+        found = _student(params.for_student(name).distillation.student)
+        yield from _named([found], name, len(params.students))
 
+
+def _named(findings: Iterable[Finding], name: str, count: int) -> Iterator[Finding]:
+    """Yield findings with the name of the teacher or the student, unless it is the only one."""
+    for finding in findings:
+        yield replace(finding, text=f"{name}: {finding.text}") if count > 1 else finding
+
+
+def _teacher(params: Params) -> Iterator[Finding]:
     source = params.teacher.source
     if source.model:
         yield _network("teacher", source.model, "dfkd run --teacher SOURCE")
@@ -165,11 +183,14 @@ def check_networks(params: Params) -> Iterator[Finding]:
     else:
         assert params.training_data
         yield ok("teacher", f"{params.teacher.network}, trained on {params.training_data.dataset}")
-    student = params.distillation.student
-    if student == AUTO:
-        yield ok("student", "auto: the teacher's network with half the widths")
-    else:
-        yield _network("student", student, "dfkd run --student SOURCE")
+
+
+def _student(network: str) -> Finding:
+    from dfkd_core.distillation.config import AUTO
+
+    if network == AUTO:
+        return ok("student", "auto: the teacher's network with half the widths")
+    return _network("student", network, "dfkd run --student SOURCE")
 
 
 def _network(area: str, name: str, change: str) -> Finding:

@@ -26,7 +26,7 @@ from dfkd_flows.settings.overrides import apply_preset
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import PARAMS_FILE, load_params
 from dfkd_flows.settings.settling import planned
-from dfkd_flows.settings.teacher_source import dataset_assignment, source_assignments
+from dfkd_flows.settings.teacher_source import as_assignments, dataset_change, source_changes
 from dfkd_tasks.caching.code_file import CODE_FILE, PIPELINE, code_text
 from dfkd_tasks.caching.half_files import clear_half_files
 
@@ -43,7 +43,7 @@ _MAY_EXIST = {
     Path("README.md"): "README.md",
 }
 # Patterns of .gitignore for folders that may hold other things of the user. DVC then ignores its own results in them.
-_SHARED = ("artifacts", "data", "reports")
+_SHARED = ("artifacts", "data", "metrics", "reports")
 
 
 def make_project(folder: Path, wishes: Wishes) -> None:
@@ -93,14 +93,15 @@ def _checked(wishes: Wishes) -> Params:
     if wishes.are_none:
         return Params()
     with planned(wishes.preset, _assignments(wishes), trusted=wishes.trusted, current=Params()) as plan:
-        check_run(plan.params, plan.source, plan.scratch, fetches=False)
+        for name, source in plan.sources.items():
+            check_run(plan.params.for_teacher(name), source, plan.scratch / name, fetches=False)
         for change in plan.shown():
             say(f"  {change}")
         return plan.params
 
 
 def _assignments(wishes: Wishes) -> list[str]:
-    found = source_assignments(
+    changes = source_changes(
         here=wishes.here,
         teacher=wishes.teacher,
         weights=wishes.weights,
@@ -108,10 +109,10 @@ def _assignments(wishes: Wishes) -> list[str]:
         trust_pickle=wishes.trust_pickle,
     )
     if wishes.dataset:
-        found.append(dataset_assignment(wishes.dataset, here=wishes.here))
+        changes |= dataset_change(wishes.dataset, here=wishes.here)
     elif wishes.teacher and not _names_data(wishes):
-        found.append(f"data.dataset={NO_DATA}")
-    return [*found, *wishes.assignments]
+        changes["data.dataset"] = NO_DATA
+    return [*as_assignments(changes), *wishes.assignments]
 
 
 def _names_data(wishes: Wishes) -> bool:

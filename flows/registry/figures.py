@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -23,7 +22,7 @@ from dfkd_core.models.storage import read_card
 from dfkd_flows.registry.gate import Figures
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import compute_for
-from dfkd_tasks.caching.workspace import PREDICTIONS, TEACHER
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG, Version
 from dfkd_tasks.mlflow_store.registered import load_registered, logged_metrics, logged_predictions
 
@@ -42,20 +41,18 @@ class Evaluated:
     compute: Compute
 
 
-def evaluated_images(params: Params, *, teacher: Path = TEACHER, predictions: Path = PREDICTIONS) -> Evaluated:
-    """Return what is needed to evaluate further students on the images of the last evaluation.
+def evaluated_images(params: Params) -> Evaluated:
+    """Return what is needed to evaluate further students on the images of a student's last evaluation.
 
     Args:
-        params: The project's parameters.
-        teacher: Folder of the teacher.
-        predictions: File of the last evaluation.
+        params: Parameters of the student, see `Params.for_student`.
 
     Raises:
         DfkdError: Nothing was evaluated yet, or a file is damaged.
     """
     return Evaluated(
-        predictions=read_predictions(predictions),
-        card=read_card(teacher),
+        predictions=read_predictions(StudentFiles(params.student_name).predictions),
+        card=read_card(TeacherFiles(params.teacher_name).network),
         data=params.data,
         config=params.evaluation,
         compute=compute_for(params.execution),

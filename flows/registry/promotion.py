@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from dfkd_core.common.digests import canonical_json
 from dfkd_core.errors import DfkdError
@@ -13,7 +12,7 @@ from dfkd_flows.registry.figures import Evaluated, champion_figures, evaluated_i
 from dfkd_flows.registry.gate import Decision, Figures, Reason, decide
 from dfkd_flows.settings.params import Params, RegistryConfig
 from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.workspace import STUDENT
+from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.mlflow_store.aliases import (
     CHAMPION,
     REASON_TAG,
@@ -39,17 +38,15 @@ def decide_and_record(
     metrics: Mapping[str, float],
     *,
     notes: Sequence[str] = (),
-    student: Path = STUDENT,
 ) -> Publication:
     """Check a new version, decide on its promotion and record the decision. A killed call can be repeated.
 
     Args:
-        params: The project's parameters.
+        params: Parameters of the student, see `Params.for_student`.
         model: Name of the registered model.
         number: The version.
         metrics: Figures of its evaluation by dotted name.
         notes: Remarks on the student, for the reason.
-        student: Folder of the student that was registered.
 
     Raises:
         DfkdError: The version does not answer like the student, or the evaluated images cannot be read.
@@ -57,7 +54,7 @@ def decide_and_record(
     version = find_version(model, number)
     if version is None:
         raise DfkdError(f"Version {number} of {model} is gone. Register the student again with: dfkd run")
-    local = load_allowed_model(student)
+    local = load_allowed_model(StudentFiles(params.student_name).network)
     check_answers(version, local, probe_images(local.card.image_shape))
     name_challenger(version)
     evaluated = evaluated_images(params)

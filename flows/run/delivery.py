@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.session.display import say
 from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.session.services import check_server, described_server
+from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.stages.names import addresses, label
 from dfkd_tasks.dvc_project.remote import described_remote
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages
 from dfkd_tasks.mlflow_store.addresses import described_store
+
+if TYPE_CHECKING:
+    from dfkd_flows.pipeline import Made
 
 __all__ = ["described_delivery", "publish_results"]
 
@@ -25,10 +31,14 @@ def publish_results() -> None:
     params = load_params()
     if not LOCK.is_file():
         raise DfkdError("There are no results yet. Make and publish them with: dfkd run")
-    if changed := changed_stages():
-        raise DfkdError(
-            f"The results are older than what they depend on: {', '.join(changed)}. Make them with: dfkd run"
-        )
+    changed = changed_stages()
+    made_before = [name for name in params.students if {*addresses(params.for_student(name))}.isdisjoint(changed)]
+    if changed and len(made_before) < len(params.students):
+        older = [label(address, params) for address in addresses(params) if address in changed]
+        text = f"The results are older than what they depend on: {', '.join(older)}. Make them with: dfkd run"
+        if not made_before:
+            raise DfkdError(text)
+        say(text)
     check_server()
     server = start_server()
     # Imported while the server starts.
@@ -36,21 +46,26 @@ def publish_results() -> None:
 
     server.wait()
     with needing_server(server):
-        made = publication(params)
-    say(described_delivery(made))
+        made = publication(params.only(made_before))
+    say(described_delivery(made, params))
+    made.check()
 
 
-def described_delivery(made: Mapping[str, str]) -> str:
+def described_delivery(made: Made, params: Params, *, known: Collection[str] = ()) -> str:
     """Return where the results are now, with the pages of services that show them.
 
     Args:
         made: Result of the pipeline's flow.
+        params: Parameters of the project.
+        known: Names of students that were registered before.
     """
-    return "\n".join(
-        (
-            f"Registered {made['model']} version {made['version']}: {made['reason']}",
-            f"  MLflow     {made['page'] or described_store()}",
-            f"  Prefect    {made['flow_page'] or described_server()}",
-            f"  DVC        {described_remote()}",
-        )
-    )
+    lines = []
+    for name, published in made.published.items():
+        if name not in known:
+            start = f"{name}: " if len(params.students) > 1 else ""
+            lines.append(f"{start}Registered {published.model} version {published.version}: {published.reason}")
+    if not made.faults:
+        pages = [published.page for published in made.published.values() if published.page]
+        lines += [f"  MLflow     {page}" for page in pages or [described_store()]]
+        lines += [f"  Prefect    {made.flow_page or described_server()}", f"  DVC        {described_remote()}"]
+    return "\n".join(lines)

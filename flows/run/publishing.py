@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
 from typing import Any
 
-from dfkd_core.common.digests import file_sha256, json_digest, write_json
+from dfkd_core.common.digests import file_sha256, write_json
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_flows.registry.promotion import continued, decide_and_record
-from dfkd_flows.run.table import PUBLISHED, read_latency, read_metrics
+from dfkd_flows.run.figures import measured_times, numbers
+from dfkd_flows.run.table import published_note, read_metrics
+from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.settings.trust import allow
-from dfkd_flows.stages.command import STAGES
+from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.stored import read_note
-from dfkd_tasks.caching.workspace import PREDICTIONS, STUDENT, TRANSFER_SET
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
 from dfkd_tasks.mlflow_store.addresses import publication_place
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
 from dfkd_tasks.mlflow_store.publishing import (
+    STUDENT_TAG,
     Publication,
     discard_unfinished,
     find_publication,
@@ -33,90 +34,81 @@ from dfkd_tasks.mlflow_store.publishing import (
     page_of,
     register_student,
 )
-from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["model_name", "note_champion", "publish", "registered_name"]
-
-# Of a path; names of models have at most 256 characters.
-_LONGEST_DATA = 100
+__all__ = ["note_champion", "publish", "registered_name"]
 
 
 def publish(params: Params) -> Publication:
-    """Publish the current results once: find their publication, continue it if it was interrupted, or make it.
+    """Publish the current results of a student once: find their publication, continue an interrupted one, or make it.
 
     Call it within a flow.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
     """
     allow(params, ())
-    results = results_digest()
+    results = results_digest(addresses(params))
+    assert results, f"the student {params.student_name} is not made"
     with one_publication():
         experiment = open_store(params.registry.experiment)
         discard_unfinished()
         found = find_publication(results)
         made = continued(found) if found else _publish(params, experiment, results)
         made = dataclasses.replace(made, page=page_of(made.run_id))
-        write_json(PUBLISHED, {"results_sha256": results, **dataclasses.asdict(made), "store": publication_place()})
+        note = {"results_sha256": results, **dataclasses.asdict(made), "store": publication_place()}
+        write_json(published_note(params), note)
     return made
 
 
 def _publish(params: Params, experiment: str, results: str) -> Publication:
-    tags = _lineage(results)
-    found = read_metrics()
-    metrics = _figures(found)
-    run_id, model_uri = find_run(results) or log_run(experiment, flatten(params), {**metrics, **_times()}, tags)
-    name = model_name(params, tags["dfkd.teacher_digest"])
+    teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
+    tags = _lineage(results, teacher, student)
+    found = read_metrics(student)
+    logged = {**numbers(found), **measured_times(params)}
+    run_id, model_uri = find_run(results) or log_run(
+        experiment, _settings(params), logged, tags, teacher=teacher, student=student
+    )
+    name = params.model_name(tags["dfkd.teacher_digest"])
     version = register_student(run_id, model_uri, name, tags)
-    return decide_and_record(params, name, version, {**metrics, **_times()}, notes=found.get("notes", []))
+    return decide_and_record(params, name, version, logged, notes=found.get("notes", []))
 
 
-def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers in metrics.json by dotted name."""
-    return {name: float(value) for name, value in flatten(metrics).items() if isinstance(value, int | float)}
+def _settings(params: Params) -> dict[str, Any]:
+    """Return the settings by dotted name; the changes of the teacher and the student are made in them."""
+    return {name: value for name, value in flatten(params).items() if name.partition(".")[0] not in GROUPS}
 
 
 def registered_name(params: Params) -> str:
-    """Return the name under which the project's student is or will be registered.
+    """Return the name under which a student is or will be registered.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
 
     Raises:
         DfkdError: It depends on the teacher, and nothing was made with it yet.
     """
-    digest = read_manifest(TRANSFER_SET).teacher_digest if params.data.dataset == NO_DATA else ""
-    return model_name(params, digest)
+    made = TeacherFiles(params.teacher_name).transfer_set
+    return params.model_name(read_manifest(made).teacher_digest if params.data.dataset == NO_DATA else "")
 
 
-def note_champion(model: str, number: str) -> None:
-    """Correct the note of the last publication after the alias `champion` was moved to another version."""
-    noted = read_note(PUBLISHED, dict[str, Any])
+def note_champion(params: Params, model: str, number: str) -> None:
+    """Correct the note of the student's last publication after the alias `champion` was moved to another version."""
+    path = published_note(params)
+    noted = read_note(path, dict[str, Any])
     if noted and noted.get("model") == model:
-        write_json(PUBLISHED, {**noted, "promoted": noted.get("version") == number})
+        write_json(path, {**noted, "promoted": noted.get("version") == number})
 
 
-def model_name(params: Params, teacher_digest: str) -> str:
-    """Return the name under which comparable students are registered: those evaluated on the same data.
-
-    Agreement on synthetic images is comparable only for students of one teacher, so the teacher is part of that name.
-    """
-    dataset = params.data.dataset
-    data = f"proxy-{teacher_digest[:8]}" if dataset == NO_DATA else re.sub("[^A-Za-z0-9.]+", "-", dataset).strip("-")
-    if len(data) > _LONGEST_DATA:
-        data = f"{json_digest(data)[:8]}-{data[-_LONGEST_DATA:].strip('-')}"
-    return f"{params.registry.model_name}-{data}"
-
-
-def _lineage(results: str) -> dict[str, str]:
-    manifest = read_manifest(TRANSFER_SET)
+def _lineage(results: str, teacher: TeacherFiles, student: StudentFiles) -> dict[str, str]:
+    manifest = read_manifest(teacher.transfer_set)
     return {
         "dfkd.git_commit": git_commit(),
         "dfkd.lock_sha256": file_sha256(LOCK),
         "dfkd.results_sha256": results,
+        "dfkd.teacher": teacher.name,
+        STUDENT_TAG: student.name,
         "dfkd.teacher_digest": manifest.teacher_digest,
-        "dfkd.transfer_set_sha256": file_sha256(TRANSFER_SET / "manifest.json"),
-        "dfkd.student_sha256": file_sha256(STUDENT / "model.safetensors"),
-        IMAGES_TAG: read_predictions(PREDICTIONS).images_sha256,
+        "dfkd.transfer_set_sha256": file_sha256(teacher.transfer_set / "manifest.json"),
+        "dfkd.student_sha256": file_sha256(student.network / "model.safetensors"),
+        IMAGES_TAG: read_predictions(student.predictions).images_sha256,
     }
-
-
-def _times() -> dict[str, float]:
-    """Return the measured seconds per stage and milliseconds per batch."""
-    measured = {name: stage_seconds(name) for name in STAGES}
-    times = {f"seconds.{name}": found[0] for name, found in measured.items() if found}
-    return times | {f"latency.{name}": value for name, value in flatten(read_latency()).items()}

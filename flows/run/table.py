@@ -13,20 +13,19 @@ from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
 from dfkd_flows.session.services import flows_command
+from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
-from dfkd_flows.stages.command import STAGES
+from dfkd_flows.stages.names import addresses, label
 from dfkd_tasks.caching.stored import read_note, read_result
-from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STUDENT, TEACHER, reference
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles, reference
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
 from dfkd_tasks.mlflow_store.addresses import page_command, publication_place
 from dfkd_tasks.mlflow_store.readiness import has_version
 from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["PUBLISHED", "heading", "is_published", "note_run", "read_latency", "read_metrics", "render"]
+__all__ = ["heading", "is_published", "note_run", "published_note", "read_latency", "read_metrics", "render"]
 
-PUBLISHED = STATE / "published.json"
-_RUN_NOTE = STATE / "run.json"
 _SIZES: tuple[str, ...] = ("num_parameters", "size_bytes")
 _SCORES: tuple[str, ...] = ("accuracy", "ece")
 _HEADING_WIDTH = 21
@@ -67,16 +66,16 @@ class _Latency:
     student: dict[str, float]
 
 
-def read_metrics() -> dict[str, Any]:
-    """Return the content of metrics.json.
+def read_metrics(student: StudentFiles) -> dict[str, Any]:
+    """Return the figures of a student.
 
     Raises:
         DfkdError: It does not exist yet, or is damaged.
     """
-    found = read_result(METRICS, dict[str, Any])
+    found = read_result(student.metrics, dict[str, Any])
     lacking = list(_lacking(found))
     if lacking:
-        raise DfkdError(f"{METRICS} is damaged: it has no {', '.join(lacking)}. Make it again with: dfkd run")
+        raise DfkdError(f"{student.metrics} is damaged: it has no {', '.join(lacking)}. Make it again with: dfkd run")
     return found
 
 
@@ -98,59 +97,76 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_latency() -> dict[str, dict[str, float]]:
-    """Return milliseconds per model and batch size if they were measured with the current student."""
-    found = read_note(LATENCY, _Latency)
-    if found is None or not STUDENT.is_dir() or found.student_sha256 != reference(STUDENT).sha256:
+def read_latency(student: StudentFiles) -> dict[str, dict[str, float]]:
+    """Return milliseconds per model and batch size if they were measured with the current weights of a student."""
+    found = read_note(student.latency, _Latency)
+    if found is None or not student.network.is_dir() or found.student_sha256 != reference(student.network).sha256:
         return {}
     return {"teacher": found.teacher, "student": found.student}
 
 
-def is_published() -> bool:
-    """Return whether the results in dvc.lock are published in the MLflow that is used now."""
-    found = read_note(PUBLISHED, _Published)
+def published_note(params: Params) -> Path:
+    """Return the file that notes the last publication of the student."""
+    return StudentFiles(params.student_name).notes / "published.json"
+
+
+def is_published(params: Params) -> bool:
+    """Return whether the student's results in dvc.lock are published in the MLflow that is used now."""
+    found = read_note(published_note(params), _Published)
     if found is None or not LOCK.is_file():
         return False
-    is_here = (found.results_sha256, found.store) == (results_digest(), publication_place())
+    is_here = (found.results_sha256, found.store) == (results_digest(addresses(params)), publication_place())
     return is_here and has_version(found.model, found.version)
 
 
-def note_run(start: float, end: float) -> None:
-    """Record the seconds of a whole run, and those of them that the stages did not use.
+def note_run(params: Params, start: float, end: float) -> None:
+    """Record, for each student, the seconds of a whole run, and those of them that no stage used.
 
     Args:
+        params: Parameters of the students that were run.
         start: When the run began, in seconds since the epoch.
         end: When it ended.
     """
-    measured = [found for name in STAGES if (found := stage_seconds(name)) and found[1] > start]
+    measured = [found for address in addresses(params) if (found := stage_seconds(address)) and found[1] > start]
     seconds = end - start
     orchestration = seconds - sum(found[0] for found in measured)
-    run = _Run(seconds=seconds, orchestration_seconds=orchestration, results_sha256=results_digest())
-    write_json(_RUN_NOTE, run)
+    for name in params.students:
+        own = params.for_student(name)
+        if results := results_digest(addresses(own)):
+            run = _Run(seconds=seconds, orchestration_seconds=orchestration, results_sha256=results)
+            write_json(_run_note(own), run)
+
+
+def _run_note(params: Params) -> Path:
+    return StudentFiles(params.student_name).notes / "run.json"
 
 
 def render(params: Params) -> str:
-    """Return the table of the last run with commands to explore its results.
+    """Return the table of a student's last run with commands to explore its results.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
 
     Raises:
         DfkdError: There are no results yet.
     """
-    metrics = read_metrics()
+    metrics = read_metrics(StudentFiles(params.student_name))
     rows = list(_rows(metrics, params))
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
     notes = [f"Note: {note}" for note in metrics.get("notes", [])]
-    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(), "", *_pointers(), ""])
+    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(params), "", *_pointers(params), ""])
 
 
 def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
-    teacher, student, latency = metrics["teacher"], metrics["student"], read_latency()
-    card = read_card(TEACHER)
+    shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
+    teacher, student, latency = metrics["teacher"], metrics["student"], read_latency(own)
+    card = read_card(shared.network)
     joint = metrics.get("proxy", student)
     proxy = " (proxy)" if "proxy" in metrics else ""
     yield heading(params.data.dataset), "teacher", "student"
-    yield "network", card.network, read_card(STUDENT).network
-    yield "first weights", "", "random" if read_start(STUDENT) == "random" else "pruned teacher"
+    yield "network", card.network, read_card(own.network).network
+    yield "first weights", "", "random" if read_start(own.network) == "random" else "pruned teacher"
     yield "transfer set", "", params.synthesis.method
     steps = params.synthesis.method_config.steps
     if steps:
@@ -187,21 +203,22 @@ def heading(dataset: str) -> str:
     return name if len(name) <= _HEADING_WIDTH else f"{name[: _HEADING_WIDTH - 3]}..."
 
 
-def _seconds() -> Iterator[str]:
-    for name in STAGES:
-        measured = stage_seconds(name)
-        yield f"{name:<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
-    run = read_note(_RUN_NOTE, _Run)
+def _seconds(params: Params) -> Iterator[str]:
+    for address in addresses(params):
+        measured = stage_seconds(address)
+        yield f"{label(address, params):<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
+    run = read_note(_run_note(params), _Run)
     # An experiment of DVC leaves other results than the last run.
-    if run and LOCK.is_file() and run.results_sha256 == results_digest():
+    if run and LOCK.is_file() and run.results_sha256 == results_digest(addresses(params)):
         seconds = f"{run.orchestration_seconds:.1f} s"
         yield f"{'orchestration':<22}{seconds:>16}   of {run.seconds:.1f} s in the last run"
 
 
-def _pointers() -> Iterator[str]:
+def _pointers(params: Params) -> Iterator[str]:
+    shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     yield "Explore the results (after `. .venv/bin/activate`):"
-    published = read_note(PUBLISHED, _Published)
-    if published is None or not is_published():
+    published = read_note(published_note(params), _Published)
+    if published is None or not is_published(params):
         yield "  model      not registered, only its files are here; register it with: dfkd publish"
     else:
         address = "@champion" if published.promoted else f"/{published.version}"
@@ -212,9 +229,9 @@ def _pointers() -> Iterator[str]:
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
         yield "  versions   dfkd history"
-    page = published.page if published and is_published() else ""
+    page = published.page if published and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
     yield "  figures    dvc metrics show; dvc plots show"
-    yield "  images     reports/samples.png, reports/confusion.png"
+    yield f"  images     {shared.reports}/samples.png, {own.reports}/confusion.png"
     yield f"  flows      {flows_command()}"
-    yield "  transfer   dfkd verify"
+    yield f"  transfer   dfkd verify {'' if shared.name == DEFAULT else shared.name}".rstrip()

@@ -8,6 +8,7 @@ from pathlib import Path
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.digests import json_digest, write_json
 from dfkd_core.data.datasets import DataConfig, dataset_spec, ensure_dataset, is_built_in, open_dataset
+from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.distillation.students import check_start, check_student
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
@@ -26,18 +27,18 @@ from dfkd_tasks.caching.workspace import STATE
 
 __all__ = ["check_device", "check_run"]
 
-_CHECKED = STATE / "checked_teacher"
-_INPUTS = _CHECKED / "inputs.json"
+_CHECKED = STATE / "checked_teachers"
+_INPUTS = "inputs.json"
 _OWN_DATA = ("folder:", "file:")
 
 
 def check_run(
     params: Params, source: SourceConfig, scratch: Path, *, with_evaluation: bool = True, fetches: bool = True
 ) -> None:
-    """Check device, teacher, layer, statistics, method, student and data.
+    """Check device, teacher, layer, statistics, method, students and data.
 
     Args:
-        params: Parameters of the run, with the digest of the teacher's files.
+        params: Parameters of one teacher and its students, see `Params.for_teacher`, with the digest of its files.
         source: `teacher.source` with local files instead of MLflow's addresses.
         scratch: Folder for temporary files.
         with_evaluation: Whether the run reads the evaluation data.
@@ -47,7 +48,7 @@ def check_run(
     Raises:
         ConfigError: The device does not exist, or a network is unknown, cannot be built or does not fit the teacher.
         TeacherError: The teacher cannot be read or is unsuitable, or has no such layer.
-        DistillationError: The student must start as a thinner copy of the teacher and is none.
+        DistillationError: A student must start as a thinner copy of the teacher and is none.
         DataError: A data set is missing or corrupt, or its classes are not the teacher's.
     """
     check_device(params.execution.device)
@@ -98,9 +99,11 @@ def _training_shape(data: DataConfig) -> tuple[int, tuple[str, ...]]:
 
 def _check_external(params: Params, source: SourceConfig, scratch: Path) -> ModelCard:
     """Check a teacher from elsewhere. If it passed before, its card is enough, unless its weights are to be copied."""
-    inputs = _teacher_inputs(params)
-    if params.distillation.start != "pruned" and (card := _card_checked_before(inputs)):
-        check_student(card, params.distillation)
+    inputs, noted = _teacher_inputs(params), _CHECKED / params.teacher_name
+    needs_weights = any(student.start == "pruned" for student in _students(params))
+    if not needs_weights and (card := _card_checked_before(inputs, noted)):
+        for student in _students(params):
+            check_student(card, student)
         check_num_images(params.synthesis, card)
         return card
     layer, size = params.teacher.layer, params.data.image_size
@@ -109,10 +112,14 @@ def _check_external(params: Params, source: SourceConfig, scratch: Path) -> Mode
         source, scratch=scratch, layer=layer, image_size_hint=size, trusted_factories=trusted
     ).classifier
     _check_networks(classifier, params)
-    _INPUTS.unlink(missing_ok=True)
-    write_json(_CHECKED / CONFIG_FILE, classifier.card)
-    write_json(_INPUTS, inputs)
+    (noted / _INPUTS).unlink(missing_ok=True)
+    write_json(noted / CONFIG_FILE, classifier.card)
+    write_json(noted / _INPUTS, inputs)
     return classifier.card
+
+
+def _students(params: Params) -> list[DistillationConfig]:
+    return [params.for_student(name).distillation for name in params.students]
 
 
 def _teacher_inputs(params: Params) -> str:
@@ -128,22 +135,24 @@ def _teacher_inputs(params: Params) -> str:
     )
 
 
-def _card_checked_before(inputs: str) -> ModelCard | None:
-    if read_note(_INPUTS, str) != inputs:
+def _card_checked_before(inputs: str, noted: Path) -> ModelCard | None:
+    if read_note(noted / _INPUTS, str) != inputs:
         return None
     try:
-        return read_card(_CHECKED)
+        return read_card(noted)
     except DfkdError:
         # Damaged: the teacher is checked again.
         return None
 
 
 def _check_networks(classifier: Classifier, params: Params) -> None:
-    """Check the layer, the source of statistics, the method, the student, and a start as a thinner teacher."""
-    teacher, student = Teacher(classifier), params.distillation
-    check_student(teacher.card, student)
+    """Check the layer, the source of statistics, the method, the students, and their start as a thinner teacher."""
+    teacher, students = Teacher(classifier), _students(params)
+    for student in students:
+        check_student(teacher.card, student)
     # Without probes and without the search for sigma, which takes long and depends on trained weights.
     quick = dataclasses.replace(params.statistics, spread="sigma", num_probes=2)
     build_synthesizer(params.synthesis, teacher, estimate_statistics(teacher, quick, seed=params.seed))
-    if student.start == "pruned":
-        check_start(teacher, student)
+    for student in students:
+        if student.start == "pruned":
+            check_start(teacher, student)

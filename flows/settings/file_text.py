@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -50,8 +50,18 @@ def _lines(section: Any, depth: int) -> Iterator[str]:
         if nested:
             yield f"{pad}{field.name}:"
             yield from _lines(value, depth + 1)
+        elif depth == 0 and isinstance(value, Mapping):
+            yield f"{field.name}:"
+            yield from _members(value)
         else:
             yield f"{pad}{field.name}: {value_text(value)}"
+
+
+def _members(members: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of teachers or students, one line per value for users to add to."""
+    for name, changes in members.items():
+        yield f"  {name}:" if changes else f"  {name}: {{}}"
+        yield from (f"    {key}: {value_text(value)}" for key, value in changes.items())
 
 
 def _comment(text: str, depth: int) -> list[str]:

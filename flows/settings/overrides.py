@@ -10,12 +10,22 @@ from typing import Any
 
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import ConfigError
+from dfkd_flows.settings.members import GROUPS, closest
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import PARAMS_FILE, flatten, parse_params
 from dfkd_flows.settings.yaml_edit import edit_yaml
 from dfkd_flows.settings.yaml_text import parse_yaml, read_yaml, value_text
 
-__all__ = ["Change", "apply_overrides", "apply_preset", "changes_between", "preset_names", "write_params"]
+__all__ = [
+    "Change",
+    "apply_overrides",
+    "apply_preset",
+    "changes_between",
+    "place",
+    "preset_names",
+    "with_values",
+    "write_params",
+]
 
 PRESETS = Path(__file__).parent.parent / "project" / "presets"
 
@@ -52,10 +62,11 @@ def apply_preset(name: str) -> Params:
 def apply_overrides(params: Params, assignments: Sequence[str]) -> Params:
     """Return `params` with the changes of assignments like `synthesis.num_images=2000`.
 
+    A path like `teachers.NAME.synthesis.num_images` changes one teacher; `teachers.NAME={}` adds one.
+
     Raises:
         ConfigError: An assignment has no `=`, names an unknown key or a key again, or sets a value that is not allowed.
     """
-    content = _nested(flatten(params))
     given: dict[str, Any] = {}
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
@@ -63,9 +74,60 @@ def apply_overrides(params: Params, assignments: Sequence[str]) -> Params:
             raise ConfigError(f"--set takes KEY=VALUE, for example synthesis.num_images=2000, got {assignment!r}")
         value = _value(text, assignment)
         _check_new(path, value, given)
+        _check_member(path, params, given)
         given[path] = value
+    return with_values(params, given)
+
+
+def with_values(params: Params, values: Mapping[str, Any], *, source: str = "--set") -> Params:
+    """Return `params` with new values by dotted path, in their order.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is not allowed; the message names `source`.
+    """
+    if not values:
+        return params
+    content = _nested(flatten(params))
+    content.setdefault("students", {})
+    for path, value in values.items():
         _set(content, path, value)
-    return parse_params(content, source="--set") if assignments else params
+    return parse_params(content, source=source)
+
+
+def _check_member(path: str, params: Params, given: Mapping[str, Any]) -> None:
+    """Refuse to change a teacher or a student that is not there; a whole one is added."""
+    group, *rest = path.split(".")
+    if group not in GROUPS or len(rest) < 2:
+        return
+    name, present = rest[0], getattr(params, group)
+    if name not in present and f"{group}.{name}" not in given and group not in given:
+        content = "{}" if group == "teachers" else f"'{{teacher: {next(iter(params.teachers))}}}'"
+        raise ConfigError(
+            f"No {group.removesuffix('s')} {name!r} in this project; {closest(name, present)} "
+            f"Add one with: --set {group}.{name}={content}"
+        )
+
+
+def place(path: str, params: Params, student: str) -> str:
+    """Return the dotted path at which a setting of one student is changed: in the base sections if it is the only one.
+
+    Args:
+        path: Path in the base sections, like `synthesis.num_images`.
+        params: The project's parameters.
+        student: Name of the student; with a path in a teacher's sections, the change is made for its teacher.
+    """
+    members = {"students": student, "teachers": params.teacher_of(student)}
+    section = path.partition(".")[0]
+    for group, name in members.items():
+        own = f"{group}.{name}.{path}"
+        if section in GROUPS[group] and (len(getattr(params, group)) > 1 or _is_set(own, params)):
+            return own
+    return path
+
+
+def _is_set(path: str, params: Params) -> bool:
+    """Return whether a teacher or a student sets the value at `path`, or a value in that section."""
+    return any(f"{leaf}.".startswith(f"{path}.") for leaf in flatten(params))
 
 
 def _check_new(path: str, value: Any, given: Mapping[str, Any]) -> None:
@@ -77,9 +139,29 @@ def _check_new(path: str, value: Any, given: Mapping[str, Any]) -> None:
 
 
 def changes_between(current: Params, wanted: Params) -> list[Change]:
-    """Return the values that differ."""
+    """Return the values that differ. A teacher or a student that lost a value is one change."""
     before, after = flatten(current), flatten(wanted)
-    return [Change(path, before.get(path), value) for path, value in after.items() if before.get(path) != value]
+    whole = sorted(set(filter(None, (_shrunk(path, wanted) for path in before.keys() - after.keys()))))
+    changes = [Change(path, _member(path, current), _member(path, wanted)) for path in whole]
+    for path, value in after.items():
+        if before.get(path) != value and not any(path.startswith(f"{root}.") for root in whole):
+            changes.append(Change(path, before.get(path), value))
+    return changes
+
+
+def _shrunk(path: str, wanted: Params) -> str:
+    """Return the teacher or student that lost the value at `path`, the group if it is gone; empty if it only grew."""
+    group, name, *rest = path.split(".")
+    if name not in getattr(wanted, group):
+        return group
+    # An empty one has no value to lose.
+    return f"{group}.{name}" if rest else ""
+
+
+def _member(path: str, params: Params) -> Any:
+    group, *name = path.split(".")
+    found = getattr(params, group)
+    return found[name[0]] if name else found
 
 
 def write_params(changes: Sequence[Change], path: Path = PARAMS_FILE) -> None:
@@ -109,12 +191,12 @@ def _edited(text: str, changes: Sequence[Change], path: Path) -> str:
     # Keys on lines of their own get the ends that the other lines have.
     unix = text.replace("\r\n", "\n")
     values = {change.path: change.new for change in changes}
-    wanted = flatten(parse_params(parse_yaml(unix), source=str(path))) | values
+    wanted = with_values(parse_params(parse_yaml(unix), source=str(path)), values, source=str(path))
     edited = edit_yaml(unix, values)
     try:
-        found = flatten(parse_params(parse_yaml(edited), source=str(path)))
+        found = parse_params(parse_yaml(edited), source=str(path))
     except ConfigError:
-        found = {}
+        found = None
     if found != wanted:
         settings = ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
         raise ConfigError(

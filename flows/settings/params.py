@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from dfkd_core.data.datasets import NO_DATA, DataConfig, can_train, dataset_spec, is_built_in
+from dfkd_core.data.datasets import DataConfig
 from dfkd_core.distillation.config import DistillationConfig
-from dfkd_core.distillation.pruning import check_thinner
-from dfkd_core.errors import DfkdError
+from dfkd_core.errors import ConfigError
 from dfkd_core.evaluation.comparison import EvaluationConfig
-from dfkd_core.evaluation.proxy import HELD_OUT_PRIOR
-from dfkd_core.models.built_in import build_network
-from dfkd_core.models.built_in import is_built_in as is_built_in_network
 from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, config_section
 from dfkd_core.statistics.estimation import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
+from dfkd_flows.settings.conflicts import student_conflicts, teacher_conflicts, training_data
+from dfkd_flows.settings.members import (
+    DEFAULT,
+    STUDENT_SECTIONS,
+    TEACHER,
+    TEACHER_SECTIONS,
+    closest,
+    member_faults,
+    merged,
+)
+from dfkd_flows.settings.model_names import model_name
 
-__all__ = ["ExecutionConfig", "Params", "RegistryConfig"]
+__all__ = ["ExecutionConfig", "Params", "RegistryConfig", "Sections"]
 
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 # MLflow's limits are 500 and 256 characters; the data set is appended to the name of the model.
@@ -98,8 +104,8 @@ class RegistryConfig:
 
 
 @config_section
-class Params:
-    """All settings of a run; the sections of `params.yaml`."""
+class Sections:
+    """The settings of one student and its teacher."""
 
     seed: NonNegativeInt = 0
     """Seed of all random draws."""
@@ -112,44 +118,188 @@ class Params:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
+
+@config_section
+class Params(Sections):
+    """All settings of a project: the sections of `params.yaml`.
+
+    The sections hold for all teachers and students. `for_student` returns those of one, with its changes.
+    """
+
+    teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
+    """Named teachers, each with changes of the sections data, teacher, statistics and synthesis. Several students can
+    share a teacher, its statistics and its transfer set."""
+    students: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {DEFAULT: {TEACHER: DEFAULT}})
+    """Named students, each with the name of its teacher and changes of the sections distillation, evaluation and
+    registry."""
+
+    @property
+    def teacher_name(self) -> str:
+        """Name of the only teacher; `for_teacher` and `for_student` return parameters with one."""
+        (name,) = self.teachers
+        return name
+
+    @property
+    def student_name(self) -> str:
+        """Name of the only student; `for_student` returns parameters with one."""
+        (name,) = self.students
+        return name
+
+    def for_teacher(self, name: str) -> Params:
+        """Return the parameters of one teacher and its students: its changes are made in the sections.
+
+        Raises:
+            ConfigError: There is no such teacher.
+        """
+        self.the_teacher(name)
+        students = {student: changes for student, changes in self.students.items() if changes[TEACHER] == name}
+        return replace(self, **self._of_teacher(name), teachers={name: self.teachers[name]}, students=students)
+
+    def for_student(self, name: str) -> Params:
+        """Return the parameters of one student and its teacher: the changes of both are made in the sections.
+
+        Raises:
+            ConfigError: There is no such student.
+        """
+        teacher = self.teacher_of(self.the_student(name))
+        return replace(
+            self,
+            **self._of_student(name),
+            teachers={teacher: self.teachers[teacher]},
+            students={name: self.students[name]},
+        )
+
+    def only(self, students: Collection[str]) -> Params:
+        """Return the parameters with some of the students, and with their teachers; the sections stay as they are.
+
+        Raises:
+            ConfigError: There is no such student.
+        """
+        for name in students:
+            self.the_student(name)
+        teachers = {self.teacher_of(name) for name in students}
+        return replace(
+            self,
+            teachers={name: changes for name, changes in self.teachers.items() if name in teachers},
+            students={name: changes for name, changes in self.students.items() if name in students},
+        )
+
+    def the_teacher(self, name: str | None, choose: str = "NAME") -> str:
+        """Return the name of a teacher, of the only one if `name` is None.
+
+        Args:
+            name: The name.
+            choose: How the user chooses one, for the message.
+
+        Raises:
+            ConfigError: There is no such teacher, or there are several.
+        """
+        return _the_one("teacher", name, self.teachers, choose)
+
+    def the_student(self, name: str | None, choose: str = "NAME") -> str:
+        """Return the name of a student, of the only one if `name` is None.
+
+        Args:
+            name: The name.
+            choose: How the user chooses one, for the message.
+
+        Raises:
+            ConfigError: There is no such student, or there are several.
+        """
+        return _the_one("student", name, self.students, choose)
+
     @property
     def training_data(self) -> DataConfig | None:
         """Labelled images that a built-in teacher is trained on; None if the teacher is from elsewhere."""
-        if self.teacher.source.model:
-            return None
-        return replace(self.data, dataset=self.teacher.dataset or self.data.dataset, class_order=())
+        return training_data(self.data, self.teacher)
+
+    def teacher_of(self, student: str) -> str:
+        """Return the name of a student's teacher."""
+        return str(self.students[student][TEACHER])
+
+    def _of_teacher(self, name: str) -> dict[str, Any]:
+        """Return the sections that a teacher may change, with its changes."""
+        changes = self.teachers[name]
+        return {section: merged(getattr(self, section), changes.get(section, {})) for section in TEACHER_SECTIONS}
+
+    def _of_student(self, name: str) -> dict[str, Any]:
+        """Return the sections that a student and its teacher may change, with the changes of both."""
+        changes = self.students[name]
+        own = {section: merged(getattr(self, section), changes.get(section, {})) for section in STUDENT_SECTIONS}
+        return self._of_teacher(self.teacher_of(name)) | own
+
+    def model_name(self, teacher_digest: str) -> str:
+        """Return the name of the registered model of the only student.
+
+        Args:
+            teacher_digest: Digest of the teacher's weights.
+        """
+        return self._model_name(self.student_name, self.registry, self.data, teacher_digest)
+
+    def _model_name(self, student: str, registry: RegistryConfig, data: DataConfig, teacher_digest: str) -> str:
+        return model_name(
+            registry.model_name,
+            teacher=self.teacher_of(student),
+            student=student,
+            changes=self.students[student],
+            dataset=data.dataset,
+            teacher_digest=teacher_digest,
+        )
 
     def faults(self) -> Iterator[str]:
-        """Yield where sections contradict each other. External teachers and data are checked when they are read."""
-        training = self.training_data
-        if training and not can_train(training.dataset):
-            yield (
-                f"teacher training needs a built-in data set or torchvision:NAME, got {training.dataset!r}: set "
-                "teacher.dataset to one, or name a trained teacher (teacher.source.model)"
-            )
-        path, steps = self.synthesis.steps_path, self.synthesis.method_config.steps
-        if self.data.dataset == NO_DATA and steps and steps.prior == HELD_OUT_PRIOR:
-            yield (
-                f"with data.dataset {NO_DATA!r} the student is judged on images of the prior {HELD_OUT_PRIOR!r}, so it "
-                f"must not be trained on them: set {path}.prior to another"
-            )
-        if training is None:
-            return
-        spec = dataset_spec(training.dataset) if is_built_in(training.dataset) else None
-        # These assumptions do not affect whether an image size or a thinner start is possible.
-        shape = {
-            "in_channels": self.data.channels or (spec.in_channels if spec else 3),
-            "image_size": self.data.image_size,
-            "num_classes": spec.num_classes if spec else 10,
-        }
-        try:
-            # Only shapes are needed: nothing is allocated or drawn.
-            with torch.device("meta"):
-                teacher = build_network(self.teacher.network, **shape)
-                if not is_built_in_network(self.distillation.student):
-                    return
-                student = build_network(self.distillation.student, **shape)
-            if self.distillation.start == "pruned":
-                check_thinner(teacher, student)
-        except DfkdError as error:
-            yield str(error)
+        """Yield faults of names, and where the settings of a teacher or a student contradict each other."""
+        found = [*member_faults("teachers", self.teachers), *member_faults("students", self.students)]
+        found = found or list(self._without_teacher()) or list(self._conflicts())
+        yield from found or self._shared_models()
+
+    def _without_teacher(self) -> Iterator[str]:
+        for name, changes in self.students.items():
+            teacher = changes.get(TEACHER)
+            if teacher is None:
+                first = next(iter(self.teachers))
+                yield f"students.{name} has no teacher. Give it one, for example {TEACHER}: {first}"
+            elif teacher not in self.teachers:
+                yield f"students.{name}.{TEACHER}: no teacher {teacher!r}; {closest(teacher, self.teachers)}"
+
+    def _conflicts(self) -> Iterator[str]:
+        faulty = set()
+        for name in self.teachers:
+            own = self._of_teacher(name)
+            found = list(teacher_conflicts(own["data"], own["teacher"], own["synthesis"]))
+            if found:
+                faulty.add(name)
+            yield from (_place(f"teachers.{name}", self.teachers) + fault for fault in found)
+        for name in self.students:
+            if self.teacher_of(name) in faulty:
+                continue
+            own = self._of_student(name)
+            found = list(student_conflicts(own["data"], own["teacher"], own["distillation"]))
+            yield from (_place(f"students.{name}", self.students) + fault for fault in found)
+
+    def _shared_models(self) -> Iterator[str]:
+        seen: dict[str, str] = {}
+        for name in self.students:
+            own = self._of_student(name)
+            # The digest of a teacher is not known yet, and each has another.
+            model = self._model_name(name, own["registry"], own["data"], f"={self.teacher_of(name)}")
+            if (other := seen.setdefault(model, name)) != name:
+                yield (
+                    f"students {other} and {name} would share the registered model {model}. Give one a name of its "
+                    f"own: students.{name}.registry.model_name"
+                )
+
+
+def _the_one(kind: str, name: str | None, members: Mapping[str, Any], choose: str) -> str:
+    if not members:
+        raise ConfigError(f"This project has no {kind}. Add one to params.yaml, under {kind}s")
+    if name is None and len(members) > 1:
+        raise ConfigError(f"This project has the {kind}s {', '.join(members)}. Choose one: {choose}")
+    (only, *_) = members
+    if name is not None and name not in members:
+        raise ConfigError(f"No {kind} {name!r} in this project; {closest(name, members)}")
+    return only if name is None else name
+
+
+def _place(path: str, group: Mapping[str, Any]) -> str:
+    """Return the start of a fault's line, empty for the only teacher or student."""
+    return f"{path}: " if len(group) > 1 else ""

@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
-from dfkd_flows.settings.params import Params
-from dfkd_flows.settings.yaml_text import read_yaml
+from dfkd_flows.settings.members import GROUPS, flat_changes, member_faults, typed_changes
+from dfkd_flows.settings.params import Params, Sections
+from dfkd_flows.settings.yaml_text import read_yaml, value_text
 
-__all__ = ["PARAMS_FILE", "flatten", "load_params", "parse_params"]
+__all__ = ["PARAMS_FILE", "check_complete", "flatten", "load_params", "parse_params"]
 
 PARAMS_FILE = Path("params.yaml")
 _LONGEST_SHOWN = 80
@@ -33,8 +34,23 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return parse_params(read_yaml(path), source=str(path))
 
 
+def check_complete(path: Path = PARAMS_FILE) -> None:
+    """Check that a parameter file has the sections that dvc.yaml reads, teachers and students; others may be missing.
+
+    Raises:
+        ConfigError: It lacks one, or cannot be read.
+    """
+    content, defaults = read_yaml(path) or {}, Params()
+    missing = [group for group in GROUPS if group not in content]
+    if missing:
+        lines = "\n".join(f"{group}: {value_text(getattr(defaults, group))}" for group in missing)
+        raise ConfigError(f"{path} has no {' and no '.join(missing)}, which dvc.yaml needs. Add at its end:\n{lines}")
+
+
 def parse_params(content: Any, *, source: str) -> Params:
     """Turn plain nested mappings into the configuration tree; missing keys have the values of `Params()`.
+
+    The changes of a teacher or a student are checked in the sections that they change.
 
     Args:
         content: The mappings; None for none.
@@ -45,10 +61,69 @@ def parse_params(content: Any, *, source: str) -> Params:
     """
     if faults := list(_odd_values(content)):
         raise ConfigError(_listed(faults, source))
+    base, members = _parted({} if content is None else content)
+    sections, faults = _checked(base)
+    for group, named in members.items():
+        faults += member_faults(group, named)
+    if members.get("teachers") == {}:
+        faults.append("teachers: there must be at least one")
+    changes: dict[str, Any] = {}
+    if sections and not faults:
+        for group, named in members.items():
+            changes[group], found = _typed_members(group, named, base)
+            faults += found
+    if sections is None or faults:
+        raise ConfigError(_listed(faults, source))
     try:
-        return _adapter().validate_python(_completed({} if content is None else content, Params()))
+        return Params(**_fields(sections), **changes)
+    except ConfigError as error:
+        raise ConfigError(_listed([str(error)], source)) from None
+
+
+def _parted(content: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the sections that hold for all, and the teachers and students as far as they are there."""
+    if not isinstance(content, Mapping):
+        return content, {}
+    members = {group: content[group] for group in GROUPS if group in content}
+    return {name: value for name, value in content.items() if name not in members}, members
+
+
+def _checked(content: Any) -> tuple[Sections | None, list[str]]:
+    """Return the sections, None if they have faults, and the faults."""
+    try:
+        return _adapter().validate_python(_completed(content, Sections())), []
     except ValidationError as error:
-        raise ConfigError(_listed([_describe(fault) for fault in error.errors(include_url=False)], source)) from None
+        return None, [_describe(fault) for fault in error.errors(include_url=False)]
+
+
+def _typed_members(group: str, members: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the changes of each teacher or student with values of the right types, and the faults in them.
+
+    Args:
+        group: A key of `GROUPS`.
+        members: Its content.
+        base: The sections that hold for all, without faults.
+    """
+    typed: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, content in members.items():
+        changes = {key: value for key, value in (content or {}).items() if key in GROUPS[group]}
+        sections, found = _checked(_overlaid(base, changes, Sections()))
+        faults += [f"{group}.{name}.{fault}" for fault in found]
+        if sections:
+            own = {key: value for key, value in (content or {}).items() if key not in changes}
+            typed[name] = own | typed_changes(changes, sections)
+    return typed, faults
+
+
+def _overlaid(content: Any, changes: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+    """Return the content of a section with changes in it, also in the sections within it."""
+    filled = dict(content) if isinstance(content, Mapping) else {}
+    for name, value in changes.items():
+        default = getattr(defaults, name, None)
+        nested = dataclasses.is_dataclass(default) and (value is None or isinstance(value, Mapping))
+        filled[name] = _overlaid(filled.get(name), value or {}, default) if nested else value
+    return filled
 
 
 def _listed(faults: Sequence[str], source: str) -> str:
@@ -76,9 +151,9 @@ def _odd_values(value: Any, path: str = "") -> Iterator[str]:
 
 
 @cache
-def _adapter() -> TypeAdapter[Params]:
-    """Return what checks `Params`; to build it takes longer than a check."""
-    return TypeAdapter(Params)
+def _adapter() -> TypeAdapter[Sections]:
+    """Return what checks the sections; to build it takes longer than a check."""
+    return TypeAdapter(Sections)
 
 
 def _completed(content: Any, defaults: Any) -> Any:
@@ -103,13 +178,20 @@ def _completed(content: Any, defaults: Any) -> Any:
 
 
 def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a configuration or of nested mappings by dotted path; a mapping in a field is a leaf."""
+    """Return the leaves of a configuration or of nested mappings by dotted path; a mapping in a field is a leaf.
+
+    The changes of teachers and students are leaves like `teachers.NAME.synthesis.num_images`.
+    """
     is_mapping = isinstance(section, Mapping)
     leaves: dict[str, Any] = {}
     for name, value in (section if is_mapping else _fields(section)).items():
         path = f"{prefix}{name}"
         nested = dataclasses.is_dataclass(value) or (is_mapping and isinstance(value, Mapping))
-        leaves |= flatten(value, f"{path}.") if nested else {path: value}
+        if isinstance(section, Params) and name in GROUPS:
+            for member, changes in value.items():
+                leaves |= flat_changes(changes, section, f"{path}.{member}")
+        else:
+            leaves |= flatten(value, f"{path}.") if nested else {path: value}
     return leaves
 
 
@@ -149,6 +231,7 @@ def _suggestion(path: str) -> str:
 
 
 def _known_paths() -> Iterator[str]:
-    for leaf in flatten(Params()):
+    yield from GROUPS
+    for leaf in flatten(Sections()):
         parts = leaf.split(".")
         yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))

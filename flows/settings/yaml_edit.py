@@ -110,13 +110,13 @@ def _end(key: yaml.Node, value: yaml.Node) -> int:
 
 def _flow(value: Any) -> str:
     if isinstance(value, _Section):
-        return "{" + ", ".join(f"{name}: {_flow(new)}" for name, new in value.items()) + "}"
+        return "{" + ", ".join(f"{value_text(name)}: {_flow(new)}" for name, new in value.items()) + "}"
     return value_text(value)
 
 
 def _block(section: _Section, column: int) -> str:
     lines = []
     for name, new in section.items():
-        start = f"{' ' * column}{name}:"
+        start = f"{' ' * column}{value_text(name)}:"
         lines.append(f"{start}\n{_block(new, column + 2)}" if isinstance(new, _Section) else f"{start} {_flow(new)}")
     return "\n".join(lines)

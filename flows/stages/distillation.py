@@ -9,10 +9,8 @@ from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_tasks.caching.workspace import (
-    REPORTS,
-    STUDENT,
-    TEACHER,
-    TRANSFER_SET,
+    StudentFiles,
+    TeacherFiles,
     place_file,
     place_folder,
     reference,
@@ -26,8 +24,9 @@ __all__ = ["distill"]
 
 @flow(name="distill", **FLOW_OPTIONS)
 def distill(params: Params) -> str:
-    """Distil the student and write it into `artifacts/students/default`."""
-    teacher, transfer_set = reference(TEACHER), reference(TRANSFER_SET)
+    """Distil the student and write it into its folder, see `StudentFiles`."""
+    shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
+    teacher, transfer_set = reference(shared.network), reference(shared.transfer_set)
     inputs = {
         "teacher": teacher.sha256,
         "transfer_set": transfer_set.sha256,
@@ -45,8 +44,9 @@ def distill(params: Params) -> str:
         checkpoint=(work / "checkpoint.safetensors").as_posix(),
         compute=compute_for(params.execution),
     )
-    place_folder(work / "out" / "model", STUDENT)
-    place_file(work / "out" / "epochs.csv", REPORTS / "student_epochs.csv")
-    for note in read_notes(STUDENT):
+    place_folder(work / "out" / "model", own.network)
+    place_file(work / "out" / "epochs.csv", own.reports / "epochs.csv")
+    for note in read_notes(own.network):
         say(f"  {note}")
-    return f"{read_card(STUDENT).network} from a {read_start(STUDENT)} start, last loss {result.numbers['loss']:.4f}"
+    network, start = read_card(own.network).network, read_start(own.network)
+    return f"{network} from a {start} start, last loss {result.numbers['loss']:.4f}"

@@ -10,12 +10,9 @@ from dfkd_core.data.datasets import data_fingerprint
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_tasks.caching.workspace import (
-    LATENCY,
-    METRICS,
-    PREDICTIONS,
-    REPORTS,
-    STUDENT,
-    TEACHER,
+    PREDICTIONS_FILE,
+    StudentFiles,
+    TeacherFiles,
     place_file,
     reference,
     work_folder,
@@ -24,13 +21,14 @@ from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
 
 __all__ = ["evaluate"]
 
-_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv", PREDICTIONS.name)
+_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv", PREDICTIONS_FILE)
 
 
 @flow(name="evaluate", **FLOW_OPTIONS)
 def evaluate(params: Params) -> str:
-    """Evaluate teacher and student; write `metrics.json`, and tables and predictions in `reports/`."""
-    teacher, student = reference(TEACHER), reference(STUDENT)
+    """Evaluate teacher and student; write the student's figures, reports and predictions, see `StudentFiles`."""
+    files = StudentFiles(params.student_name)
+    teacher, student = reference(TeacherFiles(params.teacher_name).network), reference(files.network)
     data_digest = data_fingerprint(params.data)
     inputs = {
         "teacher": teacher.sha256,
@@ -52,14 +50,14 @@ def evaluate(params: Params) -> str:
         compute=compute,
     )
     num_runs = params.evaluation.num_latency_runs
-    measure_models(teacher, student, num_runs=num_runs, path=LATENCY.as_posix(), compute=compute)
-    place_file(made / "metrics.json", METRICS)
+    measure_models(teacher, student, num_runs=num_runs, path=files.latency.as_posix(), compute=compute)
+    place_file(made / "metrics.json", files.metrics)
     for name in _REPORTS:
-        place_file(made / name, REPORTS / name)
+        place_file(made / name, files.reports / name)
     agreement = f"agreement {result.numbers['agreement']:.4f}"
     if "accuracy" not in result.numbers:
         return f"no real images: {agreement} on synthetic ones (proxy)"
-    by_name = "labels_ordered_by_name" in json.loads(METRICS.read_text(encoding="utf-8"))
+    by_name = "labels_ordered_by_name" in json.loads(files.metrics.read_text(encoding="utf-8"))
     ordered = ", labels put in the teacher's order by their names" if by_name else ""
     summary = f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"
     note = (made / "notes.txt").read_text(encoding="utf-8")

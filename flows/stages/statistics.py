@@ -8,7 +8,7 @@ from prefect import flow
 
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
-from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, Artifact, place_folder, reference, work_folder
+from dfkd_tasks.caching.workspace import Artifact, TeacherFiles, place_folder, reference, work_folder
 from dfkd_tasks.stages.statistics import make_statistics
 
 __all__ = ["estimate", "statistics"]
@@ -16,9 +16,10 @@ __all__ = ["estimate", "statistics"]
 
 @flow(name="statistics", **FLOW_OPTIONS)
 def statistics(params: Params) -> str:
-    """Estimate the statistics and write them into `artifacts/statistics`."""
-    made = estimate(params, TEACHER)
-    place_folder(Path(made.path), STATISTICS)
+    """Estimate the statistics and write them into their folder, see `TeacherFiles`."""
+    files = TeacherFiles(params.teacher_name)
+    made = estimate(params, files.network)
+    place_folder(Path(made.path), files.statistics)
     return f"{made.numbers['num_features']:.0f} features, from {params.statistics.source}"
 
 

@@ -14,7 +14,6 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from dfkd_core.common.output_folders import check_output_folder
-from dfkd_core.distillation.students import check_student
 from dfkd_core.models.storage import read_card
 from dfkd_core.progress import Progress
 from dfkd_core.synthesis.guards import balance_note
@@ -24,17 +23,9 @@ from dfkd_core.transfer_set.target import check_target
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import ExecutionConfig, Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_flows.stages.only_student import check_only_student
 from dfkd_flows.stages.statistics import estimate
-from dfkd_tasks.caching.workspace import (
-    REPORTS,
-    STATISTICS,
-    TEACHER,
-    TRANSFER_SET,
-    Artifact,
-    is_intact,
-    reference,
-    work_folder,
-)
+from dfkd_tasks.caching.workspace import Artifact, TeacherFiles, is_intact, reference, work_folder
 from dfkd_tasks.processes.worker import start_worker
 from dfkd_tasks.records.progress import count_noted, report
 from dfkd_tasks.stages.synthesis import assemble_transfer_set, make_shard, prepare
@@ -45,16 +36,17 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def synthesize(params: Params) -> str:
-    """Make the transfer set and write it into `artifacts/transfer_set`."""
-    check_student(read_card(TEACHER), params.distillation)
+    """Make the transfer set of a teacher and write it into its folder, see `TeacherFiles`."""
+    files = TeacherFiles(params.teacher_name)
+    check_only_student(read_card(files.network), params)
     # A link can lead to files that are not the project's.
-    if TRANSFER_SET.is_symlink():
-        check_target(TRANSFER_SET)
+    if files.transfer_set.is_symlink():
+        check_target(files.transfer_set)
     else:
-        check_output_folder(TRANSFER_SET)
-    picture = REPORTS / "samples.png"
+        check_output_folder(files.transfer_set)
     run = _synthesize.with_options(task_runner=shard_runner(params.execution))
-    return run(params, reference(TEACHER), reference(STATISTICS), TRANSFER_SET, picture)
+    picture = files.reports / "samples.png"
+    return run(params, reference(files.network), reference(files.statistics), files.transfer_set, picture)
 
 
 def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from prefect import flow
 
 from dfkd_core.data.datasets import DataConfig
-from dfkd_core.distillation.students import check_student
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.storage import read_card
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
+from dfkd_flows.stages.only_student import check_only_student
 from dfkd_tasks.caching.trust import allow_factories
-from dfkd_tasks.caching.workspace import REPORTS, TEACHER, place_file, place_folder, work_folder
+from dfkd_tasks.caching.workspace import TeacherFiles, place_file, place_folder, work_folder
 from dfkd_tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
 
 __all__ = ["teacher"]
@@ -22,13 +22,14 @@ __all__ = ["teacher"]
 
 @flow(name="teacher", **FLOW_OPTIONS)
 def teacher(params: Params) -> str:
-    """Train the teacher or load an external one, and write it into `artifacts/teacher`."""
+    """Train the teacher or load an external one, and write it into its folder, see `TeacherFiles`."""
     data = params.training_data
     inputs = {"data": data or params.data, "config": params.teacher, "seed": params.seed}
     made = work_folder("teacher", inputs) / "out"
     summary = _take(params, made.as_posix()) if data is None else _train(data, params, made.as_posix())
-    place_folder(made / "model", TEACHER)
-    place_file(made / "epochs.csv", REPORTS / "teacher_epochs.csv")
+    files = TeacherFiles(params.teacher_name)
+    place_folder(made / "model", files.network)
+    place_file(made / "epochs.csv", files.reports / "epochs.csv")
     return summary
 
 
@@ -47,7 +48,7 @@ def _take(params: Params, folder: str) -> str:
     # The copy may call what the source may.
     allow_factories(Path(folder, "model"), [card.network])
     # Checked here too, for runs that DVC starts itself.
-    check_student(card, params.distillation)
+    check_only_student(card, params)
     load_evaluation_data(params.data, card)
     size = made.numbers["image_size"]
     return f"{source.model}, {size:.0f} pixels, {made.numbers['num_classes']:.0f} classes"

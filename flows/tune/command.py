@@ -18,13 +18,20 @@ __all__ = ["tune_all"]
 
 
 def tune_all(
-    preset: str | None, settings: Sequence[str], *, minutes: float, trials: int | None = None, apply: bool = False
+    preset: str | None,
+    settings: Sequence[str],
+    *,
+    student: str | None = None,
+    minutes: float,
+    trials: int | None = None,
+    apply: bool = False,
 ) -> None:
     """Search for better settings than those of params.yaml, show the result and, with `apply`, write it.
 
     Args:
         preset: Preset that params.yaml is set to first.
         settings: Changes made after it.
+        student: Name of the student to improve; None takes the only one.
         minutes: Time budget of the search in minutes.
         trials: Largest number of settings to try, including those of an interrupted search.
         apply: Write settings that are clearly better into params.yaml.
@@ -34,12 +41,13 @@ def tune_all(
     """
     _check_budget(minutes, trials)
     with only_run():
-        with planned(preset, settings) as plan:
-            search_space(plan.params)
+        with planned(preset, settings, students=[student] if student else ()) as plan:
+            name = plan.params.the_student(student, "--student NAME")
+            params = plan.params.for_student(name)
+            search_space(params)
             settle(plan, with_evaluation=False)
         for change in plan.shown():
             say(f"  {change}")
-        params = plan.params
         server = start_server()
         # Imported while the server starts.
         from dfkd_flows.tune.flow import make_inputs
@@ -47,13 +55,13 @@ def tune_all(
 
         server.wait()
         with needing_server(server):
-            make_inputs()
+            make_inputs(params.teacher_name)
         torch.set_num_threads(params.execution.num_threads)
         run_flow("tune", "dfkd_flows.tune.flow", "tune", params, minutes, trials)
         search = open_search(params)
-        say(render(search))
+        say(render(search, plan.params, name))
         if apply:
-            apply_best(search, params)
+            apply_best(search, plan.params, name)
 
 
 def _check_budget(minutes: float, trials: int | None) -> None:

@@ -14,7 +14,7 @@ from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for
 from dfkd_flows.tune.results import assignments, changes_text, open_search
 from dfkd_flows.tune.search import Tried
 from dfkd_flows.tune.space import reduced
-from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, reference
+from dfkd_tasks.caching.workspace import TeacherFiles, reference
 from dfkd_tasks.dvc_project.versioning import reproduce
 from dfkd_tasks.stages.tuning import try_settings
 
@@ -22,15 +22,16 @@ __all__ = ["make_inputs", "tune"]
 
 
 @flow(name="tune inputs", **FLOW_OPTIONS)
-def make_inputs() -> None:
-    """Update the teacher and its statistics."""
-    reproduce("statistics")
+def make_inputs(teacher: str) -> None:
+    """Update a teacher and its statistics."""
+    reproduce(f"statistics@{teacher}")
 
 
 @flow(name="tune", **FLOW_OPTIONS)
 def tune(params: Params, minutes: float, trials: int | None) -> str:
     """Search for settings whose students score higher than those of `params`."""
-    teacher, statistics = reference(TEACHER), reference(STATISTICS)
+    files = TeacherFiles(params.teacher_name)
+    teacher, statistics = reference(files.network), reference(files.statistics)
     search = open_search(params)
     before = len(search.tried())
     compute = compute_for(params.execution)

@@ -10,13 +10,13 @@ from typing import Any
 
 from dfkd_core.common.digests import json_digest
 from dfkd_flows.session.display import say
-from dfkd_flows.settings.overrides import apply_overrides, changes_between, write_params
+from dfkd_flows.settings.overrides import apply_overrides, changes_between, place, write_params
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.tune.search import NUM_REPEATS, Search, Tried
 from dfkd_flows.tune.space import reduced, search_space
 from dfkd_tasks.caching.code import code_digest
-from dfkd_tasks.caching.workspace import STATE, STATISTICS, TEACHER, reference
+from dfkd_tasks.caching.workspace import STATE, TeacherFiles, reference
 
 __all__ = ["apply_best", "assignments", "changes_text", "open_search", "render"]
 
@@ -28,9 +28,10 @@ _CHANGES_COLUMN = 26
 def open_search(params: Params) -> Search:
     """Open the search that starts from `params`; its address covers all inputs of the scores."""
     space, small = search_space(params), reduced(params)
+    files = TeacherFiles(params.teacher_name)
     address = {
-        "teacher": reference(TEACHER).sha256,
-        "statistics": reference(STATISTICS).sha256,
+        "teacher": reference(files.network).sha256,
+        "statistics": reference(files.statistics).sha256,
         "settings": [small.seed, small.synthesis, small.distillation],
         "space": sorted(space.items()),
         "code": code_digest("tune"),
@@ -50,18 +51,25 @@ def changes_text(changes: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "params.yaml as it is"
 
 
-def render(search: Search) -> str:
-    """Return the best settings, the lead of the first, and the command that uses it."""
-    return "\n".join(["", *_table(search), "", *_verdict(search), ""])
+def render(search: Search, params: Params, student: str) -> str:
+    """Return the best settings, the lead of the first, and the command that uses it.
+
+    Args:
+        search: The search.
+        params: The project's parameters.
+        student: Name of the student that the search is for.
+    """
+    return "\n".join(["", *_table(search), "", *_verdict(search, params, student), ""])
 
 
-def apply_best(search: Search, params: Params) -> None:
-    """Write the best settings into params.yaml if they are clearly better than `params`, its content."""
+def apply_best(search: Search, params: Params, student: str) -> None:
+    """Write the best settings into params.yaml if they are clearly better; arguments as in `render`."""
     if not search.is_clearly_better():
         say("params.yaml is unchanged.")
         return
     # Every value was tried, so no check is needed.
-    changes = changes_between(params, apply_overrides(params, assignments(search.ranked()[0].changes)))
+    best = _placed(search.ranked()[0].changes, params, student)
+    changes = changes_between(params, apply_overrides(params, assignments(best)))
     write_params(changes)
     for change in changes:
         say(f"  {change}")
@@ -84,7 +92,7 @@ def _row(rank: int, tried: Tried) -> str:
     return f"\n{' ' * _CHANGES_COLUMN}".join([f"{head}  {lines[0]}", *lines[1:]])
 
 
-def _verdict(search: Search) -> Iterator[str]:
+def _verdict(search: Search, params: Params, student: str) -> Iterator[str]:
     best = search.ranked()[0]
     again, present = search.repeats(best.changes), search.repeats({})
     yield "Chosen without real data: the proxy is agreement with the teacher on images that no student was trained on,"
@@ -103,7 +111,12 @@ def _verdict(search: Search) -> Iterator[str]:
         yield "No setting was found that is clearly better."
         return
     yield "All of them are ahead, which happens by chance in 1 of 20 cases. Use it with:"
-    yield "  " + shlex.join(["dfkd", "run", *(word for item in assignments(best.changes) for word in ("--set", item))])
+    items = assignments(_placed(best.changes, params, student))
+    yield "  " + shlex.join(["dfkd", "run", *(word for item in items for word in ("--set", item))])
+
+
+def _placed(changes: Mapping[str, Any], params: Params, student: str) -> dict[str, Any]:
+    return {place(path, params, student): value for path, value in changes.items()}
 
 
 def _figures(scores: list[float]) -> str:

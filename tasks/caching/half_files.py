@@ -16,11 +16,10 @@ _WRITTEN_AT_THE_TOP = (
     "README.md",
     "code.json",
     "dvc.yaml",
-    "metrics.json",
     "params.yaml",
     "prefect.yaml",
 )
-_FOLDERS = ("artifacts", "reports")
+_FOLDERS = ("artifacts", "metrics", "reports")
 
 
 def clear_half_files(project: Path = Path(".")) -> None:

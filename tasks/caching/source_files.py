@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
@@ -16,15 +15,9 @@ from dfkd_tasks.caching.workspace import STATE
 __all__ = ["student_digest", "teacher_digest"]
 
 _NOTE = STATE / "teacher_files.json"
+_KEPT_DIGESTS = 50
 # A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
 _YOUNG_NS = 2_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Noted:
-    files: str
-    """Digest of the states of the files."""
-    sha256: str
 
 
 def teacher_digest(source: SourceConfig) -> str:
@@ -43,13 +36,13 @@ def teacher_digest(source: SourceConfig) -> str:
     files = list(source_files(source).values())
     states = [_state(path) for path in files]
     address = json_digest({"model": source.model, "weights": source.weights, "files": states})
-    noted = read_note(_NOTE, _Noted)
-    if noted and noted.files == address:
-        return noted.sha256
+    noted = read_note(_NOTE, dict[str, str]) or {}
+    if address in noted:
+        return noted[address]
     start = time.time_ns()
     found = source_digest(source)
     if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in files):
-        write_json(_NOTE, _Noted(address, found))
+        write_json(_NOTE, dict([*noted.items(), (address, found)][-_KEPT_DIGESTS:]))
     return found
 
 

@@ -14,19 +14,17 @@ from dfkd_core.errors import ConfigError
 from dfkd_tasks.caching.code import code_digest
 
 __all__ = [
-    "LATENCY",
     "METRICS",
-    "PREDICTIONS",
+    "PREDICTIONS_FILE",
     "REPORTS",
     "STATE",
-    "STATISTICS",
     "STORE",
-    "STUDENT",
     "STUDENTS",
-    "TEACHER",
-    "TRANSFER_SET",
+    "TEACHERS",
     "WORK",
     "Artifact",
+    "StudentFiles",
+    "TeacherFiles",
     "clear_folder",
     "is_intact",
     "place_file",
@@ -35,23 +33,84 @@ __all__ = [
     "work_folder",
 ]
 
-TEACHER = Path("artifacts/teacher")
-STATISTICS = Path("artifacts/statistics")
-TRANSFER_SET = Path("artifacts/transfer_set")
+TEACHERS = Path("artifacts/teachers")
+"""Folder with one folder per teacher."""
 STUDENTS = Path("artifacts/students")
-"""Folder with one folder per named student."""
-STUDENT = STUDENTS / "default"
-"""The student of the pipeline."""
-METRICS = Path("metrics.json")
+"""Folder with one folder per student."""
+PREDICTIONS_FILE = "predictions.safetensors"
+METRICS = Path("metrics")
+"""Folder with one file of figures per student."""
 REPORTS = Path("reports")
-PREDICTIONS = REPORTS / "predictions.safetensors"
 """Predicted classes of teacher and student on the evaluated images."""
 STATE = Path(".dfkd")
 WORK = STATE / "work"
-LATENCY = STATE / "latency.json"
 STORE = Path("mlflow.db")
 
 _KEPT_WORK_FOLDERS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherFiles:
+    """Where the results of one teacher are, which all its students share."""
+
+    name: str
+
+    @property
+    def network(self) -> Path:
+        """The stored teacher, a folder."""
+        return TEACHERS / self.name / "network"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics of its features, a folder."""
+        return TEACHERS / self.name / "statistics"
+
+    @property
+    def transfer_set(self) -> Path:
+        """The images that it has labelled, a folder."""
+        return TEACHERS / self.name / "transfer_set"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of its tables and pictures."""
+        return REPORTS / "teachers" / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFiles:
+    """Where the results of one student are."""
+
+    name: str
+
+    @property
+    def network(self) -> Path:
+        """The stored student, a folder."""
+        return STUDENTS / self.name
+
+    @property
+    def metrics(self) -> Path:
+        """Its figures, a JSON file."""
+        return METRICS / f"{self.name}.json"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of its tables and pictures."""
+        return REPORTS / "students" / self.name
+
+    @property
+    def predictions(self) -> Path:
+        """The predicted classes of the evaluated images, a file."""
+        return self.reports / PREDICTIONS_FILE
+
+    @property
+    def notes(self) -> Path:
+        """Folder of what is known about its last run: latency, times and publication."""
+        return STATE / "students" / self.name
+
+    @property
+    def latency(self) -> Path:
+        """Its latency and its teacher's, a JSON file."""
+        return self.notes / "latency.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +146,21 @@ def _sha256(path: Path) -> str:
 def work_folder(stage: str, inputs: Mapping[str, Any]) -> Path:
     """Return the folder for a stage's work in progress, addressed by its inputs and its code.
 
-    It is outside of the stage's outs, which DVC deletes before the stage runs. Older folders of the stage are deleted.
+    It is outside of the stage's outs, which DVC deletes before the stage runs. Older folders of the stage are deleted,
+    except the last three for each teacher and student in the project.
     """
     folder = WORK / stage / json_digest({"inputs": inputs, "code": code_digest(stage)})[:24]
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in others[_KEPT_WORK_FOLDERS:]:
+    for old in others[_KEPT_WORK_FOLDERS * _num_names() :]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _num_names() -> int:
+    """Return how many teachers or students have results, whichever are more; at least 1."""
+    return max(1, *(sum(1 for _ in folder.glob("*/")) for folder in (TEACHERS, STUDENTS)))
 
 
 def clear_folder(folder: Path) -> Path:

@@ -49,7 +49,6 @@ def main(command: str, *stages: str) -> int:
 
     # DVC's own --quiet also hides errors.
     logging.getLogger("dvc").setLevel(logging.ERROR)
-    oom_kills = count_oom_kills()
     try:
         clear_dead_locks()
         _print(set_aside_damaged_lock())
@@ -61,18 +60,24 @@ def main(command: str, *stages: str) -> int:
             _COMMANDS[command](repo, *stages)
     except KeyboardInterrupt:
         return 130
+    except _ReportedError:
+        return 1
     except (DvcException, SCMError, OSError) as error:
-        _print(f"dvc: {reason(error)}" if command == "check" else _failure(command, error, oom_kills))
+        _print(f"dvc: {reason(error)}" if command == "check" else _failure(command, error))
         return 1
     except Exception as error:
-        if means_full_disk(error):
-            _print(f"dvc: the disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}")
-        elif is_foreign(error) and command in _REMOTE:
-            _print(f"dvc: {reason(error)}")
-        else:
-            _print(f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose")
+        _print(_unexpected(error, command))
         return 1
     return 0
+
+
+def _unexpected(error: Exception, command: str) -> str:
+    """Return what to print for an error that is caught and that DVC does not know."""
+    if means_full_disk(error):
+        return f"dvc: the disk is full: {error}. {remedy(OSError(errno.ENOSPC, ''))}"
+    if is_foreign(error) and command in _REMOTE:
+        return f"dvc: {reason(error)}"
+    return f"{traceback.format_exc()}dvc {command} failed, see above. Try it with: dvc {command} --verbose"
 
 
 def _config() -> dict[str, dict[str, bool]]:
@@ -86,7 +91,55 @@ def _config() -> dict[str, dict[str, bool]]:
     return {}
 
 
-def _failure(command: str, error: BaseException, oom_kills: int) -> str:
+def _reproduce(repo: Any, *names: str) -> None:
+    """Make stages and those before them. If one fails, its reason is printed, and those that do not need it follow."""
+    from dvc.exceptions import DvcException, ReproductionError
+    from dvc.repo.reproduce import _reproduce_stage
+
+    def run(stage: Any, **options: Any) -> Any:
+        oom_kills = count_oom_kills()
+        try:
+            return _reproduce_stage(stage, **options)
+        except (DvcException, OSError) as error:
+            failure = ReproductionError(f"failed to reproduce '{stage.addressing}'")
+            failure.__cause__ = error
+            if _signal(error) is signal.SIGINT:
+                raise KeyboardInterrupt from error
+            _print(_failure("repro", failure, oom_kills, _words(stage.addressing, repo)))
+            raise
+        except Exception as error:
+            _print(_unexpected(error, "repro"))
+            raise
+
+    try:
+        repo.reproduce(targets=names or None, on_error="keep-going", repro_fn=run)
+    except ReproductionError:
+        raise _ReportedError from None
+
+
+class _ReportedError(Exception):
+    """Stages failed, and the reasons are printed."""
+
+
+def _words(address: str, repo: Any) -> str:
+    """Return the words for a stage: without its name if it is the only one of its kind."""
+    kind, _, name = address.partition("@")
+    of_kind = [stage for stage in repo.index.stages if stage.addressing.startswith(f"{kind}@")]
+    return f"{kind} ({name})" if len(of_kind) > 1 else kind
+
+
+def _signal(error: BaseException | None) -> signal.Signals | None:
+    """Return the signal that ended a stage's command, None if it ended by itself or never ran."""
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    return signal_of(_status(error)) if isinstance(error, StageCmdFailedError) else None
+
+
+def _status(error: BaseException) -> int:
+    return int(str(error).rpartition(" ")[2])
+
+
+def _failure(command: str, error: BaseException, oom_kills: int = 0, stage: str = "") -> str:
     """Return a failure with its causes; nothing for a stage that has printed its own."""
     from dvc.stage.exceptions import StageCmdFailedError
 
@@ -94,14 +147,9 @@ def _failure(command: str, error: BaseException, oom_kills: int) -> str:
     cause = error.__cause__
     if not isinstance(cause, StageCmdFailedError):
         return f"dvc: {': '.join(texts)}. {_next_step(command, list(_chain(error)))}"
-    status = int(str(cause).rpartition(" ")[2])
-    number = signal_of(status)
-    if number is signal.SIGINT:
-        return ""
-    if number:
-        stage = str(error).removeprefix("failed to reproduce ").strip("'")
+    if number := _signal(cause):
         return f"dfkd: {ending(f'The stage {stage}', number, oom_kills)}"
-    return f"dvc: {': '.join(texts)}" if status in _CANNOT_START else ""
+    return f"dvc: {': '.join(texts)}" if _status(cause) in _CANNOT_START else ""
 
 
 def _next_step(command: str, causes: list[BaseException]) -> str:
@@ -139,7 +187,7 @@ def _print(text: str) -> None:
 
 
 _COMMANDS: dict[str, Callable[..., object]] = {
-    "repro": lambda repo, *stages: repo.reproduce(targets=stages or None),
+    "repro": _reproduce,
     "status": lambda repo: sys.stdout.write(json.dumps(repo.status())),
     "push": lambda repo: repo.push(run_cache=True),
     "pull": lambda repo: repo.pull(run_cache=True, allow_missing=True),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dfkd_core.errors import DfkdError
-from dfkd_tasks.caching.code_file import CODE_FILE, CODE_STAGE
+from dfkd_tasks.caching.code_file import CODE_STAGE
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 from dfkd_tasks.records.foreign import without_secrets
 
@@ -28,10 +29,14 @@ __all__ = [
 LOCK = Path("dvc.lock")
 
 
-def results_digest() -> str:
-    """Return the SHA-256 over the parameters and the outputs of all stages in dvc.lock, 64 hex digits.
+def results_digest(addresses: Sequence[str]) -> str | None:
+    """Return the SHA-256 over the parameters and the outputs of stages in dvc.lock, 64 hex digits.
 
-    Code does not count: an edit that changes no output is the same result.
+    Code does not count: an edit that changes no output is the same result. Of a teacher's or a student's own
+    parameters, those count that the stage reads.
+
+    Args:
+        addresses: Stages like `distill@NAME`; None is returned if one of them has not run yet.
 
     Raises:
         DfkdError: dvc.lock is missing or damaged.
@@ -41,11 +46,15 @@ def results_digest() -> str:
 
     try:
         stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+        if not stages.keys() >= {*addresses}:
+            return None
         return json_digest(
             {
-                name: {"params": _settings(stage), "outs": {out["path"]: out["md5"] for out in stage["outs"]}}
-                for name, stage in stages.items()
-                if name != CODE_STAGE
+                name: {
+                    "params": _read_params(stages[name]),
+                    "outs": {out["path"]: out["md5"] for out in stages[name]["outs"]},
+                }
+                for name in addresses
             }
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -59,14 +68,24 @@ def inputs_and_outputs() -> list[Path]:
     return [Path("dvc.yaml"), LOCK, *sorted({Path(entry["path"]) for entry in entries})]
 
 
-def _settings(stage: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the parameters of a stage without the digest of its code."""
-    found = stage.get("params")
-    return found and {file: values for file, values in found.items() if file != CODE_FILE.name}
+def _read_params(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that a stage in dvc.lock has read, with the changes of its teacher and its student."""
+    noted: dict[str, Any] = stage.get("params", {}).get("params.yaml", {})
+    sections = {name: value for name, value in noted.items() if "." not in name}
+    for name in noted.keys() - sections.keys():
+        changes = noted[name] or {}
+        sections |= {key: _overlaid(old, changes[key]) for key, old in sections.items() if key in changes}
+    return sections
+
+
+def _overlaid(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return old if new is None else new
+    return {**old, **{name: _overlaid(old.get(name), value) for name, value in new.items()}}
 
 
 def changed_stages() -> list[str]:
-    """Return the stages whose inputs or outputs have changed since they ran, according to `dvc status`.
+    """Return the addresses of the stages whose inputs or outputs have changed, according to `dvc status`.
 
     The stage `code`, which DVC runs each time, is none of them: what it would write is written here.
 

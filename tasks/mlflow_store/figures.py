@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
 from dfkd_core.errors import DfkdError
-from dfkd_tasks.caching.workspace import REPORTS
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 
 __all__ = ["NOT_FINITE_TAG", "epoch_metrics", "log_figures", "make_metrics"]
 
@@ -64,15 +64,15 @@ def make_metrics(values: Mapping[str, float], *, step: int = 0, model_id: str | 
     return [Metric(name, float(value), now, step, model_id=model_id) for name, value in values.items()]
 
 
-def epoch_metrics(model_id: str | None = None) -> list[Metric]:
-    """Return the figures of each epoch of both trainings, from `reports/`.
+def epoch_metrics(teacher: TeacherFiles, student: StudentFiles, model_id: str | None = None) -> list[Metric]:
+    """Return the figures of each epoch of both trainings, from their reports.
 
     Raises:
         DfkdError: A table is missing or damaged.
     """
     logged = []
-    for model in ("teacher", "student"):
-        path = REPORTS / f"{model}_epochs.csv"
+    for model, files in (("teacher", teacher), ("student", student)):
+        path = files.reports / "epochs.csv"
         try:
             with path.open(newline="", encoding="utf-8") as stream:
                 for row in csv.DictReader(stream):

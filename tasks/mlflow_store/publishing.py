@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from dfkd_core.common.digests import json_digest, write_atomically
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.workspace import REPORTS, STATE, STORE, STUDENT, TRANSFER_SET
+from dfkd_tasks.caching.workspace import STATE, STORE, StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.addresses import (
     is_own_store,
     is_server,
@@ -41,6 +41,7 @@ __all__ = [
     "DONE_TAG",
     "MODEL_TAG",
     "RESULTS_TAG",
+    "STUDENT_TAG",
     "VERSION_TAG",
     "Publication",
     "discard_unfinished",
@@ -63,6 +64,8 @@ MODEL_TAG = "dfkd.model"
 """Tag of a run with the name of the registered model."""
 VERSION_TAG = "dfkd.model_version"
 """Tag of a run with the version of the registered model."""
+STUDENT_TAG = "dfkd.student"
+"""Tag of a run with the name of its student in the project."""
 
 _ORIGIN_TAG = "dfkd.origin"
 _LOCK = STATE / "publish.lock"
@@ -185,7 +188,13 @@ def find_run(results_sha256: str) -> tuple[str, str] | None:
 
 @task(name="log run", cache_policy=NO_CACHE)
 def log_run(
-    experiment_id: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str]
+    experiment_id: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    *,
+    teacher: TeacherFiles,
+    student: StudentFiles,
 ) -> tuple[str, str]:
     """Log parameters, figures, reports and the student; return the ids of the run and of its model.
 
@@ -194,10 +203,12 @@ def log_run(
     with mlflow.start_run(experiment_id=experiment_id, tags={**tags, _ORIGIN_TAG: _origin()}) as run:
         # The model takes over the run's parameters; figures are logged on both afterwards.
         log_figures(run.info.run_id, [], params)
-        model_uri = log_student(load_allowed_model(STUDENT))
+        model_uri = log_student(load_allowed_model(student.network))
         model_id = model_uri.removeprefix("models:/")
-        log_figures(run.info.run_id, [*epoch_metrics(model_id), *make_metrics(metrics, model_id=model_id)], {})
-        _log_files()
+        log_figures(
+            run.info.run_id, [*epoch_metrics(teacher, student, model_id), *make_metrics(metrics, model_id=model_id)], {}
+        )
+        _log_files(teacher, student)
     return run.info.run_id, model_uri
 
 
@@ -284,7 +295,8 @@ def _origin() -> str:
     return json_digest([socket.gethostname(), str(Path.cwd())])[:16]
 
 
-def _log_files() -> None:
-    mlflow.log_artifact(str(TRANSFER_SET / "manifest.json"), "transfer_set")
-    mlflow.log_artifacts(str(REPORTS), "reports")
-    mlflow.log_artifacts(str(STUDENT), "student")
+def _log_files(teacher: TeacherFiles, student: StudentFiles) -> None:
+    mlflow.log_artifact(str(teacher.transfer_set / "manifest.json"), "transfer_set")
+    mlflow.log_artifacts(str(teacher.reports), "reports/teacher")
+    mlflow.log_artifacts(str(student.reports), "reports/student")
+    mlflow.log_artifacts(str(student.network), "student")

@@ -15,7 +15,7 @@ from dfkd_core.errors import DfkdError, first_line
 from dfkd_core.evaluation.predictions import Predictions, read_predictions
 from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_core.models.programs import load_program
-from dfkd_tasks.caching.workspace import PREDICTIONS
+from dfkd_tasks.caching.workspace import PREDICTIONS_FILE
 from dfkd_tasks.mlflow_store.aliases import MISSING, Version
 
 __all__ = ["check_answers", "load_registered", "logged_metrics", "logged_predictions"]
@@ -104,7 +104,9 @@ def logged_predictions(version: Version) -> Predictions | None:
         return None
     try:
         with TemporaryDirectory() as folder:
-            place = mlflow.MlflowClient().download_artifacts(version.run_id, f"reports/{PREDICTIONS.name}", folder)
+            place = mlflow.MlflowClient().download_artifacts(
+                version.run_id, f"reports/student/{PREDICTIONS_FILE}", folder
+            )
             return read_predictions(Path(place))
     except (MlflowException, DfkdError, OSError):
         return None

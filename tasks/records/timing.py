@@ -12,7 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from dfkd_tasks.caching.workspace import STATE
 
-__all__ = ["clear_seconds", "stage_seconds", "timed"]
+__all__ = ["clear_seconds", "keep_seconds", "stage_seconds", "timed"]
 
 _SPAN: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[FiniteFloat, FiniteFloat])
 
@@ -24,6 +24,12 @@ def _record(stage: str) -> Path:
 def clear_seconds(stage: str) -> None:
     """Delete the measurements of `stage`."""
     _record(stage).unlink(missing_ok=True)
+
+
+def keep_seconds(stage: str, name: str) -> None:
+    """Keep the measurements of `stage` under another name, in place of those before; there may be none."""
+    with suppress(FileNotFoundError):
+        _record(stage).replace(_record(name))
 
 
 @contextmanager

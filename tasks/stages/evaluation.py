@@ -20,7 +20,7 @@ from dfkd_core.evaluation.proxy import held_out_images
 from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_tasks.caching.policy import cached
 from dfkd_tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
-from dfkd_tasks.caching.workspace import PREDICTIONS, Artifact, clear_folder, reference
+from dfkd_tasks.caching.workspace import PREDICTIONS_FILE, Artifact, clear_folder, reference
 from dfkd_tasks.records.history import read_notes
 from dfkd_tasks.records.progress import report
 from dfkd_tasks.records.tables import write_confusion_picture, write_csv
@@ -61,7 +61,7 @@ def make_evaluation(
         )
         out = clear_folder(Path(folder))
         (out / "notes.txt").write_text("; ".join(images.notes if images else ()), encoding="utf-8")
-        write_predictions(out / PREDICTIONS.name, found.predictions)
+        write_predictions(out / PREDICTIONS_FILE, found.predictions)
         _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
     metrics: dict[str, Any] = {**found.to_metrics(), "num_images": found.num_images}
     if images and images.order == "by name":

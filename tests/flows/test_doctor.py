@@ -137,7 +137,7 @@ def test_device__that_is_there_is_ok(device: str) -> None:
     ("free", "verdict"), [(3_999, Verdict.NOTE), (4_000, Verdict.OK), (1_000, Verdict.NOTE), (999, Verdict.FAULT)]
 )
 def test_disk__four_copies_should_fit_and_one_must(free: int, verdict: Verdict) -> None:
-    assert disk_finding(free, 10, 100).verdict is verdict
+    assert disk_finding(free, 10, 1000).verdict is verdict
 
 
 def test_disk__takes_the_images_that_the_teacher_sees(project: Path) -> None:
@@ -322,8 +322,8 @@ def test_broken_params__are_told_beside_everything_else(project: Path, content: 
 
 
 def test_a_check_that_fails__is_a_fault_and_the_others_go_on(project: Path) -> None:
-    Path("artifacts/teacher").mkdir(parents=True)
-    Path("artifacts/teacher/config.json").write_text(json.dumps([]))
+    Path("artifacts/teachers/default/network").mkdir(parents=True)
+    Path("artifacts/teachers/default/network/config.json").write_text(json.dumps([]))
     source = {"teacher": {"source": {"model": "torchvision:resnet18"}}, "data": {"dataset": "digits"}}
     Path("params.yaml").write_text(yaml.safe_dump(source))
     code, output = call()

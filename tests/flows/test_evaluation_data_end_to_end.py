@@ -34,7 +34,7 @@ def write_digits(path: Path, shift: int = 0) -> None:
 @pytest.mark.slow
 def test_run_without_data__shows_a_proxy_and_no_accuracy(without_data: Any) -> None:
     workspace, output = without_data
-    metrics = workspace.read_json("metrics.json")
+    metrics = workspace.read_json("metrics/default.json")
     assert metrics["proxy"].keys() == {"agreement", "kl", "num_classes", "largest_class"}
     assert metrics["num_images"] == 300
     assert "accuracy" not in metrics["teacher"].keys() | metrics["student"].keys()
@@ -45,8 +45,8 @@ def test_run_without_data__shows_a_proxy_and_no_accuracy(without_data: Any) -> N
     assert "Registered dfkd-student-proxy-" in output
     for noise in ("Traceback", "Warning", "ERROR"):
         assert noise not in output
-    assert (workspace.path / "reports/confusion.csv").read_text() == "actual,predicted\n"
-    assert (workspace.path / "reports/confusion.png").stat().st_size > 1000
+    assert (workspace.path / "reports/students/default/confusion.csv").read_text() == "actual,predicted\n"
+    assert (workspace.path / "reports/students/default/confusion.png").stat().st_size > 1000
     assert workspace.run("dvc", "status", "--json").strip() == "{}"
     assert "proxy.agreement" in workspace.run("dvc", "metrics", "show")
     workspace.run("dvc", "plots", "show")
@@ -61,21 +61,21 @@ def test_run_with_a_file__keeps_the_student_and_measures_its_accuracy(without_da
     output = workspace.run("dfkd", "run", "--set", "data.dataset=file:digits.npz")
     assert "(reused)" in output
     for stage in ("statistics", "synthesize", "distill"):
-        assert workspace.read_lock()[stage] == before[stage]
-    assert "accuracy" in workspace.read_json("metrics.json")["student"]
+        assert workspace.read_lock()[f"{stage}@default"] == before[f"{stage}@default"]
+    assert "accuracy" in workspace.read_json("metrics/default.json")["student"]
     assert "Registered dfkd-student-file-digits.npz version 1: first champion" in output
 
 
 @pytest.mark.slow
 def test_other_content_under_the_same_name__is_evaluated_anew_and_its_order_found(without_data: Any) -> None:
     workspace, _ = without_data
-    accuracy = workspace.read_json("metrics.json")["teacher"]["accuracy"]
+    accuracy = workspace.read_json("metrics/default.json")["teacher"]["accuracy"]
     write_digits(workspace.path / "digits.npz", shift=1)
     output = workspace.run("dfkd", "stage", "evaluate", code=1)
     assert f"on {accuracy:.2%} with another order of the 10 classes: each label minus 1, modulo 10" in output
     assert "Traceback" not in output
     workspace.run("dfkd", "run", "--set", "data.class_order=[9,0,1,2,3,4,5,6,7,8]")
-    assert workspace.read_json("metrics.json")["teacher"]["accuracy"] == accuracy
+    assert workspace.read_json("metrics/default.json")["teacher"]["accuracy"] == accuracy
 
 
 @pytest.mark.slow

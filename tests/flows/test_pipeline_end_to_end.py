@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dfkd_core.models.storage import load_model
-from dfkd_tasks.caching.workspace import STUDENT
+from dfkd_tasks.caching.workspace import StudentFiles
 
 SECONDS_TO_SEE_A_SHARD = 200
 # Few images, but every one refined for seconds per shard: what a killed run started ends within half a second.
@@ -40,13 +40,13 @@ def test_run__prints_the_table_and_registers_the_student(first_run: Any) -> None
     workspace, output = first_run
     for word in ("accuracy", "agreement", "35,820", "orchestration", "mlflow ui", "dvc metrics show"):
         assert word in output
-    metrics = workspace.read_json("metrics.json")
+    metrics = workspace.read_json("metrics/default.json")
     assert 0 <= metrics["student"]["agreement"] <= 1
     assert metrics["student"]["num_parameters"] == 35_820
     assert "Registered dfkd-student-digits version 1: first champion" in output
     for noise in ("Traceback", "Warning", "ERROR"):
         assert noise not in output
-    assert _most_at_once(workspace.path) <= 2
+    assert _most_at_once(workspace.path, "synthesize@default") <= 2
 
 
 def test_run__leaves_git_and_dvc_clean(first_run: Any) -> None:
@@ -76,7 +76,7 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
     model = mlflow.pyfunc.load_model("models:/dfkd-student-digits@champion")
     images = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
     with torch.no_grad():
-        expected = load_model(workspace.path / STUDENT)(torch.from_numpy(images))
+        expected = load_model(workspace.path / StudentFiles("default").network)(torch.from_numpy(images))
     np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     lineage = {
@@ -101,8 +101,31 @@ def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     assert "synthesize:" not in output
     after = workspace.read_lock()
     for stage in ("teacher", "statistics", "synthesize"):
-        assert after[stage] == before[stage]
+        assert after[f"{stage}@default"] == before[f"{stage}@default"]
     assert "version 2" in output
+
+
+def test_second_student__shares_all_that_the_teacher_has(first_run: Any) -> None:
+    workspace, _ = first_run
+    before = workspace.read_lock()
+    small = ["--set", "students.small={teacher: default}", "--set", "students.small.distillation.student=lenet5@0.25"]
+    output = workspace.run("dfkd", "run", *small, "--set", "students.small.distillation.epochs=1")
+    assert "Changed: distill (small), evaluate (small); the stages that depend on them follow" in output
+    assert not [name for name in ("teacher", "statistics", "synthesize") if f"\n{name}" in output]
+    assert workspace.read_lock().items() >= before.items()
+    assert "small: Registered dfkd-student-small-digits version 1: first champion" in output
+    assert "default: Registered" not in output
+    rows = json.loads(workspace.run("dfkd", "compare", "--json", "--runs", "1"))
+    assert [(row["student"], row["run"] == "now") for row in rows] == [
+        ("default", True),
+        ("default", False),
+        ("small", True),
+    ]
+    assert all(row["accuracy_interval"][0] < row["accuracy"] < row["accuracy_interval"][1] for row in rows)
+    assert "No student 'smal' in this project; did you mean small?" in workspace.run("dfkd", "run", "smal", code=2)
+    # The tests that follow are about the only student.
+    path = workspace.path / "params.yaml"
+    path.write_text(path.read_text().partition("  small:")[0])
 
 
 def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed(
@@ -119,15 +142,15 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
     assert reused, output
     # From nothing, with one thread in place of two processes, and outside of DVC.
     undisturbed = workspace.run(
-        "dfkd", "synthesize", "--teacher", "artifacts/teacher", "--statistics", "artifacts/statistics",
-        "--out", str(tmp_path / "set"), "--set", "execution.num_workers=1", "--set", "execution.task_runner=threads",
+        "dfkd", "synthesize", "--teacher", "default", "--statistics", "artifacts/teachers/default/statistics", "--out",
+        str(tmp_path / "set"), "--set", "execution.num_workers=1", "--set", "execution.task_runner=threads",
         PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
     )  # fmt: skip
     assert "reused" not in undisturbed
-    assert _most_at_once(workspace.path) == 1
-    resumed = (workspace.path / "artifacts/transfer_set/manifest.json").read_text()
+    assert _most_at_once(workspace.path, "synthesize") == 1
+    resumed = (workspace.path / "artifacts/teachers/default/transfer_set/manifest.json").read_text()
     assert (tmp_path / "set/manifest.json").read_text() == resumed
-    assert "is whole" in workspace.run("dfkd", "verify", str(tmp_path / "set"), "--teacher", "artifacts/teacher")
+    assert "is whole" in workspace.run("dfkd", "verify", str(tmp_path / "set"), "--teacher", "default")
 
 
 def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) -> None:
@@ -191,9 +214,9 @@ def _shards(path: Path) -> list[Path]:
     return list(path.glob(".dfkd/work/synthesize/*/shard-*.safetensors"))
 
 
-def _most_at_once(path: Path) -> int:
-    """Return how many shards of the last synthesis were made at the same time."""
-    lines = (path / ".dfkd/timings/synthesize.jsonl").read_text().splitlines()
+def _most_at_once(path: Path, name: str) -> int:
+    """Return how many shards of the last synthesis of that name were made at the same time."""
+    lines = (path / f".dfkd/timings/{name}.jsonl").read_text().splitlines()
     spans = [json.loads(line) for line in lines]
     assert len(spans) == 4
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)

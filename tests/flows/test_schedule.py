@@ -80,5 +80,5 @@ def test_nightly_deployment__completes_on_a_worker(workspace: Any, server: None,
         output = _end(worker)
         print(output)  # noqa: T201
     assert "Completed" in output, output
-    assert workspace.read_json("metrics.json")["student"]["num_parameters"] == 35_820
-    assert workspace.read_json(".dfkd/published.json")["model"] == "dfkd-student-digits"
+    assert workspace.read_json("metrics/default.json")["student"]["num_parameters"] == 35_820
+    assert workspace.read_json(".dfkd/students/default/published.json")["model"] == "dfkd-student-digits"

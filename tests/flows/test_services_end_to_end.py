@@ -62,7 +62,7 @@ def place(make_workspace: Callable[[str], Any], serve: Callable[..., Any]) -> Pl
 def test_run__uses_the_services_and_shows_their_pages(place: Place, small: dict[str, Any]) -> None:
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     output = place.workspace.run("dfkd", "run", *settings)
-    published = place.workspace.read_json(".dfkd/published.json")
+    published = place.workspace.read_json(".dfkd/students/default/published.json")
     assert f"MLflow     {place.mlflow.url}/#/experiments/1/runs/{published['run_id']}" in output
     assert f"DVC        far, s3://{BUCKET}/dvc" in output
     page = next(line.split()[-1] for line in output.splitlines() if line.startswith("  Prefect "))

@@ -19,7 +19,7 @@ from dfkd_flows.cli import app
 
 SPEC = dataset_spec("digits")
 STUDENT = Path("artifacts/students/default")
-TRANSFER_SET = Path("artifacts/transfer_set")
+TRANSFER_SET = Path("artifacts/teachers/default/transfer_set")
 
 
 def call(*arguments: str) -> Result:
@@ -109,7 +109,7 @@ def test_int8__that_agrees_too_little_leaves_the_other_forms_and_ends_with_exit_
         (["--min-agreement", "nan"], 2, "--min-agreement must be from 0 to 1, got nan"),
         (["--min-agreement", "90"], 2, "--min-agreement must be from 0 to 1, got 90.0"),
         (["--student", "mine", "--int8"], 2, "--int8 needs images to calibrate on. Give the student's: --transfer-set"),
-        (["--int8"], 1, "No transfer set in artifacts/transfer_set"),
+        (["--int8"], 1, "No transfer set in artifacts/teachers/default/transfer_set"),
         (["--transfer-set", "small"], 1, "have shape (1, 8, 8) and the student takes (1, 32, 32)"),
         (["--format", "safetensors", "--int8", "--transfer-set", "set"], 2, "Add: --format pt2"),
     ],

@@ -20,7 +20,7 @@ from dfkd_core.models.programs import export_program
 from dfkd_core.models.storage import save_model
 from dfkd_core.models.teacher import Teacher
 from dfkd_flows.settings.parsing import flatten
-from dfkd_tasks.caching.workspace import PREDICTIONS, TEACHER
+from dfkd_tasks.caching.workspace import PREDICTIONS_FILE, StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.aliases import Version, find_version
 from dfkd_tasks.mlflow_store.publishing import open_store
 
@@ -80,9 +80,9 @@ def evaluated_on(
     params.write_text(params.read_text().replace("dataset: fashion_mnist", "dataset: digits", 1))
 
     def make(dataset: str = "digits") -> EvaluationReport:
-        save_model(TEACHER, build_classifier(CARD, seed=0).eval())
+        save_model(TeacherFiles("default").network, build_classifier(CARD, seed=0).eval())
         found = report("challenger", dataset)
-        write_predictions(PREDICTIONS, found.predictions)
+        write_predictions(StudentFiles("default").predictions, found.predictions)
         return found
 
     return make
@@ -97,8 +97,8 @@ def register(programs: Path) -> Callable[..., Version]:
         client = mlflow.MlflowClient()
         run_id = client.create_run(experiment).info.run_id if found or metrics else ""
         if found:
-            write_predictions(Path("logged") / PREDICTIONS.name, found.predictions)
-            client.log_artifact(run_id, f"logged/{PREDICTIONS.name}", "reports")
+            write_predictions(Path("logged") / PREDICTIONS_FILE, found.predictions)
+            client.log_artifact(run_id, f"logged/{PREDICTIONS_FILE}", "reports/student")
             metrics = {**flatten(found.to_metrics()), **metrics}
         for key, value in metrics.items():
             client.log_metric(run_id, key, value)

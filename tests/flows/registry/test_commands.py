@@ -11,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from dfkd_flows.cli import app
-from dfkd_flows.run.table import PUBLISHED
+from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.mlflow_store.aliases import list_versions
 
 NAME = "dfkd-student-digits"
 # The networks are not trained.
 ANY = ("--set", "registry.min_agreement=0", "--set", "registry.min_accuracy_share=0", "--set", "registry.margin=1")
+
+PUBLISHED = StudentFiles("default").notes / "published.json"
 
 
 def dfkd(*arguments: str, code: int = 0) -> str:
@@ -56,7 +58,7 @@ def test_commands__without_a_version_and_without_a_champion(project: Path, store
 
 
 def test_promote__by_the_rules_and_back(two_versions: None) -> None:
-    PUBLISHED.parent.mkdir(exist_ok=True)
+    PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
     PUBLISHED.write_text(json.dumps({"model": NAME, "version": "2", "promoted": False, "reason": "worse"}))
     refused = dfkd("promote", code=1)
     for words in (

@@ -17,13 +17,15 @@ from dfkd_core.evaluation.comparison import EvaluationReport
 from dfkd_core.teachers.training import TeacherConfig
 from dfkd_flows.registry.figures import champion_figures, evaluated_images, figures_again
 from dfkd_flows.settings.params import Params
-from dfkd_tasks.caching.workspace import PREDICTIONS
+from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.mlflow_store.aliases import Version
 
 PARAMS = Params(data=DataConfig(dataset="digits"))
 
 Register = Callable[..., Version]
 Report = Callable[..., EvaluationReport]
+
+PREDICTIONS = StudentFiles("default").predictions
 
 
 @pytest.fixture
@@ -126,7 +128,11 @@ def change_labels() -> None:
 
 
 def change_images() -> None:
-    save_file(load_file(PREDICTIONS), PREDICTIONS, metadata={"images_sha256": "0" * 64})
+    save_file(
+        load_file(PREDICTIONS),
+        PREDICTIONS,
+        metadata={"images_sha256": "0" * 64},
+    )
 
 
 @pytest.mark.parametrize("change", [change_labels, change_images])

@@ -17,14 +17,18 @@ from dfkd_flows.cli import app
 from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics, render
 from dfkd_flows.session.environment import TELEMETRY_OFF
 from dfkd_flows.settings.params import Params
-from dfkd_tasks.caching.workspace import LATENCY, METRICS, STATE, STORE, STUDENT, TEACHER, reference
+from dfkd_flows.stages.names import addresses
+from dfkd_tasks.caching.workspace import STATE, STORE, StudentFiles, TeacherFiles, reference
 from dfkd_tasks.dvc_project.status import results_digest
 from dfkd_tasks.records.history import write_start
 from dfkd_tasks.records.timing import timed
 
 SCORES = {"num_parameters": 61706, "size_bytes": 247000, "accuracy": 0.9, "ece": 0.1}
 GOOD = {"teacher": SCORES, "student": {**SCORES, "agreement": 0.95, "kl": 0.2}, "num_images": 20}
-LOCK = "schema: '2.0'\nstages: {distill: {cmd: x, outs: [{path: artifacts/students/default, md5: '0'}]}}\n"
+FILES = StudentFiles("default")
+TEACHER, STUDENT, METRICS = TeacherFiles("default").network, FILES.network, FILES.metrics
+STAGES = ", ".join(f"{name}: {{cmd: x, outs: [{{path: {name}, md5: '0'}}]}}" for name in addresses(Params()))
+LOCK = f"schema: '2.0'\nstages: {{{STAGES}}}\n"
 DAMAGED = ["", '{"teacher": {"num_par', "[]", "3", '"text"', "null", '{"seconds": []}', "\x00"]
 
 
@@ -36,6 +40,7 @@ def _results(project: Path) -> None:
     for folder in (TEACHER, STUDENT):
         save_model(folder, build_classifier(card, seed=0).eval())
     write_start(STUDENT, "random", [])
+    METRICS.parent.mkdir()
     METRICS.write_text(json.dumps(GOOD))
     Path("dvc.lock").write_text(LOCK)
     with closing(sqlite3.connect(STORE)) as store:
@@ -48,11 +53,14 @@ def _results(project: Path) -> None:
 def write_notes() -> None:
     STATE.mkdir(exist_ok=True)
     times = {"batch_1_ms": 1.25, "batch_64_ms": 40.0}
-    note_run(0, 12.5)
-    LATENCY.write_text(json.dumps({"student_sha256": reference(STUDENT).sha256, "teacher": times, "student": times}))
-    published = {"results_sha256": results_digest(), "model": "m", "version": "7", "promoted": True, "reason": "first"}
-    (STATE / "published.json").write_text(json.dumps(published))
-    with timed("teacher"):
+    note_run(Params(), 0, 12.5)
+    FILES.latency.write_text(
+        json.dumps({"student_sha256": reference(STUDENT).sha256, "teacher": times, "student": times})
+    )
+    digest = results_digest(addresses(Params()))
+    published = {"results_sha256": digest, "model": "m", "version": "7", "promoted": True, "reason": "first"}
+    (FILES.notes / "published.json").write_text(json.dumps(published))
+    with timed("teacher@default"):
         pass
 
 
@@ -63,29 +71,29 @@ def test_render__shows_what_the_notes_say() -> None:
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-@pytest.mark.parametrize("name", ["published.json", "run.json", "latency.json", "timings/teacher.jsonl"])
+@pytest.mark.parametrize("name", ["published.json", "run.json", "latency.json", "../../timings/teacher@default.jsonl"])
 def test_render__without_a_damaged_note(name: str, content: str) -> None:
-    path = STATE / name
+    path = FILES.notes / name
     assert path.is_file()
     path.write_text(content)
     text = render(Params())
     assert "accuracy" in text
     if name == "published.json":
-        assert not is_published()
+        assert not is_published(Params())
         assert "register it with: dfkd publish" in text
     if name == "latency.json":
-        assert read_latency() == {}
+        assert read_latency(FILES) == {}
     write_notes()
     assert "version 7: first" in render(Params())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>Not Found</html>" * 300], ids=["gone", "empty", "other text"])
 def test_student__counts_as_registered_only_if_the_store_has_its_version(content: bytes | None) -> None:
-    assert is_published()
+    assert is_published(Params())
     STORE.unlink()
     if content is not None:
         STORE.write_bytes(content)
-    assert not is_published()
+    assert not is_published(Params())
     assert "register it with: dfkd publish" in render(Params())
 
 
@@ -93,7 +101,7 @@ def test_student__whose_version_was_deleted_is_not_registered() -> None:
     with closing(sqlite3.connect(STORE)) as store:
         store.execute("UPDATE model_versions SET current_stage = 'Deleted_Internal'")
         store.commit()
-    assert not is_published()
+    assert not is_published(Params())
 
 
 @pytest.mark.parametrize(
@@ -110,15 +118,15 @@ def test_student__whose_version_was_deleted_is_not_registered() -> None:
 )
 def test_read_metrics__of_a_damaged_file_is_a_sentence(content: str, fault: str) -> None:
     METRICS.write_text(content)
-    with pytest.raises(DfkdError, match=r"metrics\.json is damaged: .*Make it again with: dfkd run") as caught:
-        read_metrics()
+    with pytest.raises(DfkdError, match=r"metrics/default\.json is damaged: .*Make it again with: dfkd run") as caught:
+        read_metrics(FILES)
     assert fault in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (METRICS, "metrics.json is damaged"),
+        (METRICS, "metrics/default.json is damaged"),
         (STUDENT / "start.json", "start.json is damaged"),
         (STUDENT / "config.json", "config.json does not describe a model"),
         (Path("dvc.lock"), "dvc.lock cannot be read"),
@@ -134,19 +142,19 @@ def test_show__with_a_damaged_result_is_a_sentence(path: Path, message: str) -> 
 
 
 def test_is_published__belongs_to_the_mlflow_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_published()
+    assert is_published(Params())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
-    assert not is_published()
-    note = json.loads((STATE / "published.json").read_text())
+    assert not is_published(Params())
+    note = json.loads((FILES.notes / "published.json").read_text())
     page = "http://host:5000/#/experiments/1/runs/a"
     note |= {"store": "http://host:5000 (MLFLOW_TRACKING_URI)", "page": page}
-    (STATE / "published.json").write_text(json.dumps(note))
+    (FILES.notes / "published.json").write_text(json.dumps(note))
     # Without the project's own store, which is not used.
     STORE.unlink()
-    assert is_published()
+    assert is_published(Params())
     assert page in render(Params())
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://other:5000")
-    assert not is_published()
+    assert not is_published(Params())
     assert "register it with: dfkd publish" in render(Params())
 
 

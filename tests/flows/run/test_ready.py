@@ -14,7 +14,7 @@ from dfkd_flows.cli import app
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import parse_params
-from dfkd_tasks.caching.workspace import TRANSFER_SET, WORK
+from dfkd_tasks.caching.workspace import WORK, TeacherFiles
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_check_ready__a_set_that_does_not_fit_on_the_disk() -> None:
 
 def test_check_ready__shards_that_are_made_already_need_no_space() -> None:
     free = shutil.disk_usage(".").free
-    shards = (TRANSFER_SET, WORK / "synthesize" / "0")
+    shards = (TeacherFiles("default").transfer_set, WORK / "synthesize" / "0")
     for folder in shards:
         folder.mkdir(parents=True)
         with (folder / "shard-0").open("wb") as stream:

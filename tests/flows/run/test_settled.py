@@ -138,11 +138,11 @@ def test_settled_parameters__are_written_with_the_digest_and_the_comments(inputs
 
 def test_settled_again__changes_nothing_and_does_not_load_the_teacher_again(inputs: None) -> None:
     settled("teacher.source.model=mine")
-    written, checked = Path("params.yaml").stat(), Path(".dfkd/checked_teacher/inputs.json").stat()
+    written, checked = Path("params.yaml").stat(), Path(".dfkd/checked_teachers/default/inputs.json").stat()
     assert settled("teacher.source.model=mine").changes == ()
     assert Path("params.yaml").stat().st_ino == written.st_ino
     settled("teacher.source.model=mine", "distillation.student=lenet5@0.25")
-    assert Path(".dfkd/checked_teacher/inputs.json").stat().st_ino == checked.st_ino
+    assert Path(".dfkd/checked_teachers/default/inputs.json").stat().st_ino == checked.st_ino
     with pytest.raises(DfkdError, match="No layer 'conv9'"):
         settled("teacher.source.model=mine", "teacher.layer=conv9")
 

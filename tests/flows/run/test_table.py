@@ -2,7 +2,6 @@ import pytest
 
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.teachers.training import TeacherConfig
-from dfkd_flows.run.publishing import model_name
 from dfkd_flows.run.table import heading
 from dfkd_flows.settings.params import Params
 
@@ -22,7 +21,7 @@ def params(dataset: str) -> Params:
     ],
 )
 def test_model_name__is_one_per_data_set_and_without_data_per_teacher(dataset: str, name: str) -> None:
-    assert model_name(params(dataset), "0123abcdef") == name
+    assert params(dataset).model_name("0123abcdef") == name
 
 
 @pytest.mark.parametrize(

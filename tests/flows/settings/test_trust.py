@@ -18,8 +18,9 @@ from dfkd_flows.settings.overrides import apply_overrides
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.trust import allow
 from dfkd_tasks.caching.trust import trusted_factories
-from dfkd_tasks.caching.workspace import STUDENT, TEACHER
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 
+TEACHER, STUDENT = TeacherFiles("default").network, StudentFiles("default").network
 NAME = "command_nets:make"
 MODULE = """
 from pathlib import Path

@@ -24,9 +24,11 @@ from dfkd_flows.settings.parsing import flatten, load_params
 from dfkd_flows.tune.results import apply_best, assignments, open_search, render
 from dfkd_flows.tune.search import Search, Tried
 from dfkd_flows.tune.space import Domain, LogRange, reduced, search_space
-from dfkd_tasks.caching.workspace import STATISTICS, TEACHER, reference
+from dfkd_tasks.caching.workspace import TeacherFiles, reference
 from dfkd_tasks.stages.tuning import try_settings
 
+FILES = TeacherFiles("default")
+TEACHER, STATISTICS = FILES.network, FILES.statistics
 SPACE: dict[str, Domain] = {
     "distillation.temperature": LogRange(1.0, 20.0),
     "distillation.mixing": ("none", "mixup"),
@@ -85,15 +87,15 @@ def test_further_seeds__compare_the_best_with_what_there_is(open_it: Callable[..
     best = search.ranked()[0].changes
     assert score.calls[5:] == [(changes, offset) for offset in (1, 2, 3) for changes in ({}, best)]
     assert search.is_clearly_better()
-    assert "dfkd run --set distillation.temperature=" in render(search)
+    assert "dfkd run --set distillation.temperature=" in render(search, Params(), "default")
 
 
 def test_difference_within_chance__is_not_clear(open_it: Callable[..., Search]) -> None:
     search = open_it()
     search.run(Score(noise=0.5), seconds=60, max_trials=5)
     assert not search.is_clearly_better()
-    assert "No setting was found that is clearly better." in render(search)
-    assert "dfkd run" not in render(search)
+    assert "No setting was found that is clearly better." in render(search, Params(), "default")
+    assert "dfkd run" not in render(search, Params(), "default")
 
 
 def test_interrupted__goes_on_as_an_undisturbed_search(open_it: Callable[..., Search]) -> None:
@@ -124,8 +126,8 @@ def test_failed_settings__are_noted_and_the_search_goes_on(open_it: Callable[...
     search = open_it()
     search.run(fail, seconds=60, max_trials=3, on_tried=told.append)
     assert [tried.error for tried in told] == ["", "The loss is not finite", "The loss is not finite"]
-    assert "1 settings; 2 more failed" in render(search)
-    assert "No setting was found that is better" in render(search)
+    assert "1 settings; 2 more failed" in render(search, Params(), "default")
+    assert "No setting was found that is better" in render(search, Params(), "default")
 
 
 def test_what_there_is_fails__is_an_error(open_it: Callable[..., Search]) -> None:
@@ -153,7 +155,7 @@ def test_interrupted_before_further_seeds__says_so(open_it: Callable[..., Search
     search = open_it()
     with pytest.raises(KeyboardInterrupt):
         search.run(Score(stop_at=5), seconds=60, max_trials=5)
-    assert "Continue with the same command." in render(search)
+    assert "Continue with the same command." in render(search, Params(), "default")
 
 
 def test_space__holds_what_there_is_and_what_the_method_has() -> None:
@@ -211,7 +213,7 @@ def test_search_with_a_teacher__and_apply(
     assert len(open_search(params).tried()) == 2
     assert open_search(apply_overrides(params, ["seed=1"])).tried() == []
     best = search.ranked()[0].changes
-    apply_best(search, load_params())
+    apply_best(search, load_params(), "default")
     changed = flatten(load_params())
     assert {path: changed[path] for path in best} == best
     assert "Make the student with: dfkd run" in capsys.readouterr().out
@@ -221,7 +223,7 @@ def test_apply__writes_nothing_that_is_not_clearly_better(project: Path, open_it
     search = open_it()
     search.run(Score(noise=0.5), seconds=60, max_trials=4)
     before = Path("params.yaml").read_bytes()
-    apply_best(search, load_params())
+    apply_best(search, load_params(), "default")
     assert Path("params.yaml").read_bytes() == before
 
 

@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "a check of a range": ("dfkd_core/sections.py", '"at least"', '"not less than"'),
     "the downloader": ("dfkd_core/downloads.py", "Acquire::Retries=1", "Acquire::Retries=3"),
     "a table of the run's records": ("dfkd_tasks/records/tables.py", 'colour = "white"', 'colour = "yellow"'),
-    "what MLflow logs": ("dfkd_tasks/mlflow_store/publishing.py", '"reports")', '"report")'),
+    "what MLflow logs": ("dfkd_tasks/mlflow_store/publishing.py", '"reports/student")', '"report")'),
     "the cache itself": ("dfkd_tasks/caching/workspace.py", "_KEPT_WORK_FOLDERS = 3", "_KEPT_WORK_FOLDERS = 4"),
     "an export form": ("dfkd_core/export/forms.py", 'input_names=["images"]', 'input_names=["image"]'),
     "what `dfkd inspect` finds out": ("dfkd_core/inspection.py", "_TIMED_STEPS = 2", "_TIMED_STEPS = 3"),

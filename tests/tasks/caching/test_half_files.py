@@ -24,7 +24,7 @@ def test_half_files__are_deleted_and_whole_ones_stay(tmp_path: Path) -> None:
     for name in (
         "params.yaml",
         "code.json",
-        "metrics.json",
+        "metrics/default.json",
         "prefect.yaml",
         "artifacts/teacher/model.safetensors",
         "reports/samples.png",

@@ -65,6 +65,22 @@ def test_failed_stage__reports_itself_alone(make: Made) -> None:
     assert (done.returncode, done.stderr) == (1, "its own reason\n")
 
 
+def test_failed_stage__does_not_stop_those_that_do_not_need_it(make: Made) -> None:
+    project = make("kill -9 $$")
+    (project / "dvc.yaml").write_text(
+        "stages:\n"
+        "  one:\n    foreach: {a: kill -9 $$, b: echo b > b.txt}\n"
+        "    do:\n      cmd: ${item}\n      outs: ['${key}.txt']\n"
+        "  needy:\n    cmd: echo > needy.txt\n    deps: [a.txt]\n    outs: [needy.txt]\n"
+    )
+    done = dvc("repro")
+    assert done.returncode == 1
+    assert "The stage one (a) was ended by SIGKILL" in done.stderr
+    assert (project / "b.txt").read_text() == "b\n"
+    assert not (project / "needy.txt").exists()
+    assert changed_stages() == ["needy", "one@a"]
+
+
 def test_failure_of_dvc__is_printed_with_its_causes(make: Made) -> None:
     make("echo", dependency="missing.txt")
     done = dvc("repro")

@@ -11,17 +11,22 @@ from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code import PACKAGES, code_digest
 from dfkd_tasks.dvc_project.status import changed_stages, dvc_program, results_digest
 
+STAGE = "distill@small"
 
-def lock(folder: Path, *, code: str = "c", out: str = "o", epochs: int = 1) -> None:
+
+def lock(folder: Path, *, code: str = "c", out: str = "o", epochs: int = 1, own: dict[str, Any] | None = None) -> None:
     stage: dict[str, Any] = {
         "cmd": "dfkd stage distill",
         "deps": [{"path": "dfkd_core/distillation", "md5": code}],
         # A checkout has the folders of the code among the deps, another project the digest among the parameters.
-        "params": {"params.yaml": {"distillation": {"epochs": epochs}}, "code.json": {"distill": code}},
+        "params": {
+            "params.yaml": {"distillation": {"epochs": epochs}, "students.small": own},
+            "code.json": {"distill": code},
+        },
         "outs": [{"path": "artifacts/students/default", "md5": out}],
     }
     digests = {"cmd": "dfkd stage code", "outs": [{"path": "code.json", "md5": code}]}
-    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"code": digests, "distill": stage}}))
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"code": digests, STAGE: stage}}))
 
 
 def test_results_digest__is_of_parameters_and_outputs_and_not_of_code(
@@ -29,22 +34,40 @@ def test_results_digest__is_of_parameters_and_outputs_and_not_of_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lock(tmp_path)
-    before = results_digest()
+    before = results_digest([STAGE])
     lock(tmp_path, code="a docstring was edited")
-    assert results_digest() == before
+    assert results_digest([STAGE]) == before
     for changed in ({"out": "other"}, {"epochs": 2}):
         lock(tmp_path, **changed)
-        assert results_digest() != before
+        assert results_digest([STAGE]) != before
 
 
-@pytest.mark.parametrize("text", ["", "stages: 3", "stages:\n  distill: {}\n", "{"])
+def test_results_digest__counts_what_a_student_changes_in_the_sections_that_its_stage_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock(tmp_path, epochs=2)
+    before = results_digest([STAGE])
+    lock(tmp_path, own={"teacher": "default", "distillation": {"epochs": 2}, "evaluation": {"num_bins": 3}})
+    assert results_digest([STAGE]) == before
+    lock(tmp_path, epochs=2, own={"distillation": {"epochs": 3}})
+    assert results_digest([STAGE]) != before
+
+
+def test_results_digest__is_none_before_the_stage_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock(tmp_path)
+    assert results_digest([STAGE, "evaluate@small"]) is None
+
+
+@pytest.mark.parametrize("text", ["", "stages: 3", "stages:\n  distill@small: {}\n", "{"])
 def test_results_digest__of_a_damaged_lock_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.lock").write_text(text)
     with pytest.raises(DfkdError, match=r"dvc\.lock cannot be read.*dfkd run"):
-        results_digest()
+        results_digest([STAGE])
 
 
 def test_changed_stages__in_a_project_without_code_follow_the_installed_code(

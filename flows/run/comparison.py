@@ -1,0 +1,176 @@
+"""`dfkd compare`: a table over students, and over their earlier runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from dfkd_core.errors import ConfigError, DfkdError
+from dfkd_core.evaluation.intervals import wilson_interval
+from dfkd_flows.run.figures import student_figures
+from dfkd_flows.run.table import heading
+from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.names import addresses
+from dfkd_tasks.caching.workspace import StudentFiles
+from dfkd_tasks.dvc_project.status import LOCK, results_digest
+
+__all__ = ["compare"]
+
+# Of an interval of 95 %.
+_Z = 1.96
+_PRESENT = "now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    student: str
+    run: str
+    """When it was logged; `now` for the results in the project."""
+    teacher: str
+    data: str
+    figures: Mapping[str, float]
+    """By the names in MLflow; empty if there are no results."""
+
+
+def compare(
+    params: Params, *, names: Sequence[str] = (), metric: str | None = None, as_json: bool = False, runs: int = 0
+) -> str:
+    """Return a table of students: accuracy and agreement with 95 % intervals, size, latency of one image and seconds.
+
+    Args:
+        params: Parameters of the project.
+        names: Names of the students; all if there are none.
+        metric: A figure to show instead: one of these columns, or a figure's name in MLflow.
+        as_json: Whether to return JSON, a list with an object for each row.
+        runs: Number of earlier runs of each student, which are read from MLflow.
+
+    Raises:
+        ConfigError: There is no such student, or no row has such a figure.
+        DfkdError: Results are damaged.
+    """
+    if runs < 0:
+        raise ConfigError(f"--runs must be 0 or more, got {runs}. Try: dfkd compare --runs 5")
+    chosen = params.only(names) if names else params
+    rows = [row for name in chosen.students for row in _rows(chosen.for_student(name), runs)]
+    if metric is not None:
+        _check_metric(metric, rows)
+    if as_json:
+        return json.dumps([_object(row, metric) for row in rows], indent=2)
+    return "\n".join(["", *_table(rows, metric), "", *_hints(rows)])
+
+
+def _rows(params: Params, runs: int) -> Iterator[_Row]:
+    """Yield the present results of a student, then other ones that were registered before."""
+    name = params.student_name
+    about = {"student": name, "teacher": params.teacher_name, "data": heading(params.data.dataset)}
+    made = StudentFiles(name).metrics.is_file()
+    yield _Row(**about, run=_PRESENT, figures=student_figures(params) if made else {})
+    if not runs:
+        return
+    # Imported late: MLflow takes seconds.
+    from dfkd_tasks.mlflow_store.runs import published_runs
+
+    present = results_digest(addresses(params)) if LOCK.is_file() else None
+    # One more, as the present results can be among them.
+    earlier = [run for run in published_runs(name, limit=runs + 1) if run.results_sha256 != present]
+    for run in earlier[:runs]:
+        yield _Row(**about, run=run.time.strftime("%Y-%m-%d %H:%M"), figures=run.figures)
+
+
+def _agreement(figures: Mapping[str, float]) -> float | None:
+    """Return the share of images with the teacher's answer: real images, or synthetic ones where there are none."""
+    return figures.get("proxy.agreement", figures.get("student.agreement"))
+
+
+def _seconds(figures: Mapping[str, float]) -> float | None:
+    """Return the seconds of all stages that were measured, those of the teacher included."""
+    found = [value for name, value in figures.items() if name.startswith("seconds.")]
+    return sum(found) if found else None
+
+
+_FIGURES: dict[str, Callable[[Mapping[str, float]], float | None]] = {
+    "accuracy": lambda figures: figures.get("student.accuracy"),
+    "agreement": _agreement,
+    "size": lambda figures: figures.get("student.size_bytes"),
+    "latency": lambda figures: figures.get("latency.student.batch_1_ms"),
+    "seconds": _seconds,
+}
+"""The columns; size in bytes, latency in milliseconds for one image."""
+_SHARES = ("accuracy", "agreement")
+_FORMS: dict[str, Callable[[float], str]] = {
+    "size": lambda value: f"{value / 1000:,.0f} kB",
+    "latency": lambda value: f"{value:.2f} ms",
+    "seconds": lambda value: f"{value:,.1f} s",
+}
+
+
+def _value(row: _Row, column: str) -> float | None:
+    return _FIGURES[column](row.figures) if column in _FIGURES else row.figures.get(column)
+
+
+def _interval(row: _Row, column: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of images; None of another figure, and if the images were not counted."""
+    share, count = _value(row, column), int(row.figures.get("num_images", 0))
+    if column not in _SHARES or share is None or not count or not math.isfinite(share):
+        return None
+    return wilson_interval(share, count, _Z)
+
+
+def _text(row: _Row, column: str) -> str:
+    value = _value(row, column)
+    if value is None:
+        return "-"
+    if column in _SHARES:
+        interval = _interval(row, column)
+        within = f" ({interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+        proxy = ", proxy" if column == "agreement" and "proxy.agreement" in row.figures else ""
+        return f"{value:.2%}{within}{proxy}"
+    return _FORMS[column](value) if column in _FORMS else f"{value:.6g}"
+
+
+def _table(rows: Sequence[_Row], metric: str | None) -> Iterator[str]:
+    columns = [metric] if metric is not None else list(_FIGURES)
+    about = {"student": [row.student for row in rows]}
+    for name in ("teacher", "data", "run"):
+        found = [getattr(row, name) for row in rows]
+        if len(set(found)) > 1:
+            about[name] = found
+    cells = about | {column: [_text(row, column) for row in rows] for column in columns}
+    widths = {name: max(map(len, (name, *texts))) for name, texts in cells.items()}
+    for texts in (list(cells), *zip(*cells.values())):
+        yield "  ".join(text.ljust(width) for text, width in zip(texts, widths.values())).rstrip()
+
+
+def _hints(rows: Sequence[_Row]) -> Iterator[str]:
+    missing = [row.student for row in rows if not row.figures]
+    if missing:
+        yield f"Not made yet: {', '.join(missing)}. Make with: dfkd run {' '.join(missing)}"
+    yield "Intervals are of 95 % (Wilson). One student in detail: dfkd show NAME"
+
+
+def _object(row: _Row, metric: str | None) -> dict[str, Any]:
+    """Return a row for JSON: shares from 0 to 1, bytes, milliseconds, seconds; null for what is not known."""
+    about = {"student": row.student, "teacher": row.teacher, "data": row.data, "run": row.run}
+    columns = [metric] if metric is not None else list(_FIGURES)
+    found: dict[str, Any] = {column: _finite(_value(row, column)) for column in columns}
+    intervals = {f"{column}_interval": _interval(row, column) for column in columns if column in _SHARES}
+    return about | found | intervals
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _check_metric(metric: str, rows: Sequence[_Row]) -> None:
+    known = dict.fromkeys([*_FIGURES, *(name for row in rows for name in row.figures)])
+    if metric in known:
+        return
+    if not any(row.figures for row in rows):
+        raise DfkdError("There are no results yet. Make them with: dfkd run")
+    close = get_close_matches(metric, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"figures: {', '.join(known)}"
+    raise ConfigError(f"No figure {metric!r}; {hint}")

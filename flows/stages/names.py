@@ -1,0 +1,37 @@
+"""Stages by name: their addresses in DVC, like `distill@NAME`, and the words for them in messages."""
+
+from __future__ import annotations
+
+from dfkd_flows.settings.params import Params
+
+__all__ = ["STUDENT_STAGES", "TEACHER_STAGES", "addresses", "label", "last_stages"]
+
+TEACHER_STAGES = ("teacher", "statistics", "synthesize")
+"""Stages of each teacher, in their order."""
+STUDENT_STAGES = ("distill", "evaluate")
+"""Stages of each student, which follow those of its teacher."""
+
+
+def addresses(params: Params) -> list[str]:
+    """Return the addresses of all stages of the teachers and students, in the order of dvc.yaml."""
+    of_teachers = [f"{stage}@{name}" for stage in TEACHER_STAGES for name in params.teachers]
+    return of_teachers + [f"{stage}@{name}" for stage in STUDENT_STAGES for name in params.students]
+
+
+def last_stages(params: Params) -> list[str]:
+    """Return the addresses of the stages that the others lead to: each student's last, a teacher's without students."""
+    used = {params.teacher_of(name) for name in params.students}
+    alone = [f"{TEACHER_STAGES[-1]}@{name}" for name in params.teachers if name not in used]
+    return alone + [f"{STUDENT_STAGES[-1]}@{name}" for name in params.students]
+
+
+def label(address: str, params: Params) -> str:
+    """Return the words for a stage: `distill` in a project with one student, otherwise `distill (NAME)`.
+
+    Args:
+        address: Its address in DVC.
+        params: Parameters of the whole project.
+    """
+    stage, _, name = address.partition("@")
+    members = params.teachers if stage in TEACHER_STAGES else params.students
+    return f"{stage} ({name})" if name and len(members) > 1 else stage

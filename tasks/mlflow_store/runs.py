@@ -1,0 +1,66 @@
+"""Earlier runs of a student, read from MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import mlflow
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from dfkd_core.errors import DfkdError
+from dfkd_tasks.caching.workspace import STORE
+from dfkd_tasks.mlflow_store.addresses import described_store, is_own_store, use_store
+from dfkd_tasks.mlflow_store.publishing import DONE_TAG, RESULTS_TAG, STUDENT_TAG
+from dfkd_tasks.records.foreign import reason
+
+__all__ = ["PublishedRun", "published_runs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRun:
+    """A run whose student is registered."""
+
+    results_sha256: str
+    """Digest of its results."""
+    time: datetime
+    """When it was logged, in the local time zone."""
+    figures: Mapping[str, float]
+    """Its figures by name."""
+
+
+def published_runs(student: str, *, limit: int) -> list[PublishedRun]:
+    """Return the last runs of a student in the MLflow that is used now, the newest first; none without a store.
+
+    Args:
+        student: Name of the student in the project.
+        limit: Largest number of runs.
+
+    Raises:
+        DfkdError: MLflow cannot be used.
+    """
+    if is_own_store() and not STORE.is_file():
+        return []
+    use_store()
+    try:
+        found: list[Run] = mlflow.search_runs(
+            search_all_experiments=True,
+            filter_string=f"tags.`{STUDENT_TAG}` = '{student}' and tags.`{DONE_TAG}` = 'true'",
+            run_view_type=ViewType.ACTIVE_ONLY,
+            order_by=["attributes.start_time DESC"],
+            max_results=limit,
+            output_format="list",
+        )
+    except MlflowException as error:
+        raise DfkdError(f"MLflow, {described_store()}: {reason(error)}") from error
+    return [_published(run) for run in found]
+
+
+def _published(run: Run) -> PublishedRun:
+    return PublishedRun(
+        results_sha256=run.data.tags.get(RESULTS_TAG, ""),
+        time=datetime.fromtimestamp(run.info.start_time / 1000).astimezone(),
+        figures=dict(run.data.metrics),
+    )
