@@ -20,6 +20,7 @@ from dfkd_flows.cli import app
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.stages.command import STAGES
+from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.code import PACKAGES, code_digest
 
 MADE = {
@@ -76,7 +77,7 @@ def test_init__in_a_new_folder_makes_a_project_that_dvc_reads(here: Path) -> Non
     assert len((project / "README.md").read_text().splitlines()) <= 10
     with Repo(str(project)) as repo:
         found = repo.index.stages
-        assert [stage.name for stage in found] == ["code", *STAGES]
+        assert [stage.name for stage in found] == ["code", *addresses(Params())]
         assert repo.config["core"]["remote"] == "local"
         graph = repo.index.graph
         assert all(graph.has_edge(stage, found[0]) for stage in found[1:])
@@ -127,7 +128,7 @@ def test_init__in_a_subfolder_of_a_repository_keeps_what_is_there(here: Path) ->
         ("dvc.yaml", "stages:\n  mine:\n    cmd: echo\n", "has another dvc.yaml"),
         ("params.yaml", "lr: 0.1\n", "lr: unknown key"),
         ("code.json", '{"mine": 1}', "has another code.json"),
-        ("artifacts/teacher/model.txt", "mine", "has artifacts/teacher, where a run would write"),
+        ("artifacts/teachers/x/model.txt", "mine", "has artifacts/teachers, where a run would write"),
         (".gitignore", "*.json\n*.yaml\n", "git ignores prefect.yaml, code.json, params.yaml, dvc.yaml in"),
     ],
 )

@@ -46,7 +46,7 @@ def test_commands__without_a_registry_name_the_next_command(project: Path) -> No
     params.write_text(params.read_text().replace("dataset: fashion_mnist", "dataset: digits", 1))
     for command in ("promote", "rollback", "history"):
         assert "No student is registered yet. Make and register one with: dfkd run" in dfkd(command, code=1)
-        assert "No student 'other'. Students: default" in dfkd(command, "--student", "other", code=2)
+        assert "No student 'other' in this project; there are: default" in dfkd(command, "--student", "other", code=2)
     assert not (project / "mlflow.db").exists()
 
 
@@ -110,6 +110,6 @@ def test_rollback__to_a_version_that_cannot_be_loaded_changes_nothing(two_versio
 def test_promote__a_version_that_cannot_be_loaded_and_one_without_an_evaluation(two_versions: None) -> None:
     Path("models/1/data/model.pt2").write_bytes(b"")
     assert "Version 2 of dfkd-student-digits cannot be loaded" in dfkd("promote", *ANY, code=1)
-    Path("reports/predictions.safetensors").unlink()
+    StudentFiles("default").predictions.unlink()
     assert "There are no predictions" in dfkd("promote", *ANY, code=1)
     assert aliases() == {"champion": "1"}
