@@ -150,7 +150,7 @@ def test_write_params__keeps_a_link_and_text_that_yaml_would_misread(tmp_path: P
     (tmp_path / "shared.yaml").write_text("seed: 1\n")
     path = tmp_path / "params.yaml"
     path.symlink_to("shared.yaml")
-    names = ["no", "yes", "1.0", "1e4", "2020-01-01", "null", "~", "012", "a: b", "", "plain", "#1"]
+    names = ["no", "yes", "1.0", "1e4", "2020-01-01", "null", "~", "012", "a: b", "- x", "plain", "#1"]
     changed = apply_overrides(load_params(path), [f"teacher.source.class_names={names}", "registry.model_name='12'"])
     write_params(changes_between(load_params(path), changed), path)
     assert path.is_symlink()
