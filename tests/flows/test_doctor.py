@@ -325,7 +325,8 @@ def test_a_check_that_fails__is_a_fault_and_the_others_go_on(project: Path) -> N
     Path("artifacts/teachers/default/network").mkdir(parents=True)
     Path("artifacts/teachers/default/network/config.json").write_text(json.dumps([]))
     source = {"teacher": {"source": {"model": "torchvision:resnet18"}}, "data": {"dataset": "digits"}}
-    Path("params.yaml").write_text(yaml.safe_dump(source))
+    names = {"teachers": {"default": {}}, "students": {"default": {"teacher": "default"}}}
+    Path("params.yaml").write_text(yaml.safe_dump(source | names))
     code, output = call()
     assert code == 1
     assert "fault  disk" in output

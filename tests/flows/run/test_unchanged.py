@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_flows.run.unchanged import States, known_answer
+from dfkd_tasks.caching.code import PACKAGES
 
 WATCHED = ("params.yaml", "code", "missing.txt")
 
@@ -56,6 +59,18 @@ CHANGES: dict[str, Callable[[], object]] = {
 def test_answer__is_not_known_after_a_change(folder: Path, change: str) -> None:
     CHANGES[change]()
     assert known_answer(folder) is None
+
+
+def test_answer__is_found_without_slow_imports(folder: Path) -> None:
+    script = (
+        "import sys\nfrom dfkd_flows.cli import app\n"
+        "try:\n    app(['run'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'yaml', 'prefect', 'mlflow', 'dvc'} & set(sys.modules)))"
+    )
+    Path("dvc.yaml").write_text("# Stages of dfkd.\n")
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines() == ["nothing to do", "[]"]
 
 
 def test_answer__is_not_known_with_other_services(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
