@@ -64,7 +64,8 @@ def install(python: Path, *needed: str) -> None:
     if uv:
         _say(f"Installing with uv: {' '.join(needed)}")
         environment = {**_uv_settings(pip), **os.environ}
-        command = [uv, "pip", "install", "--python", str(python), *needed]
+        # Without bytecode, the first start of each command would be slow, and every start where Python may not write it.
+        command = [uv, "pip", "install", "--compile-bytecode", "--python", str(python), *needed]
         if subprocess.run(command, env=environment, check=False).returncode == 0:
             return
     _say(f"Installing with pip instead, which takes minutes: {' '.join(needed)}")

@@ -62,7 +62,7 @@ def test_uv__gets_pips_configuration_and_no_password_among_its_arguments(
     monkeypatch.setenv("UV_HTTP_TIMEOUT", "7")
     installer.install(Path(sys.executable), "torch")
     called = json.loads(record.read_text())
-    assert called["arguments"] == ["pip", "install", "--python", sys.executable, "torch"]
+    assert called["arguments"] == ["pip", "install", "--compile-bytecode", "--python", sys.executable, "torch"]
     expected = {
         "UV_DEFAULT_INDEX": "https://me:secret@mirror.test/simple",
         "UV_INDEX": "https://one.test/simple https://two.test/simple",
