@@ -64,7 +64,7 @@ def install(python: Path, *needed: str) -> None:
     if uv:
         _say(f"Installing with uv: {' '.join(needed)}")
         environment = {**_uv_settings(pip), **os.environ}
-        # Without bytecode, the first start of each command would be slow, and every start where Python may not write it.
+        # Without bytecode, each first start is slow, and every start where Python may not write it.
         command = [uv, "pip", "install", "--compile-bytecode", "--python", str(python), *needed]
         if subprocess.run(command, env=environment, check=False).returncode == 0:
             return
