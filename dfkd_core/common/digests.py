@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["canonical_json", "file_sha256", "json_digest", "tensors_digest", "write_atomically", "write_json"]
 
@@ -43,6 +43,9 @@ def json_digest(value: Any) -> str:
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes, independent of order and memory layout."""
+    # Imported here: many commands hash files alone, and torch takes seconds.
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

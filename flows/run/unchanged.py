@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from dfkd_core.common.digests import write_json
+
 __all__ = ["States", "known_answer"]
 
 _NOTE = Path(".dfkd/unchanged.json")
@@ -59,9 +61,7 @@ class States:
             _NOTE.unlink(missing_ok=True)
             return
         content = {"watched": now._watched, "states": now.of_files, "services": _services(), "answer": answer()}
-        partial = _NOTE.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(_NOTE)
+        write_json(_NOTE, content)
 
 
 def _services() -> str:

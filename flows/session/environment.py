@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.session.prefect_settings import keep_profiles
+from dfkd_tasks.mlflow_store.moved import follow_move
 
 __all__ = [
     "DEBUG",
@@ -125,9 +126,6 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
     keep_profiles()
     for name, path in _PATHS.items():
         os.environ.setdefault(name, str(project / path))
-    # Imported here: it imports torch, which a run with nothing to do does not need.
-    from dfkd_tasks.mlflow_store.moved import follow_move
-
     follow_move(project)
 
 

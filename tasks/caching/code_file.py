@@ -7,9 +7,9 @@ writes it before all others. Nothing here imports torch.
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 
+from dfkd_core.common.digests import write_atomically
 from dfkd_tasks.caching.code import ENTRY_MODULES, code_digest
 
 __all__ = ["CODE_FILE", "CODE_STAGE", "PIPELINE", "code_text", "refresh_code_file", "write_code_file"]
@@ -33,10 +33,8 @@ def write_code_file() -> None:
     text = code_text()
     if CODE_FILE.is_file() and CODE_FILE.read_bytes() == text.encode():
         return
-    # Named as `write_atomically` does it, whose module imports torch.
-    temporary = Path(f".{CODE_FILE}.{secrets.token_hex(4)}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(CODE_FILE)
+    with write_atomically(CODE_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def refresh_code_file() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dfkd_core.common.digests import json_digest
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code_file import CODE_STAGE
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
@@ -41,9 +42,6 @@ def results_digest(addresses: Sequence[str]) -> str | None:
     Raises:
         DfkdError: dvc.lock is missing or damaged.
     """
-    # Imports torch, which the process that runs DVC does not need.
-    from dfkd_core.common.digests import json_digest
-
     try:
         stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
         if not stages.keys() >= {*addresses}:
