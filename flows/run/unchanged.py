@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dfkd_core.common.digests import write_json
+from dfkd_tasks.caching.file_states import FileState, are_old, file_state
 
 __all__ = ["States", "known_answer"]
 
 _NOTE = Path(".dfkd/unchanged.json")
 _CACHES = ("__pycache__",)
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL")
-# A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
-_YOUNG_NS = 2_000_000_000
 
 
 def known_answer(project: Path) -> str | None:
@@ -42,12 +41,12 @@ class States:
         """Look at the paths, which are absolute or relative to the project."""
         self._watched = sorted({str(path) for path in watched})
         self._time_ns = time.time_ns()
-        self.of_files: dict[str, list[int]] = dict(_states(project, self._watched))
+        self.of_files: dict[str, FileState] = dict(_states(project, self._watched))
 
     @property
     def are_old(self) -> bool:
         """Whether no file had changed in the two seconds before."""
-        return all(self._time_ns - max(state[2:]) > _YOUNG_NS for state in self.of_files.values() if state)
+        return are_old(self.of_files.values(), self._time_ns)
 
     def note_answer(self, answer: Callable[[], str], notes: Iterable[Path] = ()) -> None:
         """Note the answer of a run in the current folder if the files are old and have the same states now.
@@ -69,22 +68,14 @@ def _services() -> str:
     return hashlib.sha256(repr([os.environ.get(name) for name in _ADDRESSES]).encode()).hexdigest()
 
 
-def _states(project: Path, watched: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+def _states(project: Path, watched: Iterable[str]) -> Iterator[tuple[str, FileState]]:
     """Yield the state of each file by its path; empty for one that does not exist."""
     for name in watched:
         path = os.path.join(project, name)
         if not os.path.isdir(path):
-            yield name, _state(path)
+            yield name, file_state(path)
         for folder, folders, files in os.walk(path):
             folders[:] = set(folders) - set(_CACHES)
             for file in files:
                 found = os.path.join(folder, file)
-                yield name + found.removeprefix(path), _state(found)
-
-
-def _state(path: str) -> list[int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return []
-    return [found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+                yield name + found.removeprefix(path), file_state(found)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from dfkd_core.common.digests import file_sha256, json_digest, write_json
 from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_digest, source_files
 from dfkd_core.teachers.source import SourceConfig
+from dfkd_tasks.caching.file_states import are_old, file_state
 from dfkd_tasks.caching.stored import read_note
 from dfkd_tasks.caching.workspace import STATE
 
@@ -16,8 +16,6 @@ __all__ = ["student_digest", "teacher_digest"]
 
 _NOTE = STATE / "teacher_files.json"
 _KEPT_DIGESTS = 50
-# A file can change twice within the resolution of a file system's clock, so the times of a young file prove nothing.
-_YOUNG_NS = 2_000_000_000
 
 
 def teacher_digest(source: SourceConfig) -> str:
@@ -34,14 +32,14 @@ def teacher_digest(source: SourceConfig) -> str:
         TeacherError: A program cannot be read.
     """
     files = list(source_files(source).values())
-    states = [_state(path) for path in files]
+    states = [[path.name, *file_state(path)] for path in files]
     address = json_digest({"model": source.model, "weights": source.weights, "files": states})
     noted = read_note(_NOTE, dict[str, str]) or {}
     if address in noted:
         return noted[address]
     start = time.time_ns()
     found = source_digest(source)
-    if all(start - path.stat().st_ctime_ns > _YOUNG_NS for path in files):
+    if are_old(map(file_state, files), start):
         write_json(_NOTE, dict([*noted.items(), (address, found)][-_KEPT_DIGESTS:]))
     return found
 
@@ -57,8 +55,3 @@ def student_digest(network: str) -> str:
     """
     file = factory_file(network)
     return file_sha256(file) if file else ""
-
-
-def _state(path: Path) -> list[int | str]:
-    found = path.stat()
-    return [path.name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
