@@ -20,7 +20,7 @@ from dfkd_flows.session.services import flow_page
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.stages.caching import FLOW_OPTIONS
-from dfkd_flows.stages.names import addresses, last_stages
+from dfkd_flows.stages.names import last_stages, up_to_date
 from dfkd_tasks.dvc_project.status import changed_stages
 from dfkd_tasks.dvc_project.versioning import StageFailedError, push, reproduce
 from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
@@ -130,10 +130,8 @@ def _reproduce(params: Params, *, whole: bool) -> tuple[str, ...]:
     try:
         reproduce(*([] if whole else last_stages(params)))
     except StageFailedError:
-        changed = changed_stages()
-        failed = tuple(
-            name for name in params.students if not {*addresses(params.for_student(name))}.isdisjoint(changed)
-        )
+        made = up_to_date(params, changed_stages())
+        failed = tuple(name for name in params.students if name not in made)
         if not failed or len(failed) == len(params.students):
             raise
         return failed

@@ -20,7 +20,7 @@ from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import PARAMS_FILE
 from dfkd_flows.settings.settling import Plan, planned, settle
-from dfkd_flows.stages.names import addresses, label
+from dfkd_flows.stages.names import addresses, label, up_to_date
 from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.workspace import STATE, STORE
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, inputs_and_outputs
@@ -91,11 +91,6 @@ def _chosen(plan: Plan, outlook: Outlook) -> Outlook:
     return Outlook(changed=[address for address in outlook.changed if address in own], server=outlook.server)
 
 
-def _is_done(params: Params, ahead: Outlook) -> bool:
-    """Return whether nothing is to be done for a student."""
-    return is_published(params) and {*addresses(params)}.isdisjoint(ahead.changed)
-
-
 def _all_published(params: Params) -> bool:
     return all(is_published(params.for_student(name)) for name in params.students)
 
@@ -111,7 +106,7 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
         which = f"these students are not registered yet: {', '.join(missing)}"
         one = len(plan.params.students) == 1
         say(f"All stages are up to date; {'the student is not registered yet' if one else which}")
-    before = [name for name in params.students if _is_done(params.for_student(name), ahead)]
+    before = [name for name in up_to_date(params, ahead.changed) if is_published(params.for_student(name))]
     server = ahead.server or start_server()
     # Imported while the server starts.
     from dfkd_flows.pipeline import settled_pipeline

@@ -11,7 +11,7 @@ from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.session.services import check_server, described_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
-from dfkd_flows.stages.names import addresses, label
+from dfkd_flows.stages.names import addresses, label, up_to_date
 from dfkd_tasks.dvc_project.remote import described_remote
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages
 from dfkd_tasks.mlflow_store.addresses import described_store
@@ -32,7 +32,7 @@ def publish_results() -> None:
     if not LOCK.is_file():
         raise DfkdError("There are no results yet. Make and publish them with: dfkd run")
     changed = changed_stages()
-    made_before = [name for name in params.students if {*addresses(params.for_student(name))}.isdisjoint(changed)]
+    made_before = up_to_date(params, changed)
     if changed and len(made_before) < len(params.students):
         older = [label(address, params) for address in addresses(params) if address in changed]
         text = f"The results are older than what they depend on: {', '.join(older)}. Make them with: dfkd run"

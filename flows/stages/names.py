@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dfkd_flows.settings.params import Params
 
-__all__ = ["STUDENT_STAGES", "TEACHER_STAGES", "addresses", "label", "last_stages"]
+__all__ = ["STUDENT_STAGES", "TEACHER_STAGES", "addresses", "label", "last_stages", "up_to_date"]
 
 TEACHER_STAGES = ("teacher", "statistics", "synthesize")
 """Stages of each teacher, in their order."""
@@ -23,6 +25,16 @@ def last_stages(params: Params) -> list[str]:
     used = {params.teacher_of(name) for name in params.students}
     alone = [f"{TEACHER_STAGES[-1]}@{name}" for name in params.teachers if name not in used]
     return alone + [f"{STUDENT_STAGES[-1]}@{name}" for name in params.students]
+
+
+def up_to_date(params: Params, changed: Collection[str]) -> list[str]:
+    """Return the names of the students none of whose stages has changed, those of their teachers included.
+
+    Args:
+        params: Parameters with the students.
+        changed: Addresses of the stages that have changed.
+    """
+    return [name for name in params.students if {*addresses(params.for_student(name))}.isdisjoint(changed)]
 
 
 def label(address: str, params: Params) -> str:
