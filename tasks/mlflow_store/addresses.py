@@ -19,6 +19,7 @@ __all__ = [
     "artifact_folder",
     "described_store",
     "is_own_store",
+    "is_own_store_missing",
     "is_server",
     "new_artifacts",
     "page_command",
@@ -73,6 +74,11 @@ def is_own_store() -> bool:
     """Return whether runs go to the file in the project's folder."""
     file = sqlite_file(tracking_uri())
     return file is not None and file.resolve() == STORE.resolve()
+
+
+def is_own_store_missing() -> bool:
+    """Return whether runs go to the file in the project's folder, and none has gone there yet."""
+    return is_own_store() and not STORE.is_file()
 
 
 def is_server(uri: str) -> bool:

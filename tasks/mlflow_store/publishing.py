@@ -22,9 +22,10 @@ from prefect.cache_policies import NO_CACHE
 from dfkd_core.common.digests import json_digest, write_atomically
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.workspace import STATE, STORE, StudentFiles, TeacherFiles
+from dfkd_tasks.caching.workspace import STATE, StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.addresses import (
     is_own_store,
+    is_own_store_missing,
     is_server,
     new_artifacts,
     registry_uri,
@@ -129,7 +130,7 @@ def use_filled_store() -> None:
     Raises:
         DfkdError: Nothing was registered yet in the project's own store.
     """
-    if is_own_store() and not STORE.is_file():
+    if is_own_store_missing():
         raise DfkdError("No student is registered yet. Make and register one with: dfkd run")
     use_store()
 

@@ -9,7 +9,7 @@ from dfkd_core.errors import TeacherError
 from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.teachers.source import SourceConfig
 from dfkd_tasks.caching.workspace import STORE
-from dfkd_tasks.mlflow_store.addresses import TRACKING, is_own_store, page_command, use_store
+from dfkd_tasks.mlflow_store.addresses import TRACKING, is_own_store_missing, page_command, use_store
 from dfkd_tasks.records.foreign import reason
 
 __all__ = ["SCHEMES", "local_source"]
@@ -30,7 +30,7 @@ def local_source(source: SourceConfig, folder: Path) -> SourceConfig:
     """
     if not source.model.startswith(SCHEMES):
         return source
-    if is_own_store() and not STORE.is_file():
+    if is_own_store_missing():
         # MLflow would make an empty one.
         raise TeacherError(f"{source.model} is in MLflow, and {STORE} is missing here. Set its server in {TRACKING}")
     import mlflow

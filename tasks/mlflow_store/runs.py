@@ -11,8 +11,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from dfkd_core.errors import DfkdError
-from dfkd_tasks.caching.workspace import STORE
-from dfkd_tasks.mlflow_store.addresses import described_store, is_own_store, use_store
+from dfkd_tasks.mlflow_store.addresses import described_store, is_own_store_missing, use_store
 from dfkd_tasks.mlflow_store.publishing import DONE_TAG, RESULTS_TAG, STUDENT_TAG
 from dfkd_tasks.records.foreign import reason
 
@@ -41,7 +40,7 @@ def published_runs(student: str, *, limit: int) -> list[PublishedRun]:
     Raises:
         DfkdError: MLflow cannot be used.
     """
-    if is_own_store() and not STORE.is_file():
+    if is_own_store_missing():
         return []
     use_store()
     try:
