@@ -71,7 +71,7 @@ def promote_version(params: Params, model: str, number: str | None, *, dry_run: 
 
 def _decision(params: Params, version: Version) -> Decision:
     evaluated = evaluated_images(params)
-    logged = known_figures((logged_metrics(version) if version.run_id else None) or {}, None)
+    logged = known_figures(logged_metrics(version) or {}, None)
     found = dataclasses.replace(
         figures_again(version, evaluated), latency_ms=logged.latency_ms, size_bytes=logged.size_bytes
     )
@@ -120,7 +120,7 @@ def show_history(params: Params, model: str) -> None:
 
 def _lines(version: Version) -> Iterator[str]:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created))
-    found = known_figures((logged_metrics(version) if version.run_id else None) or {}, None)
+    found = known_figures(logged_metrics(version) or {}, None)
     accuracy, agreement = ("" if found.is_proxy else _share(found.score)), _share(found.agreement)
     proxy = " (proxy)" if found.is_proxy else ""
     line = (

@@ -106,7 +106,7 @@ def champion_figures(champion: Version, evaluated: Evaluated) -> Figures:
     unknown = Figures(score=None, version=champion.number, note=_why_unknown(champion, fault))
     if champion.tags.get(IMAGES_TAG) != now.images_sha256:
         return unknown
-    metrics = logged_metrics(champion) if champion.run_id else None
+    metrics = logged_metrics(champion)
     if metrics is None:
         return unknown
     return dataclasses.replace(known_figures(metrics, None, version=champion.number), num_images=len(now.truth))

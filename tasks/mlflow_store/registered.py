@@ -89,7 +89,9 @@ def check_answers(version: Version, student: Classifier, images: Tensor) -> None
 
 
 def logged_metrics(version: Version) -> dict[str, float] | None:
-    """Return the figures of a version's run; None if the run is gone."""
+    """Return the figures of a version's run; None if it has none or the run is gone."""
+    if not version.run_id:
+        return None
     try:
         return dict(mlflow.MlflowClient().get_run(version.run_id).data.metrics)
     except MlflowException as error:
