@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_core.evaluation.intervals import wilson_interval
 from dfkd_flows.run.figures import student_figures
 from dfkd_flows.run.table import heading
+from dfkd_flows.settings.members import closest
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
@@ -171,6 +171,5 @@ def _check_metric(metric: str, rows: Sequence[_Row]) -> None:
         return
     if not any(row.figures for row in rows):
         raise DfkdError("There are no results yet. Make them with: dfkd run")
-    close = get_close_matches(metric, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"figures: {', '.join(known)}"
+    hint = closest(metric, known, cutoff=0.5, otherwise=f"figures: {', '.join(known)}")
     raise ConfigError(f"No figure {metric!r}; {hint}")

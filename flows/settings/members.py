@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -46,10 +46,19 @@ def name_fault(name: str) -> str:
     return f"a name must be 1 to 32 letters, digits, '_' and '-', and begin with a letter, got {name[:80]!r}"
 
 
-def closest(name: str, names: Mapping[str, Any]) -> str:
-    """Return a hint at the name that was probably meant, or the names that exist."""
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}."
+def closest(name: str, names: Collection[str], *, cutoff: float = 0.6, otherwise: str | None = None) -> str:
+    """Return a hint at the name that was probably meant, or the names that exist.
+
+    Args:
+        name: The unknown name.
+        names: Those that exist.
+        cutoff: Similarity from 0 to 1 that a name must have, see `difflib`.
+        otherwise: The hint if none is similar, in place of all names.
+    """
+    close = get_close_matches(name, names, n=1, cutoff=cutoff)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"there are: {', '.join(names)}." if otherwise is None else otherwise
 
 
 def member_faults(group: str, members: Any) -> Iterator[str]:
@@ -88,9 +97,8 @@ def _section_faults(one: str, changes: Mapping[str, Any]) -> Iterator[str]:
             if not isinstance(values, str):
                 yield f"{TEACHER}: should be the name of a teacher, got {values!r}"
         elif section not in sections:
-            close = get_close_matches(section, sections, n=1, cutoff=0.75)
-            hint = f"did you mean {close[0]}?" if close else f"a {one} may change {', '.join(sections)}"
-            yield f"{section}: unknown key; {hint}"
+            allowed = f"a {one} may change {', '.join(sections)}"
+            yield f"{section}: unknown key; {closest(section, sections, cutoff=0.75, otherwise=allowed)}"
         elif values is not None and not isinstance(values, Mapping):
             yield f"{section}: should be a section, that is keys with values, got {values!r}"
 

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
-from dfkd_flows.settings.members import GROUPS, flat_changes, member_faults, typed_changes
+from dfkd_flows.settings.members import GROUPS, closest, flat_changes, member_faults, typed_changes
 from dfkd_flows.settings.params import Params, Sections
 from dfkd_flows.settings.yaml_text import read_yaml, value_text
 
@@ -222,12 +221,11 @@ def _shown(value: Any) -> str:
 
 def _suggestion(path: str) -> str:
     known = set(_known_paths())
-    close = get_close_matches(path, known, n=1, cutoff=0.75)
-    if close:
-        return f"; did you mean {close[0]}?"
     section = path.rpartition(".")[0]
     siblings = sorted({item for item in known if item.rpartition(".")[0] == section})
-    return f"; known here: {', '.join(item.rpartition('.')[2] for item in siblings)}" if siblings else ""
+    here = f"known here: {', '.join(item.rpartition('.')[2] for item in siblings)}" if siblings else ""
+    hint = closest(path, known, cutoff=0.75, otherwise=here)
+    return f"; {hint}" if hint else ""
 
 
 def _known_paths() -> Iterator[str]:
