@@ -626,6 +626,21 @@ def _of_student(name: str | None) -> Params:
     return params.for_student(params.the_student(name, "--student NAME"))
 
 
+@app.command(epilog="Examples: dfkd notify | dfkd notify --trust")
+def notify(
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Allow the command and the address of params.yaml on this machine.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Try the command and the address that get a report when a run ends badly; see notify in params.yaml."""
+    with _reporting(debug):
+        from dfkd_flows.notify.command import try_notify
+        from dfkd_flows.settings.parsing import load_params
+
+        try_notify(load_params().notify, allow=trust)
+
+
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
     """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.runtime import flow_run
+from prefect.states import Failed
 
 from dfkd_core.errors import DfkdError
+from dfkd_flows.run.announcing import announce
+from dfkd_flows.run.artefacts import show_results
+from dfkd_flows.run.outcome import Made
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.session.environment import enter_project, prepare_environment
 from dfkd_flows.session.one_run import only_run
 from dfkd_flows.session.services import flow_page
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
+from dfkd_flows.shown.log import show_run
+from dfkd_flows.shown.names import run_name
+from dfkd_flows.shown.parent import handing_over, reasons_of_sub_runs
 from dfkd_flows.stages.caching import FLOW_OPTIONS
 from dfkd_flows.stages.names import last_stages, up_to_date
 from dfkd_tasks.dvc_project.status import changed_stages
@@ -31,53 +36,19 @@ from dfkd_tasks.records.foreign import is_foreign, reason
 if TYPE_CHECKING:
     from dfkd_tasks.mlflow_store.publishing import Publication
 
-__all__ = ["Made", "NotDeliveredError", "StudentsFailedError", "pipeline", "publication", "settled_pipeline"]
+__all__ = ["pipeline", "publication", "settled_pipeline"]
+
+_OPTIONS: dict[str, Any] = {**FLOW_OPTIONS, "on_failure": [announce], "on_completion": [announce]}
 
 
-class NotDeliveredError(DfkdError):
-    """The results are made and kept, but not registered in MLflow, or not copied to the DVC remote."""
-
-
-class StudentsFailedError(DfkdError):
-    """Some of several students were not made; the others are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What a run made."""
-
-    published: Mapping[str, Publication]
-    """Publications of the students that were made."""
-    failed: tuple[str, ...] = ()
-    """Names of the others, whose stages have printed the reasons."""
-    faults: tuple[str, ...] = ()
-    """Why results were not registered, or not copied to the DVC remote."""
-    flow_page: str = ""
-    """Page of the flow's run on Prefect's server; empty if there is none."""
-
-    def check(self) -> None:
-        """Raise what failed.
-
-        Raises:
-            StudentsFailedError: A student was not made.
-            NotDeliveredError: Results were not registered or not copied.
-        """
-        faults = "\n".join(self.faults)
-        if self.failed:
-            names = ", ".join(self.failed)
-            again = f"Not made: {names}; the reasons are above. Continue with: dfkd run {' '.join(self.failed)}"
-            raise StudentsFailedError(f"{faults}\n{again}".strip())
-        if faults:
-            raise NotDeliveredError(faults)
-
-
-@flow(name="pipeline", **FLOW_OPTIONS)
+# At a terminal, whoever stops a run knows it; a night that is stopped is reported.
+@flow(name="pipeline", **_OPTIONS, on_crashed=[announce], on_cancellation=[announce])
 def pipeline(
     preset: str | None = None,
     overrides: list[str] | None = None,
     students: list[str] | None = None,
     pull: bool = False,
-) -> dict[str, dict[str, Any]]:
+) -> Made | State[Any]:
     """Run everything that has changed and publish the results. The deployment in prefect.yaml calls this.
 
     Args:
@@ -87,33 +58,44 @@ def pipeline(
         pull: Fetch results from the DVC remote before anything is computed.
 
     Returns:
-        The publication of each student by its name.
+        What was made. If a student was refused, or results are missing, the state is failed and has a name of its own.
     """
     prepare_environment(enter_project())
     with only_run():
         with planned(preset, overrides or [], students=students or ()) as plan:
+            show_run(run_name(plan.chosen), plan.chosen)
             check_ready(plan.chosen)
             settle(plan)
-        made = _run(plan.chosen, whole=plan.chosen is plan.params, pull=pull)
-    made.check()
-    return {name: dataclasses.asdict(publication) for name, publication in made.published.items()}
+        return _ended(lambda: _run(plan.chosen, whole=plan.chosen is plan.params, pull=pull))
 
 
-@flow(name="pipeline", **FLOW_OPTIONS)
-def settled_pipeline(params: Params, *, whole: bool = True) -> Made:
+@flow(name="pipeline", **_OPTIONS)
+def settled_pipeline(params: Params, *, whole: bool = True) -> Made | State[Any]:
     """Run everything that has changed and publish the results, with parameters that were checked and written before.
 
     Args:
         params: Parameters of the students to make.
         whole: Whether they are all; then stages that the user has added to dvc.yaml run too.
     """
-    return _run(params, whole=whole, pull=False)
+    show_run(run_name(params), params)
+    return _ended(lambda: _run(params, whole=whole, pull=False))
 
 
-@flow(name="publish", **FLOW_OPTIONS)
-def publication(params: Params) -> Made:
+@flow(name="publish", **_OPTIONS)
+def publication(params: Params) -> Made | State[Any]:
     """Publish and copy results that are made already."""
-    return _deliver(params)
+    show_run(f"publish {run_name(params)}", params)
+    return _ended(lambda: _deliver(params))
+
+
+def _ended(work: Callable[[], Made]) -> Made | State[Any]:
+    """Do the work of a flow and return its result, or the state in which the flow ends if it is not green."""
+    try:
+        made = work()
+    except StageFailedError as failure:
+        return Failed(message=reasons_of_sub_runs() or "A stage failed; its reason is in its output", data=failure)
+    error = made.error()
+    return Failed(name=error.state, message=str(error), data=error) if error else made
 
 
 def _run(params: Params, *, whole: bool, pull: bool) -> Made:
@@ -128,7 +110,8 @@ def _run(params: Params, *, whole: bool, pull: bool) -> Made:
 def _reproduce(params: Params, *, whole: bool) -> tuple[str, ...]:
     """Reproduce the stages of all students; return the names of those that failed, if it is not the only one."""
     try:
-        reproduce(*([] if whole else last_stages(params)))
+        with handing_over():
+            reproduce(*([] if whole else last_stages(params)))
     except StageFailedError:
         made = up_to_date(params, changed_stages())
         failed = tuple(name for name in params.students if name not in made)
@@ -163,7 +146,9 @@ def _deliver(params: Params, failed: tuple[str, ...] = ()) -> Made:
             "this step with: dfkd publish"
         )
     # One fault of MLflow concerns all students.
-    return Made(published, failed, tuple(dict.fromkeys(faults)), flow_page=flow_page(str(flow_run.id)))
+    made = Made(params, published, failed, tuple(dict.fromkeys(faults)), flow_page=flow_page(str(flow_run.id)))
+    show_results(made)
+    return made
 
 
 def _published(params: Params) -> Publication:

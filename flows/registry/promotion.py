@@ -80,6 +80,7 @@ def record(version: Version, decision: Decision, notes: Sequence[str] = ()) -> P
     tags = {REASON_TAG: reason, RULES_TAG: canonical_json(decision.reasons)}
     run_tags = {MODEL_TAG: version.model, VERSION_TAG: version.number, DONE_TAG: "true"}
     (promote if decision.promote else refuse)(version, tags, run_tags)
+    champion = version_of(version.model, CHAMPION)
     return Publication(
         run_id=version.run_id,
         model=version.model,
@@ -87,6 +88,9 @@ def record(version: Version, decision: Decision, notes: Sequence[str] = ()) -> P
         promoted=decision.promote,
         reason=reason,
         rules=stated_rules(tags),
+        refused=not decision.promote,
+        broken=tuple(reason.setting for reason in decision.reasons if not reason.holds),
+        champion=champion.number if champion else "",
     )
 
 
@@ -96,10 +100,15 @@ def continued(found: Publication) -> Publication:
     An alias that was moved since, by hand or by a rollback, stays where it is.
     """
     version = find_version(found.model, found.version)
-    if not found.promoted or version is None or finish_promotion(version):
-        return found
+    if found.promoted and version and finish_promotion(version):
+        return dataclasses.replace(found, champion=found.version, is_earlier=False)
     champion = version_of(found.model, CHAMPION)
-    if champion and champion.number == found.version:
+    found = dataclasses.replace(found, champion=champion.number if champion else "")
+    is_champion = found.champion == found.version
+    if found.promoted == is_champion:
         return found
+    if is_champion:
+        by_hand = f"the alias was set by hand. The rules had decided: {found.reason}"
+        return dataclasses.replace(found, promoted=True, refused=False, reason=by_hand)
     now = f"the champion is version {champion.number} now" if champion else "there is no champion now"
     return dataclasses.replace(found, promoted=False, reason=f"{found.reason}. But {now}")

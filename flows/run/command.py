@@ -10,10 +10,11 @@ from functools import partial
 from dfkd_core.models.factories import factory_file
 from dfkd_core.teachers.loading import source_files
 from dfkd_flows.run.ahead import Outlook, look_ahead
-from dfkd_flows.run.comparison import compare
 from dfkd_flows.run.delivery import described_delivery
+from dfkd_flows.run.outcome import made_by
 from dfkd_flows.run.ready import check_ready
-from dfkd_flows.run.table import is_published, note_run, render
+from dfkd_flows.run.results import results_text
+from dfkd_flows.run.table import is_published, note_run
 from dfkd_flows.run.unchanged import States
 from dfkd_flows.session.display import say
 from dfkd_flows.session.server import needing_server, start_server
@@ -113,10 +114,10 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
 
     server.wait()
     with needing_server(server):
-        made = settled_pipeline(params, whole=plan.chosen is plan.params)
+        made = made_by(lambda: settled_pipeline(params, whole=plan.chosen is plan.params))
     note_run(params, start, time.time())
-    if finished := [name for name in params.students if name not in made.failed]:
-        say(_results(params.only(finished)))
+    if len(made.failed) < len(params.students):
+        say(results_text(params, made.failed))
     say(described_delivery(made, plan.params, known=before))
     made.check()
 
@@ -124,7 +125,7 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
 def _unchanged(params: Params) -> str:
     """Return the answer of a run that has nothing to do."""
     registered = "the student is" if len(params.students) == 1 else "the students are"
-    return f"Nothing has changed: all stages are up to date and {registered} registered.\n{_results(params)}"
+    return f"Nothing has changed: all stages are up to date and {registered} registered.\n{results_text(params)}"
 
 
 def _note_for_the_next(plan: Plan) -> None:
@@ -139,8 +140,3 @@ def _note_for_the_next(plan: Plan) -> None:
     # Somebody may have edited a file while the run worked.
     if states.are_old and not changed_stages():
         states.note_answer(partial(_unchanged, plan.params), notes=_NOTES)
-
-
-def _results(params: Params) -> str:
-    """Return the table of the only student, or one over several."""
-    return render(params.for_student(*params.students)) if len(params.students) == 1 else compare(params)

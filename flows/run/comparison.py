@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfkd_core.errors import ConfigError, DfkdError
-from dfkd_core.evaluation.intervals import wilson_interval
-from dfkd_flows.run.figures import student_figures
+from dfkd_flows.run.figures import share_interval, student_figures
 from dfkd_flows.run.table import heading
 from dfkd_flows.settings.members import closest
 from dfkd_flows.settings.params import Params
@@ -20,16 +19,14 @@ from dfkd_tasks.dvc_project.status import LOCK, results_digest
 
 __all__ = ["compare"]
 
-# Of an interval of 95 %.
-_Z = 1.96
-_PRESENT = "now"
+_PRESENT, _FAILED = "now", "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     student: str
     run: str
-    """When it was logged; `now` for the results in the project."""
+    """When it was logged; `now` for the results in the project, `failed` if this run did not make them."""
     teacher: str
     data: str
     figures: Mapping[str, float]
@@ -37,7 +34,13 @@ class _Row:
 
 
 def compare(
-    params: Params, *, names: Sequence[str] = (), metric: str | None = None, as_json: bool = False, runs: int = 0
+    params: Params,
+    *,
+    names: Sequence[str] = (),
+    metric: str | None = None,
+    as_json: bool = False,
+    runs: int = 0,
+    failed: Collection[str] = (),
 ) -> str:
     """Return a table of students: accuracy and agreement with 95 % intervals, size, latency of one image and seconds.
 
@@ -47,6 +50,7 @@ def compare(
         metric: A figure to show instead: one of these columns, or a figure's name in MLflow.
         as_json: Whether to return JSON, a list with an object for each row.
         runs: Number of earlier runs of each student, which are read from MLflow.
+        failed: Names of students whose results are those of an earlier run, and are not shown.
 
     Raises:
         ConfigError: There is no such student, or no row has such a figure.
@@ -55,7 +59,7 @@ def compare(
     if runs < 0:
         raise ConfigError(f"--runs must be 0 or more, got {runs}. Try: dfkd compare --runs 5")
     chosen = params.only(names) if names else params
-    rows = [row for name in chosen.students for row in _rows(chosen.for_student(name), runs)]
+    rows = [row for name in chosen.students for row in _rows(chosen.for_student(name), runs, name in failed)]
     if metric is not None:
         _check_metric(metric, rows)
     if as_json:
@@ -63,10 +67,13 @@ def compare(
     return "\n".join(["", *_table(rows, metric), "", *_hints(rows)])
 
 
-def _rows(params: Params, runs: int) -> Iterator[_Row]:
+def _rows(params: Params, runs: int, is_failed: bool) -> Iterator[_Row]:
     """Yield the present results of a student, then other ones that were registered before."""
     name = params.student_name
     about = {"student": name, "teacher": params.teacher_name, "data": heading(params.data.dataset)}
+    if is_failed:
+        yield _Row(**about, run=_FAILED, figures={})
+        return
     made = StudentFiles(name).metrics.is_file()
     yield _Row(**about, run=_PRESENT, figures=student_figures(params) if made else {})
     if not runs:
@@ -114,10 +121,9 @@ def _value(row: _Row, column: str) -> float | None:
 
 def _interval(row: _Row, column: str) -> tuple[float, float] | None:
     """Return the 95 % interval of a share of images; None of another figure, and if the images were not counted."""
-    share, count = _value(row, column), int(row.figures.get("num_images", 0))
-    if column not in _SHARES or share is None or not count or not math.isfinite(share):
+    if column not in _SHARES:
         return None
-    return wilson_interval(share, count, _Z)
+    return share_interval(_value(row, column), row.figures.get("num_images", 0))
 
 
 def _text(row: _Row, column: str) -> str:
@@ -146,7 +152,7 @@ def _table(rows: Sequence[_Row], metric: str | None) -> Iterator[str]:
 
 
 def _hints(rows: Sequence[_Row]) -> Iterator[str]:
-    missing = [row.student for row in rows if not row.figures]
+    missing = [row.student for row in rows if not row.figures and row.run != _FAILED]
     if missing:
         yield f"Not made yet: {', '.join(missing)}. Make with: dfkd run {' '.join(missing)}"
     yield "Intervals are of 95 % (Wilson). One student in detail: dfkd show NAME"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from dfkd_core.errors import DfkdError
+from dfkd_flows.run.outcome import Made, made_by
 from dfkd_flows.session.display import say
 from dfkd_flows.session.server import needing_server, start_server
 from dfkd_flows.session.services import check_server, described_server
@@ -15,9 +15,6 @@ from dfkd_flows.stages.names import addresses, label, up_to_date
 from dfkd_tasks.dvc_project.remote import described_remote
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages
 from dfkd_tasks.mlflow_store.addresses import described_store
-
-if TYPE_CHECKING:
-    from dfkd_flows.pipeline import Made
 
 __all__ = ["described_delivery", "publish_results"]
 
@@ -46,7 +43,7 @@ def publish_results() -> None:
 
     server.wait()
     with needing_server(server):
-        made = publication(params.only(made_before))
+        made = made_by(lambda: publication(params.only(made_before)))
     say(described_delivery(made, params))
     made.check()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dfkd_core.evaluation.intervals import wilson_interval
 from dfkd_flows.run.table import read_latency, read_metrics
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
@@ -12,7 +14,10 @@ from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["measured_times", "numbers", "student_figures"]
+__all__ = ["intervals", "measured_times", "numbers", "share_interval", "student_figures"]
+
+# Of an interval of 95 %.
+_Z = 1.96
 
 
 def student_figures(params: Params) -> dict[str, float]:
@@ -38,3 +43,28 @@ def measured_times(params: Params) -> dict[str, float]:
     times = {f"seconds.{name}": found[0] for name, found in measured.items() if found}
     latency = flatten(read_latency(StudentFiles(params.student_name)))
     return times | {f"latency.{name}": value for name, value in latency.items()}
+
+
+def share_interval(share: float | None, num_images: float) -> tuple[float, float] | None:
+    """Return the interval of 95 % of a share of images (Wilson); None if the share or the images are not known."""
+    if share is None or not math.isfinite(share) or num_images < 1:
+        return None
+    return wilson_interval(share, int(num_images), _Z)
+
+
+def intervals(params: Params) -> Iterator[tuple[str, str, str]]:
+    """Yield rows with the intervals of 95 % of accuracy and agreement: name, teacher and student.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+    """
+    found = numbers(read_metrics(StudentFiles(params.student_name)))
+    for name in ("accuracy", "agreement"):
+        teacher, student = found.get(f"teacher.{name}"), found.get(f"proxy.{name}", found.get(f"student.{name}"))
+        texts = [_between(share_interval(share, found.get("num_images", 0))) for share in (teacher, student)]
+        if any(texts):
+            yield f"{name}, 95 % interval", texts[0], texts[1]
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return f"{interval[0]:.2%} to {interval[1]:.2%}" if interval else ""

@@ -74,8 +74,9 @@ def _publish(params: Params, experiment: str, results: str) -> Publication:
 
 
 def _settings(params: Params) -> dict[str, Any]:
-    """Return the settings by dotted name; the changes of the teacher and the student are made in them."""
-    return {name: value for name, value in flatten(params).items() if name.partition(".")[0] not in GROUPS}
+    """Return the settings of a result by dotted name; the changes of the teacher and the student are made in them."""
+    others = {*GROUPS, "notify"}
+    return {name: value for name, value in flatten(params).items() if name.partition(".")[0] not in others}
 
 
 def registered_name(params: Params) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_core.common.digests import write_json
-from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
 from dfkd_flows.session.services import flows_command
 from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
+from dfkd_flows.shown.names import data_label
 from dfkd_flows.stages.names import addresses, label
 from dfkd_tasks.caching.stored import read_note, read_result
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles, reference
@@ -24,7 +24,16 @@ from dfkd_tasks.mlflow_store.readiness import has_version
 from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["heading", "is_published", "note_run", "published_note", "read_latency", "read_metrics", "render"]
+__all__ = [
+    "heading",
+    "is_published",
+    "note_run",
+    "published_note",
+    "read_latency",
+    "read_metrics",
+    "render",
+    "table_rows",
+]
 
 _SIZES: tuple[str, ...] = ("num_parameters", "size_bytes")
 _SCORES: tuple[str, ...] = ("accuracy", "ece")
@@ -150,12 +159,24 @@ def render(params: Params) -> str:
     Raises:
         DfkdError: There are no results yet.
     """
-    metrics = read_metrics(StudentFiles(params.student_name))
-    rows = list(_rows(metrics, params))
+    rows = table_rows(params)
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
-    notes = [f"Note: {note}" for note in metrics.get("notes", [])]
+    found = read_metrics(StudentFiles(params.student_name))
+    notes = [f"Note: {note}" for note in found.get("notes", [])]
     return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(params), "", *_pointers(params), ""])
+
+
+def table_rows(params: Params) -> list[tuple[str, str, str]]:
+    """Return the rows of a student's table: name, teacher and student; the first one has the headings.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+
+    Raises:
+        DfkdError: There are no results yet.
+    """
+    return list(_rows(read_metrics(StudentFiles(params.student_name)), params))
 
 
 def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str, str]]:
@@ -195,11 +216,8 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
 
 
 def heading(dataset: str) -> str:
-    """Return a short name of the evaluation data: the last part of a path, without its suffix."""
-    if dataset == NO_DATA:
-        return "no real images"
-    kind, _, place = dataset.partition(":")
-    name = Path(place).stem if kind in ("folder", "file") else place or kind
+    """Return the short name of the evaluation data, cut to the width of the table."""
+    name = data_label(dataset)
     return name if len(name) <= _HEADING_WIDTH else f"{name[: _HEADING_WIDTH - 3]}..."
 
 

@@ -28,6 +28,7 @@ from dfkd_flows.settings.members import (
     merged,
 )
 from dfkd_flows.settings.model_names import model_name
+from dfkd_flows.settings.notify import NotifyConfig
 
 __all__ = ["ExecutionConfig", "Params", "RegistryConfig", "Sections"]
 
@@ -117,6 +118,7 @@ class Sections:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
 
 
 @config_section

@@ -78,9 +78,11 @@ def run_flow(stage: str, module: str, function: str, *arguments: Any, words: str
     # Kept for later. Python 3.11 sometimes fails to parse code while a thread of Prefect does, through `inspect`.
     code_digest(stage)
     flow = getattr(import_module(module), function)
+    from dfkd_flows.shown.parent import sub_run
+
     server.wait()
     clear_seconds(stage)
-    with needing_server(server), needing_workers(), Display(words) as display, listening(display.show):
+    with needing_server(server), needing_workers(), Display(words) as display, listening(display.show), sub_run():
         summary = flow(*arguments)
     measured = stage_seconds(stage)
     say(f"  {summary} ({measured[0]:.1f} s)" if measured else f"  {summary} (reused)")

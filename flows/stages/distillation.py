@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import flow
 
 from dfkd_core.models.storage import read_card
-from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
+from dfkd_flows.shown.log import logged, note, show_run
+from dfkd_flows.shown.names import student_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_tasks.caching.workspace import (
     StudentFiles,
@@ -25,6 +26,7 @@ __all__ = ["distill"]
 @flow(name="distill", **FLOW_OPTIONS)
 def distill(params: Params) -> str:
     """Distil the student and write it into its folder, see `StudentFiles`."""
+    show_run(f"distill {student_label(params)}", params)
     shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     teacher, transfer_set = reference(shared.network), reference(shared.transfer_set)
     inputs = {
@@ -46,7 +48,7 @@ def distill(params: Params) -> str:
     )
     place_folder(work / "out" / "model", own.network)
     place_file(work / "out" / "epochs.csv", own.reports / "epochs.csv")
-    for note in read_notes(own.network):
-        say(f"  {note}")
+    for text in read_notes(own.network):
+        note(text)
     network, start = read_card(own.network).network, read_start(own.network)
-    return f"{network} from a {start} start, last loss {result.numbers['loss']:.4f}"
+    return logged(f"{network} from a {start} start, last loss {result.numbers['loss']:.4f}")

@@ -8,6 +8,8 @@ from prefect import flow
 
 from dfkd_core.data.datasets import data_fingerprint
 from dfkd_flows.settings.params import Params
+from dfkd_flows.shown.log import logged, show_run
+from dfkd_flows.shown.names import student_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_tasks.caching.workspace import (
     PREDICTIONS_FILE,
@@ -27,6 +29,7 @@ _REPORTS = ("confusion.csv", "confusion.png", "per_class.csv", PREDICTIONS_FILE)
 @flow(name="evaluate", **FLOW_OPTIONS)
 def evaluate(params: Params) -> str:
     """Evaluate teacher and student; write the student's figures, reports and predictions, see `StudentFiles`."""
+    show_run(f"evaluate {student_label(params)}", params)
     files = StudentFiles(params.student_name)
     teacher, student = reference(TeacherFiles(params.teacher_name).network), reference(files.network)
     data_digest = data_fingerprint(params.data)
@@ -56,9 +59,9 @@ def evaluate(params: Params) -> str:
         place_file(made / name, files.reports / name)
     agreement = f"agreement {result.numbers['agreement']:.4f}"
     if "accuracy" not in result.numbers:
-        return f"no real images: {agreement} on synthetic ones (proxy)"
+        return logged(f"no real images: {agreement} on synthetic ones (proxy)")
     by_name = "labels_ordered_by_name" in json.loads(files.metrics.read_text(encoding="utf-8"))
     ordered = ", labels put in the teacher's order by their names" if by_name else ""
     summary = f"student accuracy {result.numbers['accuracy']:.4f}, {agreement}{ordered}"
     note = (made / "notes.txt").read_text(encoding="utf-8")
-    return f"{summary}; {note}" if note else summary
+    return logged(f"{summary}; {note}" if note else summary)

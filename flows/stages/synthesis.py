@@ -20,8 +20,9 @@ from dfkd_core.synthesis.guards import balance_note
 from dfkd_core.synthesis.shards import num_shards
 from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_core.transfer_set.target import check_target
-from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import ExecutionConfig, Params
+from dfkd_flows.shown import log
+from dfkd_flows.shown.names import teacher_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_flows.stages.only_student import check_only_student
 from dfkd_flows.stages.statistics import estimate
@@ -78,6 +79,7 @@ def _synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder
 
 @flow(name="synthesize", **FLOW_OPTIONS)
 def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path) -> str:
+    log.show_run(f"synthesize {teacher_label(params)}", params)
     return _make_set(params, teacher, statistics, out, picture)
 
 
@@ -112,7 +114,7 @@ def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path
         f"{num_images:.0f} images by {params.synthesis.method}, mean confidence {confidence:.3f}, "
         f"{reached:.0%} reach the class of their target"
     )
-    return f"{summary}; {note}" if note else summary
+    return log.logged(f"{summary}; {note}" if note else summary)
 
 
 def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfig) -> list[Artifact]:
@@ -129,7 +131,7 @@ def _make_shards(settings: dict[str, Any], count: int, execution: ExecutionConfi
     cached = [future.state.name == "Cached" for future in futures]
     intact = [is_intact(shard) for shard in shards]
     if any(cached):
-        say(f"  {sum(map(all, zip(cached, intact)))} of {count} shards reused")
+        log.note(f"{sum(map(all, zip(cached, intact)))} of {count} shards reused")
     again = {index: submit(index, refresh=True) for index in range(count) if not intact[index]}
     return [again[index].result() if index in again else shard for index, shard in enumerate(shards)]
 

@@ -9,8 +9,9 @@ from prefect import flow
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.storage import read_card
-from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
+from dfkd_flows.shown.log import logged, note, show_run
+from dfkd_flows.shown.names import teacher_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_flows.stages.only_student import check_only_student
 from dfkd_tasks.caching.trust import allow_factories
@@ -23,6 +24,7 @@ __all__ = ["teacher"]
 @flow(name="teacher", **FLOW_OPTIONS)
 def teacher(params: Params) -> str:
     """Train the teacher or load an external one, and write it into its folder, see `TeacherFiles`."""
+    show_run(f"teacher {teacher_label(params)}", params)
     data = params.training_data
     inputs = {"data": data or params.data, "config": params.teacher, "seed": params.seed}
     made = work_folder("teacher", inputs) / "out"
@@ -30,7 +32,7 @@ def teacher(params: Params) -> str:
     files = TeacherFiles(params.teacher_name)
     place_folder(made / "model", files.network)
     place_file(made / "epochs.csv", files.reports / "epochs.csv")
-    return summary
+    return logged(summary)
 
 
 def _train(data: DataConfig, params: Params, folder: str) -> str:
@@ -42,8 +44,8 @@ def _train(data: DataConfig, params: Params, folder: str) -> str:
 def _take(params: Params, folder: str) -> str:
     source = params.teacher.source
     made = take_teacher(source, params.teacher.layer, params.data.image_size, folder=folder)
-    for note in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
-        say(f"  {note}")
+    for text in Path(folder, NOTES_FILE).read_text(encoding="utf-8").splitlines():
+        note(text)
     card = read_card(Path(folder, "model"))
     # The copy may call what the source may.
     allow_factories(Path(folder, "model"), [card.network])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from dfkd_tasks.caching.workspace import STORE
 from dfkd_tasks.records.foreign import without_secrets
@@ -29,6 +29,7 @@ __all__ = [
     "sqlite_file",
     "tracking_uri",
     "use_store",
+    "version_page",
 ]
 
 TRACKING = "MLFLOW_TRACKING_URI"
@@ -139,3 +140,9 @@ def page_command() -> str:
 def run_page(experiment_id: str, run_id: str) -> str:
     """Return the address of a run's page on MLflow's server."""
     return f"{without_secrets(tracking_uri()).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def version_page(model: str, number: str) -> str:
+    """Return the address of a version's page, empty if no server shows it."""
+    uri = registry_uri()
+    return f"{without_secrets(uri).rstrip('/')}/#/models/{quote(model)}/versions/{number}" if is_server(uri) else ""

@@ -89,6 +89,14 @@ class Publication:
     """Outcome of every rule of the decision, in words."""
     page: str = ""
     """Address of the run's page, empty if no server shows it."""
+    refused: bool = False
+    """Whether the rules refused it."""
+    broken: tuple[str, ...] = ()
+    """Settings of the rules that do not hold."""
+    champion: str = ""
+    """Version of the champion now; empty if there is none."""
+    is_earlier: bool = False
+    """Whether an earlier run decided on it."""
 
 
 @contextmanager
@@ -147,6 +155,9 @@ def find_publication(results_sha256: str) -> Publication | None:
             promoted=tags.get(DECISION_TAG) == "true",
             reason=tags.get(REASON_TAG, "not known"),
             rules=stated_rules(tags),
+            refused=tags.get(DECISION_TAG) == "false",
+            broken=tuple(str(rule.get("setting", "")) for rule in _rules(tags) if not rule["holds"]),
+            is_earlier=True,
         )
         if find_version(found.model, found.version):
             return found
@@ -155,11 +166,16 @@ def find_publication(results_sha256: str) -> Publication | None:
 
 def stated_rules(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Return the outcome of every rule from the tags of a run or a version, in words; empty if it is not known."""
+    return tuple(f"{'' if rule['holds'] else 'broken: '}{rule['text']}" for rule in _rules(tags))
+
+
+def _rules(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
-        found = json.loads(tags.get(RULES_TAG, "[]"))
-        return tuple(f"{'' if rule['holds'] else 'broken: '}{rule['text']}" for rule in found)
+        return [
+            {"holds": rule["holds"], "text": rule["text"], **rule} for rule in json.loads(tags.get(RULES_TAG, "[]"))
+        ]
     except (ValueError, TypeError, KeyError):
-        return ()
+        return []
 
 
 @task(name="discard unfinished runs", cache_policy=NO_CACHE)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_CODE_DEPS = 8
 STAGE_GROUPS: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGE_DEFINITIONS: dict[str, Any] = {name: group["do"] for name, group in STAGE_GROUPS.items()}
-NOT_READ = {"execution", "registry", "teachers", "students"}
+NOT_READ = {"execution", "notify", "registry", "teachers", "students"}
 
 
 def code_deps(stage: str) -> list[Path]:

@@ -1,0 +1,108 @@
+"""What a run shows in Prefect: its table and its delivery in the log, and artefacts of each student.
+
+The keys of the artefacts are fixed, so that Prefect keeps their history: they contain the name of the registered model.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from dfkd_core.common.digests import json_digest
+from dfkd_core.errors import DfkdError
+from dfkd_flows.run.delivery import described_delivery
+from dfkd_flows.run.figures import intervals
+from dfkd_flows.run.outcome import Made
+from dfkd_flows.run.publishing import registered_name
+from dfkd_flows.run.results import results_text
+from dfkd_flows.run.table import table_rows
+from dfkd_flows.settings.params import Params
+from dfkd_flows.shown.log import log
+from dfkd_flows.shown.names import run_name
+from dfkd_flows.stages.names import addresses
+from dfkd_tasks.caching.workspace import TeacherFiles
+from dfkd_tasks.mlflow_store.addresses import page_command, version_page
+from dfkd_tasks.mlflow_store.publishing import Publication
+from dfkd_tasks.records.foreign import is_foreign, reason
+from dfkd_tasks.records.timing import stage_seconds
+
+__all__ = ["show_results"]
+
+# Small enough for the database of a server, and for the page, which also prints the address.
+_PICTURE_WIDTH = 480
+_PICTURE_QUALITY = 70
+
+
+def show_results(made: Made) -> None:
+    """Log the table and the delivery, and make the artefacts. What cannot be shown is logged; no result depends on it.
+
+    Call it within a flow.
+    """
+    finished = [name for name in made.params.students if name not in made.failed]
+    try:
+        if finished:
+            log(results_text(made.params, made.failed))
+        log(described_delivery(made, made.params))
+        for name in finished:
+            _show_student(made.params.for_student(name), made.published.get(name))
+    except Exception as error:
+        if not isinstance(error, DfkdError) and not is_foreign(error):
+            raise
+        log(f"The results cannot be shown in Prefect: {reason(error)}", level=logging.WARNING)
+
+
+def _show_student(params: Params, published: Publication | None) -> None:
+    model = published.model if published else registered_name(params)
+    about = run_name(params)
+    create_table_artifact(list(_table(params)), key=_key(model, "figures"), description=about)
+    picture = TeacherFiles(params.teacher_name).reports / "samples.png"
+    if picture.is_file():
+        create_image_artifact(_inline(picture), key=_key(model, "samples"), description=f"Transfer set of {about}")
+    if published:
+        create_markdown_artifact("\n".join(_promotion(published)), key=_key(model, "promotion"), description=about)
+
+
+def _table(params: Params) -> Iterator[dict[str, Any]]:
+    """Yield the figures of teacher and student, each with its interval of 95 %, and the seconds of the stages."""
+    (data, *_), *rows = table_rows(params)
+    for name, teacher, student in [("evaluated on", "", data), *rows, *intervals(params)]:
+        yield {"figure": name, "teacher": teacher, "student": student}
+    for address in addresses(params):
+        measured = stage_seconds(address)
+        seconds = f"{measured[0]:.1f} s" if measured else "from the cache"
+        yield {"figure": f"time of {address.partition('@')[0]}", "teacher": "", "student": seconds}
+
+
+def _promotion(published: Publication) -> Iterator[str]:
+    outcome = "refused" if published.refused else "is the champion" if published.promoted else "is not the champion"
+    yield f"## {published.model} version {published.version} {outcome}\n"
+    yield f"{published.reason}\n"
+    yield from (f"- {rule}" for rule in published.rules)
+    yield f"\nChampion: version {published.champion}\n" if published.champion else "\nThere is no champion.\n"
+    page = version_page(published.model, published.version)
+    links = [f"[{name}]({address})" for name, address in (("run", published.page), ("version", page)) if address]
+    yield f"MLflow: {', '.join(links)}" if links else f"MLflow: run {published.run_id}, shown by `{page_command()}`"
+
+
+def _inline(picture: Path) -> str:
+    """Return a small copy of a picture as an address that holds it; Prefect's pages show no other local file."""
+    with Image.open(picture) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_PICTURE_WIDTH, _PICTURE_WIDTH))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=_PICTURE_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _key(model: str, kind: str) -> str:
+    """Return the key of an artefact: Prefect allows lower-case letters, digits and dashes."""
+    name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    return f"{name if name == model else f'{name}-{json_digest(model)[:6]}'}-{kind}"
