@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from dfkd_core.errors import DfkdError
+from dfkd_flows.notify.report import untrusted
 from dfkd_flows.run.announcing import announce
 from dfkd_flows.run.artefacts import show_results
 from dfkd_flows.run.outcome import Made
@@ -21,7 +22,7 @@ from dfkd_flows.session.one_run import only_run
 from dfkd_flows.session.services import flow_page
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
-from dfkd_flows.shown.log import show_run
+from dfkd_flows.shown.log import note, show_run
 from dfkd_flows.shown.names import run_name
 from dfkd_flows.shown.parent import handing_over, reasons_of_sub_runs
 from dfkd_flows.stages.caching import FLOW_OPTIONS
@@ -101,6 +102,8 @@ def _ended(work: Callable[[], Made]) -> Made | State[Any]:
 def _run(params: Params, *, whole: bool, pull: bool) -> Made:
     # MLflow takes seconds to import, during which the stages already run.
     threading.Thread(target=import_module, args=["dfkd_tasks.mlflow_store.publishing"], daemon=True).start()
+    for fault in untrusted(params.notify).values():
+        note(fault)
     if pull:
         dvc_pull()
     failed = _reproduce(params, whole=whole)

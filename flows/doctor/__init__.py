@@ -80,6 +80,7 @@ def _check_project(folder: Path, run: _Run) -> Iterable[Finding]:
         yield from run("network", partial(project.check_networks, params))
         yield from run("disk", partial(project.check_disk, params))
         yield from run("project", partial(project.check_place, params))
+        yield from run("notify", partial(project.check_notify, params))
 
 
 def _run(area: str, check: _Check, *, debug: bool) -> list[Finding]:

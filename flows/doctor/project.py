@@ -26,6 +26,7 @@ __all__ = [
     "check_execution",
     "check_folder",
     "check_networks",
+    "check_notify",
     "check_place",
     "disk_finding",
     "read_params",
@@ -60,6 +61,17 @@ def check_execution(params: Params) -> Iterator[Finding]:
     """Yield whether the machine fits the section `execution`."""
     yield from device_findings(params.execution.device)
     yield from parallelism_findings(params.execution.num_workers, params.execution.num_threads, num_cores())
+
+
+def check_notify(params: Params) -> Iterator[Finding]:
+    """Yield whether the command and the address of reports are allowed on this machine, if there are any."""
+    from dfkd_flows.notify.report import untrusted
+
+    faults = untrusted(params.notify)
+    for text in faults.values():
+        yield fault("notify", text.partition(". Allow")[0], "dfkd notify --trust")
+    if not faults and (params.notify.command or params.notify.webhook):
+        yield ok("notify", f"reports {', '.join(params.notify.events)}; try it with: dfkd notify")
 
 
 def check_disk(params: Params) -> Iterator[Finding]:

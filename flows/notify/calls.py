@@ -43,12 +43,12 @@ def run_command(words: Sequence[str], text: str, variables: Mapping[str, str], s
         )
     except (OSError, ValueError) as error:
         return f"it cannot be started: {reason(error)}"
-    try:
-        output, _ = process.communicate(text, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"it did not end within {seconds:g} s (notify.timeout_s)"
+    with process:
+        try:
+            output, _ = process.communicate(text, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"it did not end within {seconds:g} s (notify.timeout_s)"
     if process.returncode == 0:
         return ""
     last = output.strip().splitlines()[-1:]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 from itertools import pairwise
@@ -47,6 +48,21 @@ def test_run__prints_the_table_and_registers_the_student(first_run: Any) -> None
     for noise in ("Traceback", "Warning", "ERROR"):
         assert noise not in output
     assert _most_at_once(workspace.path, "synthesize@default") <= 2
+
+
+def test_run__has_the_stages_as_sub_runs_in_prefect(first_run: Any) -> None:
+    workspace, _ = first_run
+    # The server of the command has ended; its database is there.
+    with sqlite3.connect(workspace.path / ".dfkd/prefect/prefect.db") as database:
+        runs = dict(database.execute("SELECT name, parent_task_run_id FROM flow_run"))
+        [parent] = database.execute(
+            "SELECT DISTINCT flow_run.name FROM flow_run JOIN task_run ON task_run.flow_run_id = flow_run.id "
+            "WHERE task_run.id IN (SELECT parent_task_run_id FROM flow_run)"
+        ).fetchall()
+    database.close()
+    assert parent == ("lenet5 on digits -> lenet5@0.5",)
+    assert [name for name, task in runs.items() if not task] == ["lenet5 on digits -> lenet5@0.5"]
+    assert len(runs) == 6
 
 
 def test_run__leaves_git_and_dvc_clean(first_run: Any) -> None:

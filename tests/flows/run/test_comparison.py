@@ -81,3 +81,10 @@ def test_wrong_input__is_a_sentence() -> None:
 
 def test_runs__of_a_project_without_a_store_are_none() -> None:
     assert compare(load_params(), names=["small"], runs=3) == compare(load_params(), names=["small"])
+
+
+def test_student_that_failed__has_a_row_without_the_figures_of_an_earlier_run() -> None:
+    lines = cells(compare(load_params(), names=["default", "small"], failed=["small"]))
+    assert lines["small"].split() == ["small", "failed", "-", "-", "-", "-", "-"]
+    assert lines["default"].split()[1] == "now"
+    assert "Not made yet" not in lines

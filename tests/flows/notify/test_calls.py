@@ -1,0 +1,73 @@
+"""Calls of a command and of an address: what they get, and what is reported if they fail. None takes too long."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dfkd_flows.notify.calls import post, run_command
+
+WRITE = "import os, sys; open('got', 'w').write(sys.stdin.read() + os.environ['DFKD_EVENT'])"
+
+
+def test_command__gets_the_text_and_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command([sys.executable, "-c", WRITE], "{}", {"DFKD_EVENT": "failed"}, 30) == ""
+    assert Path("got").read_text() == "{}failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([sys.executable, "-c", "print('a'); print('no mail'); raise SystemExit(3)"], "exit code 3: no mail"),
+        # It need not read its input.
+        ([sys.executable, "-c", "raise SystemExit(1)"], "exit code 1"),
+        (["no-such-program"], "cannot be started: No such file"),
+    ],
+)
+def test_command__that_fails_is_reported(words: list[str], fault: str) -> None:
+    assert fault in run_command(words, "x" * 1_000_000, {}, 30)
+
+
+def test_command__is_ended_in_time_with_what_it_has_started() -> None:
+    start = time.monotonic()
+    assert run_command(["sh", "-c", "sleep 60 & wait"], "", {}, 0.3) == "it did not end within 0.3 s (notify.timeout_s)"
+    assert time.monotonic() - start < 10
+
+
+def test_post__sends_json(receiver: Any) -> None:
+    assert post(receiver.url(), '{"event": "test"}', "", 30) == ""
+    assert receiver.reports == [{"event": "test"}]
+    assert "Authorization" not in receiver.headers[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [("/moved", "127.0.0.1: the answer is 307, a redirect, which is not followed"), ("/broken", "the answer is 500")],
+)
+def test_post__that_is_not_taken_is_reported(receiver: Any, path: str, fault: str) -> None:
+    assert fault in post(receiver.url(path), "{}", "", 30)
+    assert receiver.reports == []
+
+
+def test_post__ends_in_time_if_the_answer_drips(receiver: Any) -> None:
+    start = time.monotonic()
+    assert "no answer within 0.5 s" in post(receiver.url("/slow"), "{}", "", 0.5)
+    assert time.monotonic() - start < 2
+
+
+def test_post__reports_a_server_that_is_away_without_its_path(closed_port: int) -> None:
+    fault = post(f"http://127.0.0.1:{closed_port}/services/SECRET", "{}", "", 30)
+    assert "cannot be reached: Connection refused" in fault
+    assert "SECRET" not in fault
+
+
+def test_post__sends_a_token_to_this_machine_or_by_https_only(receiver: Any) -> None:
+    assert post(receiver.url(), "{}", "abc", 30) == ""
+    assert receiver.headers[0]["Authorization"] == "Bearer abc"
+    assert "by https only" in post("http://example.org/hook", "{}", "abc", 30)
+    assert post(receiver.url(), "{}", "a\nb", 30) != ""
