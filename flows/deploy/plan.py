@@ -42,7 +42,9 @@ class Schedule:
             hint = closest(self.timezone, sorted(available_timezones()), otherwise="for example Europe/Berlin or UTC")
             raise ConfigError(f"--timezone: no time zone {self.timezone[:80]!r}; {hint}")
         try:
-            CronSchedule(cron=self.cron, timezone=self.timezone)
+            # Prefect also takes a sixth field, the seconds.
+            minute, hour, day, month, weekday = self.cron.split()
+            CronSchedule(cron=" ".join((minute, hour, day, month, weekday)), timezone=self.timezone)
         except ValueError:
             raise ConfigError(
                 "--cron takes five fields: minute, hour, day, month, weekday, for example '0 2 * * *', got "
