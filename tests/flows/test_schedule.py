@@ -130,6 +130,7 @@ SEVERAL = {
     "registry.min_accuracy_share": 0.0,
     "registry.min_agreement": 0.2,
     "registry.margin": 0.1,
+    "execution.num_workers": 1,
 }
 # Nearly its first weights, drawn at random.
 WORSE = {
