@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from dfkd_core.common.compute import settled
@@ -109,10 +109,12 @@ def _card(params: Params, student: ModelCard) -> ModelCard:
 
 def _report(params: Params, champion: Version, figures: Mapping[str, float]) -> None:
     log_reevaluation(open_store(params.registry.experiment), champion, params.data.dataset, figures)
-    say(
+    text = (
         f"{champion.model} version {champion.number} on {params.data.dataset}: accuracy {figures['accuracy']:.4f} "
         f"({figures['accuracy_low']:.4f} to {figures['accuracy_high']:.4f}), {figures['num_images']:.0f} images"
     )
+    say(text)
+    get_run_logger().info(text)
 
 
 def _row(name: str, figures: Mapping[str, float], champion: Version) -> dict[str, Any]:

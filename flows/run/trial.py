@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from prefect import get_run_logger
+
 from dfkd_core.errors import ConfigError
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.session.display import say
@@ -120,6 +122,7 @@ def _logged(params: Params, again: str) -> Trial:
     from dfkd_flows.run.table import read_metrics
 
     run_id, page = log_only(params)
+    get_run_logger().info("%s is logged in MLflow as run %s. Keep it with: %s", params.student_name, run_id, again)
     return Trial(run_id=run_id, figures=read_metrics(StudentFiles(params.student_name)), page=page, again=again)
 
 
