@@ -641,6 +641,61 @@ def notify(
         try_notify(load_params().notify, allow=trust)
 
 
+@app.command(epilog="Example: dfkd up && dfkd deploy")
+def up(debug: Debug = False) -> None:
+    """Start Prefect's server, a worker and MLflow's page for this project in the background, and print their links.
+
+    What runs already stays. Services of your own, see docs/services.md, are used and not started. All listen on
+    127.0.0.1 only.
+    """
+    with _reporting(debug, "What has started stays. Stop it with: dfkd down"):
+        from dfkd_flows.background.command import start_services
+
+        start_services()
+
+
+@app.command(epilog="Example: dfkd down")
+def down(debug: Debug = False) -> None:
+    """Stop what `dfkd up` has started."""
+    with _reporting(debug):
+        from dfkd_flows.background.command import stop_services
+
+        stop_services()
+
+
+@app.command(
+    epilog="Examples: dfkd deploy --show | dfkd deploy --cron '30 1 * * 1-5' --timezone Europe/Berlin --git-pull"
+)
+def deploy(
+    cron: Annotated[
+        str, typer.Option(help="When the nightly runs start: minute, hour, day, month, weekday.", metavar="FIELDS")
+    ] = "0 2 * * *",
+    timezone: Annotated[str, typer.Option(help="Time zone of --cron.", metavar="NAME")] = "UTC",
+    git_pull: Annotated[
+        bool, typer.Option("--git-pull", help="Let the nightly runs pull the project's git repository first.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of this project on a Prefect server that others share; kept for the next time.", metavar="NAME"
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", "--dry-run", help="Show the deployments and change nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make or update the work pool and the deployments: a nightly run per teacher, on demand, re-evaluation.
+
+    Deployments of teachers that are gone are removed. See docs/nightly.md.
+    """
+    with _reporting(debug, "Continue with the same command."):
+        from dfkd_flows.deploy.command import deploy_project, show_plan
+        from dfkd_flows.deploy.plan import Schedule
+        from dfkd_flows.settings.parsing import load_params
+
+        act = show_plan if show else deploy_project
+        act(load_params(), Schedule(cron=cron, timezone=timezone), name=name, git_pull=git_pull)
+
+
 @app.command(epilog="Example: dfkd doctor")
 def doctor(debug: Debug = False) -> None:
     """Check whether this machine and this project are ready, and suggest fixes. Exit code 1 if there is a fault."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Failed
 
 from dfkd_core.errors import DfkdError
@@ -17,16 +18,20 @@ from dfkd_flows.run.announcing import announce
 from dfkd_flows.run.artefacts import show_results
 from dfkd_flows.run.outcome import Made
 from dfkd_flows.run.ready import check_ready
+from dfkd_flows.run.trial import chosen_students, run_trial, trial_changes
 from dfkd_flows.session.environment import enter_project, prepare_environment
 from dfkd_flows.session.one_run import only_run
+from dfkd_flows.session.own_code import start_again
 from dfkd_flows.session.services import flow_page
 from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.shown.log import note, show_run
 from dfkd_flows.shown.names import run_name
 from dfkd_flows.shown.parent import handing_over, reasons_of_sub_runs
 from dfkd_flows.stages.caching import FLOW_OPTIONS
 from dfkd_flows.stages.names import last_stages, up_to_date
+from dfkd_tasks.dvc_project.git_pull import pull_repository
 from dfkd_tasks.dvc_project.status import changed_stages
 from dfkd_tasks.dvc_project.versioning import StageFailedError, push, reproduce
 from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
@@ -49,21 +54,44 @@ def pipeline(
     overrides: list[str] | None = None,
     students: list[str] | None = None,
     pull: bool = False,
-) -> Made | State[Any]:
-    """Run everything that has changed and publish the results. The deployment in prefect.yaml calls this.
+    teacher: str | None = None,
+    epochs: int | None = None,
+    num_images: int | None = None,
+    git_pull: bool = False,
+) -> Made | dict[str, dict[str, Any]] | State[Any]:
+    """Run everything that has changed and publish the results; the deployments call this.
+
+    With a preset or other changes it is a trial, see `dfkd_flows.run.trial`: params.yaml and the results of the project
+    stay as they are, and the students are logged and not registered.
 
     Args:
-        preset: Preset that params.yaml is set to first.
-        overrides: Changes of params.yaml like `synthesis.num_images=2000`, made after it.
-        students: Names of the students to make; all if there are none.
+        preset: Preset that replaces the values of params.yaml.
+        overrides: Changes like `synthesis.num_images=2000`, made after it.
+        students: Names of the students to make; all of the teacher if there are none.
         pull: Fetch results from the DVC remote before anything is computed.
+        teacher: Name of the teacher whose students are made; all if there is none.
+        epochs: Epochs of the distillation, in place of those of params.yaml.
+        num_images: Images of the transfer set, in place of those of params.yaml.
+        git_pull: Pull the project's git repository first. If there are new commits, the run starts again with them.
 
     Returns:
-        What was made. If a student was refused, or results are missing, the state is failed and has a name of its own.
+        What was made, or the trial of each student by its name. If a student was refused, or results are missing, the
+        state is failed and has a name of its own.
     """
     prepare_environment(enter_project())
-    with only_run():
-        with planned(preset, overrides or [], students=students or ()) as plan:
+    with only_run(wait=True):
+        pulled = pull_repository() if git_pull else ""
+    if pulled and deployment.id:
+        start_again()
+    with only_run(wait=True):
+        params = load_params()
+        names = chosen_students(params, teacher, students or ())
+        changes = [*trial_changes(params, names, epochs=epochs, num_images=num_images), *(overrides or [])]
+        if preset or changes:
+            show_run(f"trial of {run_name(params.only(names))}", params.only(names))
+            tried = run_trial(preset, changes, names, pull=pull)
+            return {name: dataclasses.asdict(trial) for name, trial in tried.items()}
+        with planned(None, [], students=names) as plan:
             show_run(run_name(plan.chosen), plan.chosen)
             check_ready(plan.chosen)
             settle(plan)

@@ -54,7 +54,8 @@ def _examine_folder(run: _Run) -> list[Finding]:
         *run("project", partial(_check_project, folder, run)),
     ]
     prefect, telemetry = run("prefect", services.check_prefect), run("telemetry", services.check_telemetry)
-    return [*found, *writable, *prefect, *telemetry]
+    background = run("services", services.check_background)
+    return [*found, *writable, *prefect, *background, *telemetry]
 
 
 def _outside(error: ConfigError) -> Finding:

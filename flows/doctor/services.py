@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dfkd_core.errors import DfkdError
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 from dfkd_flows.session.environment import TELEMETRY_OFF
+from dfkd_flows.session.server import answers
 from dfkd_flows.session.services import check_server, described_server
+from dfkd_tasks.processes.background import SERVICES, running
 
-__all__ = ["check_prefect", "check_telemetry"]
+__all__ = ["check_background", "check_prefect", "check_telemetry"]
 
 
 def check_prefect() -> Iterator[Finding]:
@@ -22,6 +24,18 @@ def check_prefect() -> Iterator[Finding]:
         yield fault("prefect", text, remedy)
     else:
         yield ok("prefect", described_server())
+
+
+def check_background() -> Iterator[Finding]:
+    """Yield which services of `dfkd up` run, and a fault for each that runs and does not answer."""
+    found = {name: service for name in ("prefect", "worker", "mlflow") if (service := running(name))}
+    for name, service in found.items():
+        if not answers(service.url):
+            text = f"{name} of `dfkd up` does not answer at {service.url}; its log is {SERVICES / name}.log"
+            yield fault("services", text, "dfkd up")
+    addresses = ", ".join(f"{name} {service.url}" for name, service in found.items())
+    text = f"in the background: {addresses}" if found else "none in the background; `dfkd up` starts them"
+    yield ok("services", text)
 
 
 def check_telemetry() -> Iterator[Finding]:

@@ -160,8 +160,6 @@ def _write(wanted: dict[Path, str]) -> None:
     say(f"Made the project {Path.cwd()}: {', '.join([*map(str, wanted), *made])}")
     if kept:
         say(f"Kept as they were: {', '.join(kept)}")
-    if "prefect.yaml" in kept:
-        say("For the nightly run, add a deployment to prefect.yaml: its entrypoint is dfkd_flows.pipeline.pipeline")
     if without_git:
         say("git is not installed, so results cannot be traced to a commit")
 

@@ -26,11 +26,12 @@ from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.workspace import STATE, STORE
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, inputs_and_outputs
 from dfkd_tasks.mlflow_store.registry import SCHEMES
+from dfkd_tasks.processes.background import note_of
 
 __all__ = ["run_all"]
 
 # Written by the run itself, after the results.
-_NOTES = (STATE / "students", STATE / "timings", STORE)
+_NOTES = (STATE / "students", STATE / "timings", STORE, note_of("prefect"), note_of("mlflow"))
 _CODE = tuple(PACKAGES / name for name in ("dfkd_core", "dfkd_tasks", "dfkd_flows"))
 
 

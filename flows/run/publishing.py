@@ -35,7 +35,7 @@ from dfkd_tasks.mlflow_store.publishing import (
     register_student,
 )
 
-__all__ = ["note_champion", "publish", "registered_name"]
+__all__ = ["log_only", "note_champion", "publish", "registered_name"]
 
 
 def publish(params: Params) -> Publication:
@@ -60,14 +60,39 @@ def publish(params: Params) -> Publication:
     return made
 
 
+def log_only(params: Params) -> tuple[str, str]:
+    """Log the current results of a student once, without registering it; return the id and the page of the run.
+
+    Call it within a flow. If the results are published later, their run is used.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+    """
+    allow(params, ())
+    results = results_digest(addresses(params))
+    assert results, f"the student {params.student_name} is not made"
+    with one_publication():
+        experiment = open_store(params.registry.experiment)
+        discard_unfinished()
+        run_id, _, _ = _log(params, experiment, results)
+    return run_id, page_of(run_id)
+
+
+def _log(params: Params, experiment: str, results: str) -> tuple[str, str, dict[str, float]]:
+    """Log results unless they are logged; return the ids of the run and of its model, and the figures."""
+    teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
+    logged = {**numbers(read_metrics(student)), **measured_times(params)}
+    run_id, model_uri = find_run(results) or log_run(
+        experiment, _settings(params), logged, _lineage(results, teacher, student), teacher=teacher, student=student
+    )
+    return run_id, model_uri, logged
+
+
 def _publish(params: Params, experiment: str, results: str) -> Publication:
     teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     tags = _lineage(results, teacher, student)
     found = read_metrics(student)
-    logged = {**numbers(found), **measured_times(params)}
-    run_id, model_uri = find_run(results) or log_run(
-        experiment, _settings(params), logged, tags, teacher=teacher, student=student
-    )
+    run_id, model_uri, logged = _log(params, experiment, results)
     name = params.model_name(tags["dfkd.teacher_digest"])
     version = register_student(run_id, model_uri, name, tags)
     return decide_and_record(params, name, version, logged, notes=found.get("notes", []))

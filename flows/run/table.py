@@ -247,7 +247,8 @@ def _pointers(params: Params) -> Iterator[str]:
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
         yield "  versions   dfkd history"
-    page = published.page if published and is_published(params) else ""
+    # The pages of the project's own store have another address at each `dfkd up`.
+    page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
     yield "  figures    dvc metrics show; dvc plots show"
     yield f"  images     {shared.reports}/samples.png, {own.reports}/confusion.png"

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dfkd_core.common.digests import write_json
+from dfkd_flows.session.prefect_settings import users_address
 from dfkd_tasks.caching.file_states import FileState, are_old, file_state
 
 __all__ = ["States", "known_answer"]
 
 _NOTE = Path(".dfkd/unchanged.json")
 _CACHES = ("__pycache__",)
-_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL")
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 
 
 def known_answer(project: Path) -> str | None:
@@ -65,7 +66,9 @@ class States:
 
 def _services() -> str:
     """Return a digest of the addresses of services, which may hold passwords."""
-    return hashlib.sha256(repr([os.environ.get(name) for name in _ADDRESSES]).encode()).hexdigest()
+    server = users_address()
+    named = [*(os.environ.get(name) for name in _ADDRESSES), server and server.url]
+    return hashlib.sha256(repr(named).encode()).hexdigest()
 
 
 def _states(project: Path, watched: Iterable[str]) -> Iterator[tuple[str, FileState]]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dfkd_core.errors import ConfigError, DfkdError
-from dfkd_flows.session.prefect_settings import keep_profiles
+from dfkd_flows.session.prefect_settings import keep_profiles, use_background_server
 from dfkd_tasks.mlflow_store.moved import follow_move
 
 __all__ = [
@@ -126,6 +126,7 @@ def prepare_environment(project: Path, *, debug: bool = False) -> None:
     keep_profiles()
     for name, path in _PATHS.items():
         os.environ.setdefault(name, str(project / path))
+    use_background_server()
     follow_move(project)
 
 

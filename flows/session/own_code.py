@@ -13,7 +13,7 @@ from pathlib import Path
 from dfkd_flows.session.environment import find_project
 from dfkd_tasks.caching.code import PACKAGES
 
-__all__ = ["is_foreign", "run_own_code"]
+__all__ = ["is_foreign", "run_own_code", "start_again"]
 
 _NAMES = ("dfkd_core", "dfkd_tasks", "dfkd_flows")
 _PATH = "PYTHONPATH"
@@ -29,6 +29,13 @@ def run_own_code() -> None:
         sys.exit(f"dfkd: {project} holds code, but Python imports that of {PACKAGES}. Install it with: make setup")
     own = os.pathsep.join(filter(None, (source, path)))
     os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, _PATH: own})
+
+
+def start_again() -> None:
+    """Replace this process by one that does the same from its start, with the code that is in the files now."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def is_foreign(project: Path, packages: Path = PACKAGES) -> bool:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["API_URL", "PROFILES", "Address", "find_address", "keep_profiles"]
+from dfkd_tasks.processes.background import running
+
+__all__ = ["API_URL", "PROFILES", "Address", "find_address", "keep_profiles", "use_background_server", "users_address"]
 
 API_URL = "PREFECT_API_URL"
 """Environment variable with the address of a server that the user runs."""
@@ -21,13 +23,13 @@ _HOME = "PREFECT_HOME"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Address of a server that the user runs."""
+    """Address of a server that runs already."""
 
     url: str
     source: str
     """Where it is set."""
     undo: str
-    """How to use no server of one's own."""
+    """How to let each run start its own."""
 
 
 def keep_profiles() -> None:
@@ -40,8 +42,24 @@ def keep_profiles() -> None:
 
 
 def find_address() -> Address | None:
-    """Return the address of the server that Prefect's settings name, None if they name none."""
-    return next((found for found in _addresses() if found.url), None)
+    """Return the address of the server that Prefect's settings name, or else of the project's `dfkd up`, or None."""
+    server = running("prefect")
+    return users_address() or (Address(server.url, "dfkd up", "dfkd down") if server else None)
+
+
+def users_address() -> Address | None:
+    """Return the address of the server that Prefect's settings name, None if they name none or that of `dfkd up`."""
+    own = running("prefect")
+    return next((found for found in _addresses() if found.url and not (own and own.url == found.url)), None)
+
+
+def use_background_server() -> None:
+    """Let Prefect use the server of `dfkd up`, if it runs and the user's settings name no other.
+
+    Call it before Prefect is imported, in the project's folder.
+    """
+    if users_address() is None and (server := running("prefect")):
+        os.environ[API_URL] = server.url
 
 
 def _addresses() -> Iterator[Address]:

@@ -16,9 +16,11 @@ from dfkd_core.models.factories import allows, module_file, split_factory
 from dfkd_core.models.storage import CONFIG_FILE, read_card
 from dfkd_tasks.caching.state import state_folder
 
-__all__ = ["allow_factories", "trusted_factories"]
+__all__ = ["TRUSTED", "allow_factories", "trusted_factories"]
 
-_WORDS = "trusted_factories.json"
+TRUSTED = "trusted_factories.json"
+"""File in the folder of the state."""
+
 _KEPT_WORDS = 200
 
 
@@ -32,7 +34,7 @@ def allow_factories(folder: Path, names: Collection[str]) -> None:
     word = _word(folder)
     if word is None or not allows(names, word["factory"]) or word in (known := _read()):
         return
-    write_json(state_folder() / _WORDS, [*known, word][-_KEPT_WORDS:])
+    write_json(state_folder() / TRUSTED, [*known, word][-_KEPT_WORDS:])
 
 
 def trusted_factories(folder: Path) -> tuple[str, ...]:
@@ -58,7 +60,7 @@ def _word(folder: Path) -> dict[str, str] | None:
 
 def _read() -> list[dict[str, str]]:
     try:
-        found = parse_json(read_regular(state_folder() / _WORDS))
+        found = parse_json(read_regular(state_folder() / TRUSTED))
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["default_remote", "file_faults", "is_folder", "merge_marker", "storage_faults"]
+__all__ = ["config_elsewhere", "default_remote", "file_faults", "is_folder", "merge_marker", "storage_faults"]
 
 _DVC = Path(".dvc")
 _CONFIGS = (_DVC / "config", _DVC / "config.local")
@@ -86,6 +87,23 @@ def default_remote() -> tuple[str, str]:
         return _remote(_config())
     except configparser.Error:
         return "", ""
+
+
+def config_elsewhere() -> str:
+    """Return DVC's configuration for a copy of the project: with absolute paths, and without git."""
+    config = _config()
+    for section, settings in {"core": {"no_scm": "true"}, "cache": {}}.items():
+        if not config.has_section(section):
+            config.add_section(section)
+        config[section].update(settings)
+    config["cache"]["dir"] = str(_placed(config.get("cache", "dir", fallback="cache")))
+    for section in config.sections():
+        url = config.get(section, "url", fallback="")
+        if url and not urlsplit(url).scheme:
+            config[section]["url"] = str(_placed(url))
+    text = io.StringIO()
+    config.write(text)
+    return text.getvalue()
 
 
 def is_folder(url: str) -> bool:

@@ -11,9 +11,11 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from dfkd_tasks.caching.workspace import STORE
+from dfkd_tasks.processes.background import running
 from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = [
+    "ARTIFACTS",
     "REGISTRY",
     "TRACKING",
     "artifact_folder",
@@ -23,6 +25,7 @@ __all__ = [
     "is_server",
     "new_artifacts",
     "page_command",
+    "pages",
     "publication_place",
     "registry_uri",
     "run_page",
@@ -122,11 +125,20 @@ def new_artifacts(experiment: str) -> str | None:
     return f"{root.rstrip('/')}/{folder.name}" if root else folder.as_uri()
 
 
+def pages() -> str:
+    """Return the address of MLflow's pages if a server shows them, that of `dfkd up` for the project's own store."""
+    uri = tracking_uri()
+    if is_server(uri):
+        return without_secrets(uri).rstrip("/")
+    page = running("mlflow") if is_own_store() else None
+    return page.url if page else ""
+
+
 def page_command() -> str:
     """Return the command that shows MLflow's pages, the address of the page if a server shows it."""
     uri = tracking_uri()
-    if is_server(uri):
-        return without_secrets(uri)
+    if address := pages():
+        return address
     file = sqlite_file(uri)
     address = f"sqlite:///{STORE}" if is_own_store() else without_secrets(uri)
     # Experiments that are made on the page have their files in the same folder.
@@ -138,11 +150,12 @@ def page_command() -> str:
 
 
 def run_page(experiment_id: str, run_id: str) -> str:
-    """Return the address of a run's page on MLflow's server."""
-    return f"{without_secrets(tracking_uri()).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    """Return the address of a run's page; call it only if there are `pages`."""
+    return f"{pages()}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def version_page(model: str, number: str) -> str:
     """Return the address of a version's page, empty if no server shows it."""
     uri = registry_uri()
-    return f"{without_secrets(uri).rstrip('/')}/#/models/{quote(model)}/versions/{number}" if is_server(uri) else ""
+    root = without_secrets(uri).rstrip("/") if is_server(uri) else pages() if uri == tracking_uri() else ""
+    return f"{root}/#/models/{quote(model)}/versions/{number}" if root else ""

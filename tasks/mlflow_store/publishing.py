@@ -26,8 +26,8 @@ from dfkd_tasks.caching.workspace import STATE, StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.addresses import (
     is_own_store,
     is_own_store_missing,
-    is_server,
     new_artifacts,
+    pages,
     registry_uri,
     run_page,
     sqlite_file,
@@ -253,7 +253,7 @@ def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, 
 
 def page_of(run_id: str) -> str:
     """Return the address of a run's page if a server shows it, empty otherwise."""
-    return run_page(mlflow.get_run(run_id).info.experiment_id, run_id) if is_server(tracking_uri()) else ""
+    return run_page(mlflow.get_run(run_id).info.experiment_id, run_id) if pages() else ""
 
 
 def _runs(query: str) -> list[Run]:

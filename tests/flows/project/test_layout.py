@@ -110,7 +110,6 @@ def test_init__in_a_subfolder_of_a_repository_keeps_what_is_there(here: Path) ->
     assert result.exit_code == 0, result.output
     assert {name: (own / name).read_text() for name in kept} == kept
     assert "Kept as they were: prefect.yaml, README.md" in result.output
-    assert "its entrypoint is dfkd_flows.pipeline.pipeline" in result.output
     ignored = (own / ".gitignore").read_text().splitlines()
     assert ignored[:2] == ["*.pth", "/.dfkd/"]
     assert ignored.count("/.dfkd/") == 1

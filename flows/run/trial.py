@@ -1,0 +1,143 @@
+"""A run with other parameters than those of params.yaml, which changes nothing in the project.
+
+It works in a copy of the project. Its students are logged in MLflow with all figures, and are not registered: a
+champion can always be made again from params.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import get_run_logger
+
+from dfkd_core.errors import ConfigError
+from dfkd_flows.run.ready import check_ready
+from dfkd_flows.session.display import say
+from dfkd_flows.settings.overrides import place
+from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.settling import planned, settle
+from dfkd_flows.stages.names import last_stages
+from dfkd_tasks.caching.workspace import StudentFiles
+from dfkd_tasks.dvc_project.trial_copy import trial_copy
+from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
+from dfkd_tasks.dvc_project.versioning import reproduce
+from dfkd_tasks.mlflow_store.addresses import TRACKING, tracking_uri
+
+__all__ = ["Trial", "chosen_students", "run_trial", "trial_changes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A student that was made and logged, but not registered."""
+
+    run_id: str
+    """Its run in MLflow."""
+    figures: dict[str, Any]
+    """Its figures, as in metrics.json."""
+    page: str
+    """Address of the run's page, empty if no server shows it."""
+    again: str
+    """Command that makes and registers it, and changes params.yaml for this."""
+
+
+def chosen_students(params: Params, teacher: str | None, students: Sequence[str]) -> list[str]:
+    """Return the names of the students to make: those named, or else all of the teacher, or else all.
+
+    Raises:
+        ConfigError: There is no such teacher or student, or a student has another teacher.
+    """
+    if teacher is None:
+        return list(students or params.students)
+    own = params.for_teacher(teacher)
+    if foreign := [name for name in students if params.teacher_of(params.the_student(name)) != teacher]:
+        raise ConfigError(
+            f"The teacher {teacher} has no student {' and no student '.join(foreign)}; it has: "
+            f"{', '.join(own.students)}"
+        )
+    if not own.students:
+        raise ConfigError(f"The teacher {teacher} has no student. Add one to params.yaml, then: dfkd deploy")
+    return list(students or own.students)
+
+
+def trial_changes(
+    params: Params, students: Sequence[str], *, epochs: int | None = None, num_images: int | None = None
+) -> list[str]:
+    """Return changes in the form of `--set`, made where params.yaml has the settings of these students.
+
+    Args:
+        params: The project's parameters.
+        students: Names of the students.
+        epochs: Epochs of the distillation; None for no change.
+        num_images: Images of the transfer set; None for no change.
+    """
+    wanted = {"distillation.epochs": epochs, "synthesis.num_images": num_images}
+    changes = {
+        place(path, params, student): value
+        for path, value in wanted.items()
+        if value is not None
+        for student in students
+    }
+    return [f"{path}={value}" for path, value in changes.items()]
+
+
+def run_trial(
+    preset: str | None, overrides: Sequence[str], students: Sequence[str], *, pull: bool = False
+) -> dict[str, Trial]:
+    """Make students with other parameters in a copy of the project, and log them. Hold the project's lock.
+
+    Call it within a flow.
+
+    Args:
+        preset: Preset that replaces the values of params.yaml first.
+        overrides: Changes made after it, like `synthesis.num_images=2000`.
+        students: Names of the students to make; all if there are none.
+        pull: Fetch results from the DVC remote before anything is computed.
+
+    Returns:
+        What was made, by the student's name.
+
+    Raises:
+        DfkdError: The parameters have a fault, or a stage fails.
+    """
+    if pull:
+        dvc_pull()
+    with _same_store(), trial_copy():
+        with planned(preset, overrides, students=students) as plan:
+            check_ready(plan.chosen)
+            settle(plan)
+        for change in plan.shown():
+            say(f"  only for this run: {change}")
+        reproduce(*last_stages(plan.chosen))
+        again = _command(preset, overrides, students)
+        return {name: _logged(plan.chosen.for_student(name), again) for name in plan.students}
+
+
+def _logged(params: Params, again: str) -> Trial:
+    from dfkd_flows.run.publishing import log_only
+    from dfkd_flows.run.table import read_metrics
+
+    run_id, page = log_only(params)
+    get_run_logger().info("%s is logged in MLflow as run %s. Keep it with: %s", params.student_name, run_id, again)
+    return Trial(run_id=run_id, figures=read_metrics(StudentFiles(params.student_name)), page=page, again=again)
+
+
+def _command(preset: str | None, overrides: Sequence[str], students: Sequence[str]) -> str:
+    changes = [*(["--preset", preset] if preset else []), *(word for text in overrides for word in ("--set", text))]
+    return shlex.join(["dfkd", "run", *students, *changes])
+
+
+@contextmanager
+def _same_store() -> Iterator[None]:
+    """Let the copy of the project log into the project's MLflow, as it has none of its own."""
+    before = os.environ.get(TRACKING)
+    os.environ[TRACKING] = tracking_uri()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRACKING]

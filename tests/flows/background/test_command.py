@@ -1,0 +1,99 @@
+"""`dfkd up` and `dfkd down` without the services themselves; tests/flows/test_schedule.py starts these."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dfkd_core.errors import DfkdError
+from dfkd_flows.background.kinds import Kind, mlflow_page, prefect_server, prefect_worker
+from dfkd_flows.background.starting import Starting, start
+from dfkd_flows.cli import app
+from dfkd_flows.session.prefect_settings import find_address, users_address
+from dfkd_tasks.processes.background import end, running
+
+FILES = Kind(
+    name="prefect",
+    title="The file server",
+    # Answers at /health, a file.
+    arguments=("-m", "http.server", "--bind", "127.0.0.1", "{port}"),
+)
+
+
+def stop(started: Starting) -> None:
+    end(started.service)
+    started.process.wait()
+
+
+def test_down__without_services_says_how_to_start_them(project: Path) -> None:
+    found = CliRunner().invoke(app, ["down"])
+    assert found.exit_code == 0, found.output
+    assert "Nothing runs in the background for this project. Start with: dfkd up" in found.output
+
+
+def test_up__outside_of_a_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("up", "down", "deploy"):
+        found = CliRunner().invoke(app, [command])
+        assert found.exit_code == 2
+        assert "is in no project" in found.output
+    assert not any(tmp_path.iterdir())
+
+
+def test_up__starts_nothing_if_the_users_server_is_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{closed_port}/api")
+    found = CliRunner().invoke(app, ["up"])
+    assert found.exit_code == 1
+    assert f"No Prefect server answers at PREFECT_API_URL=http://127.0.0.1:{closed_port}/api" in found.output
+    assert [running(name) for name in ("prefect", "worker", "mlflow")] == [None, None, None]
+
+
+@pytest.mark.parametrize("kind", [prefect_server(), mlflow_page(), prefect_worker("dfkd", "http://127.0.0.1:1/api")])
+def test_services__listen_on_loopback_alone(kind: Kind) -> None:
+    hosts = {*kind.command(4711), *kind.variables(4711).values()}
+    assert "127.0.0.1" in hosts
+    assert kind.url(4711).startswith("http://127.0.0.1:4711")
+
+
+def test_started_service__is_found_used_and_keeps_its_port(project: Path) -> None:
+    Path("health").touch()
+    first = start(FILES)
+    try:
+        first.wait()
+        assert running("prefect") == first.service
+        assert find_address().url == first.service.url
+        assert users_address() is None
+        again = start(FILES)
+        assert again.process is None
+        assert again.service == first.service
+    finally:
+        stop(first)
+    assert running("prefect") is None
+    assert find_address() is None
+    second = start(FILES)
+    stop(second)
+    assert second.service.url == first.service.url
+
+
+def test_service_that_fails__is_reported_with_the_end_of_its_log(project: Path) -> None:
+    broken = replace(FILES, arguments=("-c", "raise SystemExit('no room at {port}')"))
+    with pytest.raises(DfkdError, match=r"(?s)The file server ended with status 1.*prefect\.log, ends with:\nno room"):
+        start(broken).wait()
+
+
+def test_users_server__goes_before_that_of_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = start(replace(FILES, arguments=("-c", "import time; time.sleep(60)")))
+    try:
+        monkeypatch.setenv("PREFECT_API_URL", "http://other.example/api")
+        assert find_address().url == "http://other.example/api"
+        os.environ["PREFECT_API_URL"] = started.service.url
+        assert users_address() is None
+        assert find_address().undo == "dfkd down"
+    finally:
+        stop(started)

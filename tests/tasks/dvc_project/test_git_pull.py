@@ -1,0 +1,137 @@
+"""`git pull` without a person, in real repositories."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dfkd_core.errors import DfkdError
+from dfkd_tasks.dvc_project.git_pull import pull_repository
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    return done.stdout.strip()
+
+
+def commit(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", name)
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def colleague(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a colleague's clone; the current folder is another clone of the same repository."""
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "shared.git")
+    for name in ("colleague", "own"):
+        git(tmp_path, "clone", "-q", "shared.git", name)
+    first = tmp_path / "colleague"
+    git(first, "switch", "-q", "-c", "main")
+    for name in ("params.yaml", "dvc.lock"):
+        commit(first, name, "1\n")
+    git(first, "push", "-q", "-u", "origin", "main")
+    git(tmp_path / "own", "pull", "-q")
+    monkeypatch.chdir(tmp_path / "own")
+    return first
+
+
+def refusal() -> str:
+    before = git(Path.cwd(), "rev-parse", "HEAD")
+    with pytest.raises(DfkdError) as caught:
+        pull_repository()
+    assert git(Path.cwd(), "rev-parse", "HEAD") == before
+    return str(caught.value)
+
+
+def test_pull__goes_forward_to_the_new_commit_once(colleague: Path) -> None:
+    made = commit(colleague, "params.yaml", "2\n")
+    git(colleague, "push", "-q")
+    assert pull_repository() == made
+    assert Path("params.yaml").read_text() == "2\n"
+    assert pull_repository() == ""
+
+
+def test_own_commits_that_are_not_pushed__stay(colleague: Path) -> None:
+    made = commit(Path.cwd(), "params.yaml", "3\n")
+    assert pull_repository() == ""
+    assert git(Path.cwd(), "rev-parse", "HEAD") == made
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_changed_file__stops_it_and_stays(colleague: Path, staged: bool) -> None:
+    commit(colleague, "params.yaml", "2\n")
+    git(colleague, "push", "-q")
+    Path("params.yaml").write_text("mine\n")
+    if staged:
+        git(Path.cwd(), "add", "-A")
+    assert "has changed files, so nothing was pulled: params.yaml. Keep them with: git commit -a" in refusal()
+    assert Path("params.yaml").read_text() == "mine\n"
+
+
+def test_lock_of_a_run__gives_way_to_the_pulled_one_alone(colleague: Path) -> None:
+    Path("dvc.lock").write_text("of the night\n")
+    commit(colleague, "params.yaml", "2\n")
+    git(colleague, "push", "-q")
+    assert pull_repository()
+    assert Path("dvc.lock").read_text() == "of the night\n"
+    commit(colleague, "dvc.lock", "2\n")
+    git(colleague, "push", "-q")
+    assert pull_repository()
+    assert Path("dvc.lock").read_text() == "2\n"
+
+
+def test_project_in_a_subfolder__has_its_own_lock(colleague: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (colleague / "net").mkdir()
+    commit(colleague, "net/dvc.lock", "1\n")
+    git(colleague, "push", "-q")
+    pull_repository()
+    monkeypatch.chdir("net")
+    Path("dvc.lock").write_text("of the night\n")
+    commit(colleague, "net/dvc.lock", "2\n")
+    git(colleague, "push", "-q")
+    assert pull_repository()
+    assert Path("dvc.lock").read_text() == "2\n"
+
+
+def test_untracked_file__stops_it_only_if_it_would_be_overwritten(colleague: Path) -> None:
+    Path("notes.txt").write_text("mine\n")
+    commit(colleague, "params.yaml", "2\n")
+    git(colleague, "push", "-q")
+    assert pull_repository()
+    commit(colleague, "notes.txt", "theirs\n")
+    git(colleague, "push", "-q")
+    assert "notes.txt" in refusal()
+    assert Path("notes.txt").read_text() == "mine\n"
+
+
+def test_diverged_branches__stop_it(colleague: Path) -> None:
+    commit(colleague, "params.yaml", "2\n")
+    git(colleague, "push", "-q")
+    commit(Path.cwd(), "other.txt", "mine\n")
+    assert "have diverged, so nothing was pulled. Join them with: git pull --rebase" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["switch", "-q", "-c", "other"], "follows no branch of a remote"),
+        (["switch", "-q", "--detach"], "is on no branch"),
+        (["remote", "set-url", "origin", "/nowhere"], "git cannot fetch"),
+    ],
+)
+def test_branch_that_cannot_be_pulled__is_named(colleague: Path, command: list[str], text: str) -> None:
+    git(Path.cwd(), *command)
+    assert text in refusal()
+
+
+def test_no_repository__is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DfkdError, match="is in no git repository, so nothing can be pulled"):
+        pull_repository()
