@@ -44,6 +44,7 @@ def main(command: str, *stages: str) -> int:
     from scmrepo.exceptions import SCMError
 
     from dfkd_tasks.caching.code_file import refresh_code_file
+    from dfkd_tasks.dvc_project.artifact_list import refresh_artifacts
     from dfkd_tasks.dvc_project.checked_repo import CheckedRepo
     from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, clear_half_runs, set_aside_damaged_lock
 
@@ -52,6 +53,7 @@ def main(command: str, *stages: str) -> int:
     try:
         clear_dead_locks()
         _print(set_aside_damaged_lock())
+        refresh_artifacts()
         if command == "status":
             # What the stage `code` would write, so that its work counts as done.
             refresh_code_file()
