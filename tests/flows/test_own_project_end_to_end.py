@@ -64,7 +64,7 @@ def test_own_project__runs_reproduces_exports_and_is_up_to_date_in_a_clone(
     assert "Nothing has changed" in mine.run("dfkd", "run")
     reproduced = mine.run("dvc", "repro")
     assert reproduced.count("Running stage") == 1
-    assert "Stage 'evaluate' didn't change" in reproduced
+    assert "Stage 'evaluate@default' didn't change" in reproduced
     assert "Made" in mine.run("dfkd", "export", "--out", "../exported", "--format", "safetensors")
     mine.commit()
 
