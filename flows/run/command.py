@@ -23,6 +23,7 @@ from dfkd_flows.settings.settling import Plan, planned, settle
 from dfkd_flows.stages.names import addresses, label, up_to_date
 from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.workspace import STATE, STORE
+from dfkd_tasks.dvc_project.git_state import commit_hint
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, inputs_and_outputs
 from dfkd_tasks.mlflow_store.registry import SCHEMES
 
@@ -118,6 +119,8 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
     if finished := [name for name in params.students if name not in made.failed]:
         say(_results(params.only(finished)))
     say(described_delivery(made, plan.params, known=before))
+    if hint := commit_hint():
+        say(hint)
     made.check()
 
 
