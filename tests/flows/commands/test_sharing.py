@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import dvc.api
 import pytest
@@ -129,6 +130,37 @@ def test_shared_project__is_fetched_by_a_clone_and_in_parts_by_another_repositor
     assert Path("images/model.txt").read_text() == "synthesize\n"
     assert Path("named/model.txt").read_text() == "distill\n"
     assert dvc.api.read("sub/artifacts/students/default/model.txt", repo=address) == "distill\n"
+
+
+@pytest.mark.slow
+def test_share__into_a_bucket_that_must_exist(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]
+) -> None:
+    for package in ("moto", "dvc_s3"):
+        pytest.importorskip(package)
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    server = serve("python", "-m", "moto.server", "-H", "127.0.0.1", "-p", "{port}", page="/moto-api/")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    refused = share("s3://results/dfkd")
+    assert (refused.exit_code, (project / ".dvc" / "config").read_text()) == (1, CONFIG)
+    assert "DVC's remote 'shared' at s3://results/dfkd cannot be written" in refused.output
+    assert len(refused.output.splitlines()) == 1
+    pytest.importorskip("boto3").client("s3", endpoint_url=server.url).create_bucket(Bucket="results")
+    assert "shared, s3://results/dfkd" in share("s3://results/dfkd").output
+    git("add", ".")
+    git("commit", "--quiet", "-m", "results")
+    git("clone", "--quiet", str(project.parent), str(tmp_path / "clone"))
+    run_dvc("pull", cwd=tmp_path / "clone" / "sub")
+    assert (tmp_path / "clone/sub/artifacts/students/default/model.txt").read_text() == "distill\n"
+    server.stop()
+    away = share()
+    assert away.exit_code == 1
+    assert "cannot be written" in away.output
 
 
 def remove_git(project: Path) -> None:
