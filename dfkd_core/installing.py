@@ -15,7 +15,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-__all__ = ["checkout", "install_command", "install_packages_command", "pipeline_fault", "version_text"]
+__all__ = [
+    "checkout",
+    "colleagues_command",
+    "install_command",
+    "install_packages_command",
+    "pipeline_fault",
+    "version_text",
+]
 
 _NAME = "dfkd"
 _BASE = ""
@@ -43,6 +50,19 @@ def install_packages_command(*names: str) -> str:
     """
     known = {name: text for extra in _requirements().values() for name, text in extra.items()}
     return _install(*(known.get(name, name) for name in names))
+
+
+def colleagues_command(project: Path) -> str:
+    """Return the line for a shell that installs this version of dfkd on another machine.
+
+    Args:
+        project: Folder in which the line is typed there; if it is a checkout of dfkd, its own code is installed.
+    """
+    if checkout() == project.resolve():
+        return "make setup && . .venv/bin/activate"
+    own = _project().get("version") or _version(_NAME) or "VERSION"
+    wheel = f"{_NAME}-{own}-py3-none-any.whl[pipeline]"
+    return f"pip install {quote(wheel)}    # the wheel: python -m build, where dfkd's code is"
 
 
 def pipeline_fault() -> str:

@@ -173,10 +173,11 @@ def run(
         teacher = weights = student = preset = assignments = None
         trust_pickle = False
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with: dfkd run"), _only_run(wait=wait):
-        from dfkd_flows.run.ahead import look_ahead
+        from dfkd_flows.run.ahead import fetch_into_clone, look_ahead
 
         if names and everything:
             raise typer.BadParameter(f"--all makes all students. Leave it out, or {' '.join(names)}.")
+        fetch_into_clone()
         outlook = None if preset or assignments or named else look_ahead()
         from dfkd_flows.run.command import run_all
         from dfkd_flows.settings.parsing import load_params
@@ -203,6 +204,34 @@ def publish(debug: Debug = False) -> None:
         from dfkd_flows.run.delivery import publish_results
 
         publish_results()
+
+
+@app.command(epilog="Examples: dfkd share s3://team/dfkd | dfkd share /mnt/team/dfkd | dfkd share")
+def share(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            help="A place that colleagues reach: a folder, s3://, ssh:// and others of DVC; the one that is set if not "
+            "given.",
+            show_default=False,
+            parser=_text,
+        ),
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(help="Name of DVC's remote, to use another one than the default.", metavar="NAME", parser=_text),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Copy the results to a place that colleagues reach, and show what to commit and what a colleague types.
+
+    The place becomes DVC's default remote. Nothing is committed, and a remote that is set keeps its address.
+    """
+    here = Path.cwd()
+    with _reporting(debug, "Continue with the same command."), _only_run():
+        from dfkd_flows.commands.sharing import share_results
+
+        share_results(url, remote, here)
 
 
 @app.command(

@@ -60,7 +60,7 @@ def make_project(folder: Path, wishes: Wishes) -> None:
     check_place(folder)
     with _entered(folder):
         params = _checked(wishes)
-        wanted = {CODE_FILE: code_text(), PARAMS_FILE: _params_text(params, wishes), PIPELINE: project_pipeline()}
+        wanted = {CODE_FILE: code_text(), PARAMS_FILE: _params_text(params, wishes), PIPELINE: project_pipeline(params)}
         _refuse_others(wanted)
         check_results()
         check_git((*_MAY_EXIST, *wanted))

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dfkd_flows.settings.params import Params
 from dfkd_tasks.caching.code_file import CODE_FILE, CODE_STAGE, PIPELINE
+from dfkd_tasks.dvc_project.artifact_list import with_artifacts
 
 __all__ = ["TEMPLATES", "checkout_pipeline", "project_pipeline"]
 
@@ -43,14 +45,23 @@ _PARAMS = re.compile(r"( +params: \[.+)\]")
 
 def checkout_pipeline() -> str:
     """Return the text for a checkout, whose stages depend on the folders of the code."""
+    return _with_artifacts(_template(), Params())
+
+
+def project_pipeline(params: Params) -> str:
+    """Return the text for a project without code of its own: the same stages, which depend on code.json."""
+    _, _, stages = _template().partition("\nstages:\n")
+    lines = [line for line in stages.splitlines() if not _CODE.fullmatch(line)]
+    return _with_artifacts(_HEAD + "\n".join(_with_digests(lines)) + "\n", params)
+
+
+def _template() -> str:
     return (TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
 
 
-def project_pipeline() -> str:
-    """Return the text for a project without code of its own: the same stages, which depend on code.json."""
-    _, _, stages = checkout_pipeline().partition("\nstages:\n")
-    lines = [line for line in stages.splitlines() if not _CODE.fullmatch(line)]
-    return _HEAD + "\n".join(_with_digests(lines)) + "\n"
+def _with_artifacts(text: str, params: Params) -> str:
+    students = {name: params.teacher_of(name) for name in params.students}
+    return with_artifacts(text, teachers=params.teachers, students=students)
 
 
 def _with_digests(lines: list[str]) -> Iterator[str]:

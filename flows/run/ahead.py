@@ -1,4 +1,7 @@
-"""Work that `dfkd run` starts before its slow imports: it finds the changed stages and starts the server for them."""
+"""Work that `dfkd run` does before its slow imports: fetch results into a new clone, then find the changed stages.
+
+The server for them starts meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dfkd_core.errors import DfkdError
+from dfkd_flows.session.display import say
 from dfkd_flows.session.server import Server, start_server
-from dfkd_tasks.dvc_project.files import file_faults
-from dfkd_tasks.dvc_project.status import changed_stages
+from dfkd_tasks.dvc_project.files import default_remote, file_faults, is_in_project
+from dfkd_tasks.dvc_project.remote import check_remote, described_remote, is_new_clone
+from dfkd_tasks.dvc_project.status import changed_stages, run_dvc
 
-__all__ = ["Outlook", "look_ahead"]
+__all__ = ["Outlook", "fetch_into_clone", "look_ahead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,19 @@ class Outlook:
     """Stages whose inputs or outputs have changed."""
     server: Server | None
     """The server that they use; None if nothing has changed."""
+
+
+def fetch_into_clone() -> None:
+    """In a new clone, fetch the results in dvc.lock from the remote, so that a run need not make them again.
+
+    Raises:
+        DfkdError: The remote cannot be used.
+    """
+    if not is_new_clone() or is_in_project(default_remote()[1]):
+        return
+    say(f"Fetching the results from {described_remote()} ...")
+    check_remote()
+    run_dvc("pull")
 
 
 def look_ahead() -> Future[Outlook]:

@@ -24,6 +24,7 @@ from dfkd_flows.settings.settling import Plan, planned, settle
 from dfkd_flows.stages.names import addresses, label, up_to_date
 from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.workspace import STATE, STORE
+from dfkd_tasks.dvc_project.git_state import commit_hint
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, inputs_and_outputs
 from dfkd_tasks.mlflow_store.registry import SCHEMES
 from dfkd_tasks.processes.background import note_of
@@ -120,6 +121,8 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
     if len(made.failed) < len(params.students):
         say(results_text(params, made.failed))
     say(described_delivery(made, plan.params, known=before))
+    if hint := commit_hint():
+        say(hint)
     made.check()
 
 

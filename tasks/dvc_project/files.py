@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,13 +17,31 @@ from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.writing import write_fault
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["config_elsewhere", "default_remote", "file_faults", "is_folder", "merge_marker", "storage_faults"]
+__all__ = [
+    "committed_remotes",
+    "committed_secrets",
+    "config_elsewhere",
+    "default_remote",
+    "file_faults",
+    "folder_of",
+    "is_folder",
+    "is_in_project",
+    "merge_marker",
+    "storage_faults",
+]
 
 _DVC = Path(".dvc")
 _CONFIGS = (_DVC / "config", _DVC / "config.local")
 # A search uses the pipeline and is no part of it.
 _NO_STAGE = "tune"
 _MARKERS = ("<<<<<<< ", ">>>>>>> ")
+_REMOTE = re.compile(r"'remote \"(.+)\"'")
+_SECRETS = (
+    "access_key_id", "account_key", "client_secret", "connection_string", "gdrive_client_secret", "oss_key_id",
+    "oss_key_secret", "passphrase", "password", "sas_token", "secret_access_key", "session_token", "sse_customer_key",
+    "token",
+)  # fmt: skip
+"""Options of DVC's remotes that hold credentials."""
 
 
 def merge_marker(text: str) -> int:
@@ -111,6 +130,38 @@ def is_folder(url: str) -> bool:
     return urlsplit(url).scheme in ("", "file")
 
 
+def folder_of(url: str) -> Path:
+    """Return the absolute folder of a remote, see `is_folder`; a relative one is relative to DVC's configuration."""
+    return _placed(url2pathname(urlsplit(url).path) if url.startswith("file:") else url)
+
+
+def is_in_project(url: str) -> bool:
+    """Return whether the address of a remote is a folder of the current project, of which each clone has its own."""
+    return is_folder(url) and folder_of(url).is_relative_to(Path.cwd().resolve())
+
+
+def committed_remotes() -> tuple[str, dict[str, str]]:
+    """Return what a clone gets of DVC's remotes: the name of the default one, and the addresses by name.
+
+    Raises:
+        configparser.Error: The file is damaged; `storage_faults` yields it as a sentence.
+    """
+    config = _parsed(_CONFIGS[:1])
+    remotes = {found[1]: config.get(name, "url", fallback="") for name in config if (found := _REMOTE.fullmatch(name))}
+    return config.get("core", "remote", fallback=""), remotes
+
+
+def committed_secrets() -> list[tuple[str, str]]:
+    """Return the credentials that git would publish: the name of a remote and of its option.
+
+    Raises:
+        configparser.Error: As `committed_remotes`.
+    """
+    config = _parsed(_CONFIGS[:1])
+    remotes = {name: found[1] for name in config if (found := _REMOTE.fullmatch(name))}
+    return [(remote, option) for name, remote in remotes.items() for option in config[name] if option in _SECRETS]
+
+
 def _remote(config: configparser.RawConfigParser) -> tuple[str, str]:
     name = config.get("core", "remote", fallback="")
     return name, config.get(_section(name), "url", fallback="")
@@ -120,7 +171,7 @@ def _remote_faults(name: str, url: str) -> Iterator[str]:
     if not url:
         yield f"DVC's default remote {name!r} has no address in {_CONFIGS[0]}. Set it with: dvc remote add {name} PATH"
     elif is_folder(url):
-        place = _placed(url2pathname(urlsplit(url).path) if url.startswith("file:") else url)
+        place = folder_of(url)
         if fault := write_fault(place):
             yield (
                 f"DVC's remote {name!r} at {place} cannot be written ({fault}). Change its rights, or set another "

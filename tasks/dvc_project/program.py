@@ -1,4 +1,4 @@
-"""The process that runs DVC: `python -m dfkd_tasks.dvc_project.program repro|status|push|pull|check [STAGE ...]`.
+"""The process that runs DVC: `python -m dfkd_tasks.dvc_project.program repro|status|push|pull|check|remote [...]`.
 
 Unlike the `dvc` command it ends with its caller, waits for DVC's lock, needs no git, clears what a killed DVC left
 behind, and prints DVC's messages whole.
@@ -31,12 +31,14 @@ _REMOTE = ("push", "pull", "check")
 _PROBE = "dfkd-probe"
 
 
-def main(command: str, *stages: str) -> int:
+def main(command: str, *arguments: str) -> int:
     """Run a command of DVC and return its exit code; failures are printed.
 
     Args:
-        command: `repro`, `status`, `push`, `pull`, or `check`, which tries to write into the default remote.
-        *stages: For `repro`: stages to make, with those before them; all if none is named.
+        command: `repro`, `status`, `push`, `pull`, `check`, which tries to write into a remote, or `remote`, which
+            makes one the default.
+        *arguments: Of `repro`: stages to make, with those before them; all if none is named. Of `push`: the remote. Of
+            `check` and `remote`: its name and its address. Without a name, it is the default one.
     """
     end_with_callers()
     from dvc.exceptions import DvcException
@@ -44,6 +46,7 @@ def main(command: str, *stages: str) -> int:
     from scmrepo.exceptions import SCMError
 
     from dfkd_tasks.caching.code_file import refresh_code_file
+    from dfkd_tasks.dvc_project.artifact_list import refresh_artifacts
     from dfkd_tasks.dvc_project.checked_repo import CheckedRepo
     from dfkd_tasks.dvc_project.leftovers import clear_dead_locks, clear_half_runs, set_aside_damaged_lock
 
@@ -52,12 +55,13 @@ def main(command: str, *stages: str) -> int:
     try:
         clear_dead_locks()
         _print(set_aside_damaged_lock())
+        refresh_artifacts()
         if command == "status":
             # What the stage `code` would write, so that its work counts as done.
             refresh_code_file()
         with CheckedRepo(_wait_for_lock=True, config=_config()) as repo, lock_repo(repo):
             clear_half_runs(Path(repo.stage_cache.cache_dir))
-            _COMMANDS[command](repo, *stages)
+            _COMMANDS[command](repo, *arguments)
     except KeyboardInterrupt:
         return 130
     except _ReportedError:
@@ -163,9 +167,11 @@ def _next_step(command: str, causes: list[BaseException]) -> str:
     return f"To see more: dvc {command} --verbose"
 
 
-def _try_remote(repo: Any) -> None:
-    """Write an empty file into the default remote and delete it."""
-    remote = repo.cloud.get_remote(command="push")
+def _try_remote(repo: Any, name: str | None = None, url: str = "") -> None:
+    """Write an empty file into a remote, by default the default one, and delete it."""
+    if name:
+        repo.config["remote"].setdefault(name, {})["url"] = url
+    remote = repo.cloud.get_remote(name=name, command="push")
     path = remote.fs.join(remote.path, _PROBE)
     remote.fs.makedirs(remote.path)
     with tempfile.NamedTemporaryFile() as file:
@@ -173,6 +179,12 @@ def _try_remote(repo: Any) -> None:
     with suppress(Exception):
         # Who may write need not be allowed to delete: then an empty file stays.
         remote.fs.remove(path)
+
+
+def _set_default_remote(repo: Any, name: str, url: str) -> None:
+    with repo.config.edit("repo") as config:
+        config["remote"].setdefault(name, {})["url"] = url
+        config["core"]["remote"] = name
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -189,9 +201,10 @@ def _print(text: str) -> None:
 _COMMANDS: dict[str, Callable[..., object]] = {
     "repro": _reproduce,
     "status": lambda repo: sys.stdout.write(json.dumps(repo.status())),
-    "push": lambda repo: repo.push(run_cache=True),
+    "push": lambda repo, name=None: sys.stdout.write(f"{repo.push(remote=name, run_cache=True)}\n"),
     "pull": lambda repo: repo.pull(run_cache=True, allow_missing=True),
     "check": _try_remote,
+    "remote": _set_default_remote,
 }
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "git_commit",
     "inputs_and_outputs",
     "results_digest",
+    "results_size",
     "run_dvc",
 ]
 
@@ -66,6 +67,13 @@ def inputs_and_outputs() -> list[Path]:
     return [Path("dvc.yaml"), LOCK, *sorted({Path(entry["path"]) for entry in entries})]
 
 
+def results_size() -> tuple[int, int]:
+    """Return the number of files and of bytes of the outputs in dvc.lock that DVC keeps."""
+    stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+    kept = [out for name, stage in stages.items() if name != CODE_STAGE for out in stage.get("outs", ())]
+    return sum(out.get("nfiles", 1) for out in kept), sum(out.get("size", 0) for out in kept)
+
+
 def _read_params(stage: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections that a stage in dvc.lock has read, with the changes of its teacher and its student."""
     noted: dict[str, Any] = stage.get("params", {}).get("params.yaml", {})
@@ -93,13 +101,14 @@ def changed_stages() -> list[str]:
     return sorted({*json.loads(run_dvc("status"))} - {CODE_STAGE})
 
 
-def run_dvc(command: str, *, timeout: float | None = None) -> str:
-    """Run `status`, `push`, `pull` or `check` of this environment's DVC and return its output.
+def run_dvc(command: str, *arguments: str, timeout: float | None = None) -> str:
+    """Run `status`, `push`, `pull`, `check` or `remote` of this environment's DVC and return its output.
 
     What it reports besides is printed, without the passwords in addresses.
 
     Args:
         command: The command.
+        *arguments: As in `dfkd_tasks.dvc_project.program`.
         timeout: Seconds that it may take.
 
     Raises:
@@ -108,7 +117,7 @@ def run_dvc(command: str, *, timeout: float | None = None) -> str:
     oom_kills = count_oom_kills()
     try:
         done = subprocess.run(
-            dvc_program(command),
+            dvc_program(command, *arguments),
             capture_output=True,
             text=True,
             errors="replace",

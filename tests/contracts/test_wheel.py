@@ -211,7 +211,7 @@ def test_pipeline__makes_a_project_of_a_users_own_and_runs_it(
     for program, arguments, text in (
         ("dfkd", ["init", *settings], "Next: dfkd run"),
         ("dfkd", ["run"], "Registered dfkd-student-digits version 1"),
-        ("dvc", ["repro"], "Stage 'evaluate' didn't change"),
+        ("dvc", ["repro"], "Stage 'evaluate@default' didn't change"),
         ("dfkd", ["export", "--out", "exported", "--format", "safetensors"], "Made"),
     ):
         done = pipeline(program, *arguments, cwd=tmp_path, env=variables)

@@ -85,18 +85,18 @@ def test_doctor__names_the_services(place: Place) -> None:
 
 
 def test_services_that_go_away_in_a_run__get_the_results_from_publish(place: Place) -> None:
-    process = place.workspace.start("dfkd", "run", "--set", "distillation.epochs=3")
     output = ""
-    try:
-        for line in process.stdout:
-            output += line
-            if line.startswith("distill:"):
-                place.mlflow.stop()
-                place.s3.stop()
-        assert process.wait() == 1, output
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    with place.workspace.start("dfkd", "run", "--set", "distillation.epochs=3") as process:
+        try:
+            for line in process.stdout:
+                output += line
+                if line.startswith("distill:"):
+                    place.mlflow.stop()
+                    place.s3.stop()
+            assert process.wait() == 1, output
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert "agreement" in output
     assert f"No MLflow answers at MLFLOW_TRACKING_URI={place.mlflow.url}" in output
     assert "The results are kept, but not registered and not copied to the remote." in output

@@ -9,18 +9,23 @@ import pytest
 import yaml
 
 from dfkd_flows.project.pipeline_text import TEMPLATES, checkout_pipeline, project_pipeline
+from dfkd_flows.settings.params import Params
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKOUT: dict[str, Any] = yaml.safe_load(checkout_pipeline())["stages"]
-PROJECT: dict[str, Any] = yaml.safe_load(project_pipeline())["stages"]
+PROJECT: dict[str, Any] = yaml.safe_load(project_pipeline(Params()))["stages"]
 
 
 @pytest.mark.parametrize(
     ("file", "template"),
-    [("dvc.yaml", "pipeline.yaml"), ("prefect.yaml", "prefect.yaml"), (".dvc/config", "dvc_config")],
+    [("prefect.yaml", "prefect.yaml"), (".dvc/config", "dvc_config")],
 )
 def test_files_of_the_checkout__are_made_from_the_templates(file: str, template: str) -> None:
     assert (ROOT / file).read_text() == (TEMPLATES / template).read_text()
+
+
+def test_dvc_yaml_of_the_checkout__is_made_from_the_template() -> None:
+    assert (ROOT / "dvc.yaml").read_text() == checkout_pipeline()
 
 
 @pytest.mark.parametrize("stage", CHECKOUT)
