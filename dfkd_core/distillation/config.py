@@ -50,7 +50,7 @@ class DistillationConfig:
     feature_weight: NonNegative = 8.0
     """Weight of the squared difference of hidden outputs over the teacher's variance, at the modelled layer and all
     others that both networks have in the same shape. If the modelled layer's widths differ, a linear map is learned and
-    dropped at the end. Above 0, the teacher runs on every batch, since its hidden outputs are not stored."""
+    dropped at the end. Above 0, the teacher runs on every batch, unless `views` are stored."""
     learning_rate: Positive = 8e-3
     """Peak learning rate of AdamW, reached after the warm-up."""
     batch_norm_rate_factor: Positive = 0.5
