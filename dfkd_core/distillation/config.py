@@ -10,7 +10,7 @@ from dfkd_core.distillation.disagreement import DisagreementConfig
 from dfkd_core.distillation.mixing import Mixing
 from dfkd_core.models.access import Access
 from dfkd_core.models.architectures import architecture_fault, argument_fault
-from dfkd_core.sections import Fraction, NonNegative, Positive, PositiveInt, config_section
+from dfkd_core.sections import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, config_section
 from dfkd_core.training.augmentation import AugmentationConfig
 
 __all__ = ["AUTO", "DistillationConfig"]
@@ -50,7 +50,7 @@ class DistillationConfig:
     feature_weight: NonNegative = 8.0
     """Weight of the squared difference of hidden outputs over the teacher's variance, at the modelled layer and all
     others that both networks have in the same shape. If the modelled layer's widths differ, a linear map is learned and
-    dropped at the end. Above 0, the teacher runs on every batch, since its hidden outputs are not stored."""
+    dropped at the end. Above 0, the teacher runs on every batch, unless `views` are stored."""
     learning_rate: Positive = 8e-3
     """Peak learning rate of AdamW, reached after the warm-up."""
     batch_norm_rate_factor: Positive = 0.5
@@ -65,6 +65,10 @@ class DistillationConfig:
     mixing: Mixing = "none"
     """Blend each image with another one or paste a box of the other into it; the teacher labels the result."""
     disagreement: DisagreementConfig = field(default_factory=DisagreementConfig)
+    views: NonNegativeInt = 0
+    """Sets of augmented and mixed images that are made and labelled by the teacher once, one in each of the first
+    epochs, and used in turn by the later ones; 0 makes new ones in every epoch. They take a quarter of the memory at
+    most, and larger ones temporary files beside the checkpoint."""
     checkpoint_every_epochs: PositiveInt = 5
     """Epochs between two checkpoints; does not affect the result."""
 

@@ -153,8 +153,8 @@ def distill_images(
 
     Raises:
         ConfigError: The student's network rejects the image size.
-        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, the
-            loss is not finite, or the checkpoint cannot be written.
+        DistillationError: There are no images, the logits do not fit them, a batch does not fit into memory, there
+            is no space for the views, the loss is not finite, or the checkpoint cannot be written.
 
     Example:
         >>> import torch
@@ -184,13 +184,15 @@ def distill_images(
         step.matcher.fit_map(cast(Inspectable, teacher), student, images)
     trainee = _Trainee(untrained, step.matcher, config)
     step.merge_teacher()
+    schedule, folder = _schedule(config, len(images)), checkpoint.parent if checkpoint else None
+    step.store_views(schedule, seed=seed, memory=teacher.memory, folder=folder)
     history = trainee.resume(found) if found else []
     _report(on_progress, history, config.epochs)
     for record in run_epochs(
         trainee.trained,
         trainee.optimizer,
         step,
-        _schedule(config, len(images)),
+        schedule,
         seed=seed,
         error=DistillationError,
         first_epoch=len(history) + 1,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from dfkd_core.common.devices import autocast_on_gpu
-from dfkd_core.common.pixels import load_batch, move_batch
+from dfkd_core.common.pixels import dequantise, load_batch, move_batch, quantise
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.distillation.config import DistillationConfig
@@ -22,12 +23,14 @@ from dfkd_core.distillation.feature_matching import FeatureMatcher
 from dfkd_core.distillation.mixing import mix
 from dfkd_core.distillation.soft_labels import distillation_loss
 from dfkd_core.distillation.students import drawn_student
+from dfkd_core.distillation.views import StoredViews
 from dfkd_core.errors import DistillationError
 from dfkd_core.models.access import Differentiable, Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.layers import recorded
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.training.augmentation import augment
+from dfkd_core.training.loop import Schedule
 
 __all__ = ["DistillationStep", "LabelledBatch", "check_memory", "step_cost"]
 
@@ -74,6 +77,7 @@ class DistillationStep:
         """
         self._teacher, self._student, self._images, self._teacher_logits = teacher, student, images, teacher_logits
         self._config, self._device = config, device
+        self._views: StoredViews | None = None
         self.matcher: FeatureMatcher | None = None
         """Compares hidden outputs and holds the learned map between widths; None if `feature_weight` is 0."""
         if config.feature_weight:
@@ -95,20 +99,50 @@ class DistillationStep:
             keep = self.matcher.teacher_paths if self.matcher else ()
             self._teacher = cast(Inspectable, self._teacher).merged(keep=keep)
 
+    def store_views(self, schedule: Schedule, *, seed: int, memory: int, folder: Path | None) -> None:
+        """Keep images and the teacher's outputs for later epochs if `config.views` is set and the teacher is asked.
+
+        Args:
+            schedule: The training that these steps belong to.
+            seed: Its seed.
+            memory: Available bytes.
+            folder: Folder of temporary files, see `StoredViews`.
+        """
+        if self._config.views and self._config.asks_teacher:
+            self._views = StoredViews(self._config.views, self._view, schedule, seed=seed, memory=memory, folder=folder)
+
+    def begin(self, epoch: int) -> None:
+        """Turn to the view of an epoch, counted from 1, if views are stored."""
+        if self._views:
+            self._views.begin(epoch)
+
     @torch.no_grad()
     def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return the images [m, c, h, w] at positions int64 [m], augmented and mixed, or with their stored logits."""
+        """Return the images [m, c, h, w] at positions int64 [m], augmented and mixed, or with what is stored of them.
+
+        Stored are the teacher's logits [m, k] and, with views, its hidden outputs [m, ...] too.
+        """
+        if self._views:
+            return tuple(move_batch(rows, self._device) for rows in self._views.load(positions, generator))
         batch = load_batch(self._images, positions, self._device)
         if not self._config.asks_teacher:
             logits = self._teacher_logits[move_batch(positions, self._teacher_logits.device)]
             return batch, move_batch(logits, self._device).float()
-        batch = augment(batch, self._config.augmentation, generator)
-        return (mix(batch, self._config.mixing, generator),)
+        return (self._changed(batch, generator),)
 
     def label(self, *loaded: Tensor) -> LabelledBatch:
         """Return the batch of the tensors from `load`, labelled by the teacher if there are no stored logits."""
-        images, *logits = loaded
-        return LabelledBatch(images, logits[0], []) if logits else self._label(images)
+        images, *stored = loaded
+        return LabelledBatch(images, stored[0], stored[1:]) if stored else self._label(images)
+
+    def _changed(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        return mix(augment(batch, self._config.augmentation, generator), self._config.mixing, generator)
+
+    def _view(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the rows of a view, the images rounded to the grey levels in which they are stored."""
+        batch = self._changed(load_batch(self._images, positions, self._device), generator)
+        labelled = self._label(dequantise(quantise(batch)))
+        return labelled.images, labelled.logits, *(output.float() for output in labelled.outputs)
 
     def terms(self, batch: LabelledBatch) -> dict[str, Tensor]:
         """Return the named terms of the loss, scalars whose sum is the loss."""

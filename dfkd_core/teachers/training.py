@@ -146,6 +146,9 @@ class _Step:
     labels: Tensor
     augmentation: AugmentationConfig
 
+    def begin(self, epoch: int) -> None:
+        """All epochs are alike."""
+
     def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         classes = self.labels[move_batch(positions, self.labels.device)]
         return augment(load_batch(self.images, positions), self.augmentation, generator), classes

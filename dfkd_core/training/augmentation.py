@@ -6,7 +6,6 @@ n images, c channels, h height, w width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -19,8 +18,6 @@ from dfkd_core.sections import Fraction, NonNegative, config_section
 
 __all__ = ["AugmentationConfig", "augment"]
 
-# A torchvision v2 call transforms its whole batch alike, so the batch is split into groups with separate draws.
-NUM_GROUPS = 16
 # In floating point, a share such as 0.1 of 30 pixels is not exactly 3.
 _ROUNDING = 1e-6
 
@@ -50,9 +47,7 @@ class AugmentationConfig:
 
 
 def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Shift, scale, rotate and mirror images at random.
-
-    Shift, scale and rotation are drawn per group of consecutive images (shuffle the batch before), flips per image.
+    """Shift, scale, rotate and mirror images at random, each by its own draws.
 
     Args:
         images: Float images [n, c, h, w] in [0, 1]; not changed.
@@ -60,71 +55,60 @@ def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generat
         generator: CPU generator of all random draws.
 
     Returns:
-        Images of the same shape, range and device.
+        Images of the same shape, range and device; channels that come last stay last.
     """
-    # Imported here: torchvision takes two seconds, and most commands augment no image.
-    from dfkd_core.common.vision import functional_v2
-
-    if config.shift > 0 or config._is_affine:
-        groups = images.tensor_split(min(NUM_GROUPS, max(1, len(images))))
-        draws = torch.rand(len(groups), 4, generator=generator).mul_(2).sub_(1).tolist()
-        if images.is_cuda and not config._is_affine:
-            images = _shifted_at_once(images, config, [len(group) for group in groups], draws)
-        else:
-            move = _transform if config._is_affine else _shift
-            images = torch.cat([move(group, config, draw) for group, draw in zip(groups, draws, strict=True)])
+    if len(images) and (config.shift > 0 or config._is_affine):
+        draws = torch.rand(len(images), 4, generator=generator)
+        images = (_transform if config._is_affine else _shift)(images, config, draws)
     if config.flip:
         mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-        images = torch.where(move_batch(mirrored, images.device), functional_v2.horizontal_flip(images), images)
+        images = torch.where(move_batch(mirrored, images.device), images.flip(3), images)
     return images
 
 
-def _limits(images: Tensor, config: AugmentationConfig) -> tuple[int, int]:
-    """Return the largest shift in whole pixels along height and width."""
-    height, width = (math.floor(config.shift * size + _ROUNDING) for size in images.shape[-2:])
-    return height, width
+def _offsets(images: Tensor, config: AugmentationConfig, draws: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Return each image's shift to the right and downwards in whole pixels, int64 [n], and the largest of both.
+
+    Args:
+        images: [n, c, h, w].
+        config: Its `shift` limits the shifts; all whole pixels up to the limit are equally likely.
+        draws: Uniform numbers [n, 2 or more] in [0, 1).
+    """
+    down, right = (math.floor(config.shift * size + _ROUNDING) for size in images.shape[-2:])
+    across, along = ((draws[:, i] * (2 * most + 1)).long() - most for i, most in enumerate((right, down)))
+    return across, along, right, down
 
 
-def _pixels(draw: float, limit: int) -> int:
-    """Map a uniform draw in [-1, 1) to one of the 2 * limit + 1 integer shifts, each equally likely."""
-    return int((draw + 1) / 2 * (2 * limit + 1)) - limit
-
-
-def _shift(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Tensor:
-    from dfkd_core.common.vision import functional_v2
-
-    down, right = _limits(images, config)
-    padded = functional_v2.pad(images, [right, down])
-    top, left = down - _pixels(draw[1], down), right - _pixels(draw[0], right)
-    moved: Tensor = functional_v2.crop(padded, top, left, *images.shape[-2:])
-    return moved
-
-
-def _shifted_at_once(
-    images: Tensor, config: AugmentationConfig, sizes: Sequence[int], draws: Sequence[Sequence[float]]
-) -> Tensor:
-    """Return what `_shift` does to each group, as a GPU copies all images faster than it starts 16 copies."""
-    down, right = _limits(images, config)
-    padded = functional.pad(images, (right, right, down, down))
-    corners = [(down - _pixels(draw[1], down), right - _pixels(draw[0], right)) for draw in draws]
-    tops, lefts = move_batch(torch.tensor(corners).repeat_interleave(torch.tensor(sizes), dim=0).T, images.device)
+def _shift(images: Tensor, config: AugmentationConfig, draws: Tensor) -> Tensor:
+    across, along, right, down = _offsets(images, config, draws)
+    padded = functional.pad(images, (right, right, down, down)).permute(0, 2, 3, 1)
     height, width = images.shape[-2:]
-    rows = tops[:, None] + torch.arange(height, device=images.device)
-    columns = lefts[:, None] + torch.arange(width, device=images.device)
-    image = torch.arange(len(images), device=images.device)
-    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # All windows as a view: one indexing copies the chosen one of each image, pixel rows at a time.
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+    corners = torch.stack([torch.arange(len(images)), down - along, right - across])
+    return windows[tuple(move_batch(corners, images.device))].permute(0, 3, 1, 2)
 
 
-def _transform(images: Tensor, config: AugmentationConfig, draw: list[float]) -> Tensor:
-    from dfkd_core.common.vision import functional_v2
+def _transform(images: Tensor, config: AugmentationConfig, draws: Tensor) -> Tensor:
+    across, along, _, _ = _offsets(images, config, draws)
+    height, width = images.shape[-2:]
+    angle, factor = (2 * draws[:, 2:] - 1).unbind(1)
+    angle, factor = angle * math.radians(config.rotation_degrees), 1 + config.scale * factor
+    # The map from a moved image's pixels back to the image's, with both sides from -1 to 1.
+    cosine, sine = angle.cos() / factor, angle.sin() / factor
+    turn = torch.stack([cosine, sine * (height / width), -sine * (width / height), cosine], 1).view(-1, 2, 2)
+    moves = torch.stack([across * (2 / width), along * (2 / height)], 1)
+    maps = torch.cat([turn, -turn @ moves[:, :, None]], 2).to(images.dtype)
+    grid = _grid(move_batch(maps, images.device), height, width)
+    moved = functional.grid_sample(images, grid, align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
 
-    down, right = _limits(images, config)
-    moved: Tensor = functional_v2.affine(
-        images,
-        angle=draw[2] * config.rotation_degrees,
-        translate=[_pixels(draw[0], right), _pixels(draw[1], down)],
-        scale=1 + draw[3] * config.scale,
-        shear=[0.0, 0.0],
-        interpolation=functional_v2.InterpolationMode.BILINEAR,
-    )
-    return moved
+
+def _grid(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return what `functional.affine_grid` returns for affine maps [n, 2, 3], in a quarter of its time on a CPU."""
+    x, y = ((2 * torch.arange(size, device=maps.device) + 1) / size - 1 for size in (width, height))
+    by_column = maps[:, :, 0, None, None] * x
+    by_row = maps[:, :, 1, None] * y + maps[:, :, 2, None]
+    grid = maps.new_empty(len(maps), height, width, 2)
+    torch.add(by_column, by_row[..., None], out=grid.permute(0, 3, 1, 2))
+    return grid

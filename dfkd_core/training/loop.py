@@ -19,7 +19,7 @@ from dfkd_core.common.prefetching import prefetched
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import DfkdError
 
-__all__ = ["EpochRecord", "Schedule", "Step", "build_optimizer", "run_epochs"]
+__all__ = ["EpochRecord", "Schedule", "Step", "build_optimizer", "epoch_batches", "run_epochs"]
 
 Batch = TypeVar("Batch")
 
@@ -72,6 +72,9 @@ class Schedule:
 class Step(Protocol[Batch]):
     """One step of a training: loads images, labels them, and computes the loss."""
 
+    def begin(self, epoch: int) -> None:
+        """Prepare for the batches of an epoch, counted from 1."""
+
     def load(self, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return tensors [m, ...] for the images at these positions, int64 [m], with all random changes."""
 
@@ -83,6 +86,19 @@ class Step(Protocol[Batch]):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the named terms of a batch's loss, scalars whose sum is the loss."""
+
+
+def epoch_batches(schedule: Schedule, epoch: int, *, seed: int) -> tuple[torch.Generator, tuple[Tensor, ...]]:
+    """Return the generator of an epoch's draws and the positions of its batches, int64 [m] each; all images once.
+
+    Args:
+        schedule: Number of images and of batches.
+        epoch: Number of the epoch, from 1.
+        seed: The run's seed.
+    """
+    generator = derive_generator(seed, "epoch", epoch)
+    order = torch.randperm(schedule.num_images, generator=generator)
+    return generator, order.tensor_split(schedule.steps_per_epoch)
 
 
 def run_epochs(
@@ -118,8 +134,8 @@ def run_epochs(
     steps: _Steps = (_RecordedSteps if _is_on_gpu(trained) else _PlainSteps)(optimizer, step)
     for epoch in range(first_epoch, schedule.epochs + 1):
         trained.train()
-        generator = derive_generator(seed, "epoch", epoch)
-        batches = torch.randperm(schedule.num_images, generator=generator).tensor_split(schedule.steps_per_epoch)
+        step.begin(epoch)
+        generator, batches = epoch_batches(schedule, epoch, seed=seed)
         ready = steps.ready((step.load(positions, generator) for positions in batches), prefetch)
         rows = []
         with closing(ready), single_values_normalised(trained):

@@ -119,6 +119,7 @@ def test_stored_logits_are_the_labels_without_augmentation_and_unused_with_it():
         {"mixing": "mixup", "prefetch": 2},
         {"mixing": "cutmix", "augmentation": MOVED},
         {"start": "pruned", "feature_weight": 1.0},
+        {"views": 2, "feature_weight": 1.0, "augmentation": MOVED, "mixing": "mixup", "prefetch": 2},
         {"disagreement": DISPUTED, "student": "lenet5_half_bn", "feature_weight": 1.0, "augmentation": MOVED},
     ],
 )

@@ -3,7 +3,7 @@ import torch
 
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import ConfigError
-from dfkd_core.training.augmentation import NUM_GROUPS, AugmentationConfig, augment
+from dfkd_core.training.augmentation import AugmentationConfig, augment
 
 EVERYTHING = AugmentationConfig(shift=0.25, scale=0.2, rotation_degrees=10.0, flip=True)
 
@@ -56,9 +56,9 @@ def test_the_generator_decides_and_the_global_one_is_not_touched():
 def test_shifts_reach_every_whole_pixel_up_to_the_limit_and_none_beyond(scale):
     generator, seen = derive_generator(0), set()
     for _ in range(30):
-        moved = augment(dot(NUM_GROUPS), AugmentationConfig(shift=2 / 9, scale=scale), generator)
+        moved = augment(dot(16), AugmentationConfig(shift=2 / 9, scale=scale), generator)
         rows, columns = moved.flatten(1).argmax(1) // 9 - 4, moved.flatten(1).argmax(1) % 9 - 4
-        torch.testing.assert_close(moved.amax((1, 2, 3)), torch.ones(NUM_GROUPS))
+        torch.testing.assert_close(moved.amax((1, 2, 3)), torch.ones(16))
         seen |= set(zip(rows.tolist(), columns.tolist(), strict=True))
     assert seen == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
 
@@ -66,7 +66,7 @@ def test_shifts_reach_every_whole_pixel_up_to_the_limit_and_none_beyond(scale):
 def test_a_shift_is_a_share_of_the_height_and_of_the_width_rounded_down():
     generator, rows, columns = derive_generator(0), set(), set()
     for _ in range(30):
-        images = torch.zeros(NUM_GROUPS, 1, 30, 9)
+        images = torch.zeros(16, 1, 30, 9)
         images[:, :, 15, 4] = 1
         positions = augment(images, AugmentationConfig(shift=0.1), generator).flatten(1).argmax(1)
         rows |= set((positions // 9 - 15).tolist())
@@ -85,21 +85,37 @@ def test_half_of_the_images_are_mirrored_each_by_a_draw_of_its_own():
     assert 150 < mirrored.sum() < 250
 
 
-def test_groups_move_each_in_their_own_way():
-    moved = augment(dot(NUM_GROUPS * 4), AugmentationConfig(shift=0.34), derive_generator(0))
-    groups = moved.view(NUM_GROUPS, 4, -1)
-    assert (groups == groups[:, :1]).all()
-    assert len(groups[:, 0].unique(dim=0)) > NUM_GROUPS // 2
+@pytest.mark.parametrize("config", [AugmentationConfig(shift=0.34), AugmentationConfig(shift=0.34, scale=1e-9)])
+def test_each_image_moves_in_its_own_way(config):
+    places = augment(dot(200), config, derive_generator(0)).flatten(1).argmax(1)
+    counts = torch.bincount(places, minlength=81).view(9, 9)[1:8, 1:8]
+    assert counts.sum() == 200
+    assert (counts > 0).sum() > 40
+
+
+def test_a_rotation_keeps_the_centre_and_moves_the_rest_by_at_most_its_angle():
+    images = torch.zeros(300, 1, 9, 17)
+    images[:, :, 4, 8] = images[:, :, 4, 14] = 1
+    moved = augment(images, AugmentationConfig(rotation_degrees=45.0), derive_generator(0))
+    torch.testing.assert_close(moved[:, 0, 4, 8], torch.ones(300))
+    rows = moved[:, 0, :, 11:].amax(2).argmax(1) - 4
+    assert (rows.min(), rows.max()) == (-4, 4)
+
+
+@pytest.mark.parametrize("config", [AugmentationConfig(shift=0.2), EVERYTHING])
+def test_moved_images_keep_channels_last(config):
+    images = torch.rand(6, 3, 10, 10).contiguous(memory_format=torch.channels_last)
+    assert augment(images, config, derive_generator(0)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_scale_is_symmetric_around_one():
-    images = torch.zeros(NUM_GROUPS * 8, 1, 33, 33)
+    images = torch.zeros(128, 1, 33, 33)
     images[:, :, 8:25, 8:25] = 1
     area = augment(images, AugmentationConfig(scale=0.3), derive_generator(0)).sum((1, 2, 3)) / 17**2
     assert 0.45 < area.min() < 0.8 < 1.2 < area.max() < 1.75
 
 
-def test_no_images_and_fewer_images_than_groups():
+def test_no_images_and_a_single_one():
     assert augment(torch.empty(0, 1, 8, 8), EVERYTHING, derive_generator(0)).shape == (0, 1, 8, 8)
     assert augment(torch.rand(1, 1, 8, 8), EVERYTHING, derive_generator(0)).shape == (1, 1, 8, 8)
 

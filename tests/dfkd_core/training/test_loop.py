@@ -51,6 +51,9 @@ def collect(loss_terms, *, num_images=10, batch_size=4, epochs=2, **changes):
         def load(self, positions, generator):
             return positions, generator
 
+        def begin(self, epoch):
+            pass
+
         def label(self, *loaded):
             return loaded
 
