@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -239,7 +239,7 @@ def epoch_seconds(teacher: Teacher, images: torch.Tensor, logits: torch.Tensor, 
     ends: list[float] = []
     config = replace(config, epochs=1 + REPEATS)
     distill_images(teacher, images, logits, config, seed=0, on_progress=lambda _: ends.append(time.perf_counter()))
-    return min(after - before for before, after in itertools.pairwise(ends[1:]))
+    return min(after - before for before, after in pairwise(ends[1:]))
 
 
 def measure_distillation(teacher: Teacher, num_images: int) -> list[Figure]:
