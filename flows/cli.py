@@ -309,6 +309,10 @@ def stage(
         with _reporting(debug):
             write_code_file()
         return
+    from dfkd_flows.session.starter import run_by_starter
+
+    if (code := run_by_starter()) is not None:
+        raise typer.Exit(code)
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."), _only_run():
         from dfkd_flows.settings.parsing import load_params
         from dfkd_flows.stages.command import run_stage

@@ -17,6 +17,7 @@ from dfkd_flows.run.ready import check_ready
 from dfkd_flows.session.environment import enter_project, prepare_environment
 from dfkd_flows.session.one_run import only_run
 from dfkd_flows.session.services import flow_page
+from dfkd_flows.session.starter import starter
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.stages.caching import FLOW_OPTIONS
@@ -121,7 +122,8 @@ def _run(params: Params, *, whole: bool, pull: bool) -> Made:
     threading.Thread(target=import_module, args=["dfkd_tasks.mlflow_store.publishing"], daemon=True).start()
     if pull:
         dvc_pull()
-    failed = _reproduce(params, whole=whole)
+    with starter():
+        failed = _reproduce(params, whole=whole)
     return _deliver(params, failed)
 
 
