@@ -156,6 +156,9 @@ def _import_all() -> None:
     stages = import_module("dfkd_flows.stages.command").STAGES
     for module in ("dfkd_flows.cli", "dfkd_flows.settings.parsing", *(module for module, _ in stages.values())):
         import_module(module)
+    # A training imports torch's compiler, and pictures or a network of torchvision that.
+    for module in ("torch._dynamo", "dfkd_core.common.vision"):
+        import_module(module)
 
 
 def _owner_lives(listener: socket.socket) -> bool:
