@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.session.server import Server, start_server
+from dfkd_flows.session.starter import prepare_starter
 from dfkd_tasks.dvc_project.files import file_faults
 from dfkd_tasks.dvc_project.status import changed_stages
 
@@ -36,4 +37,7 @@ def _look() -> Outlook:
     if faults := list(file_faults()):
         raise DfkdError("\n".join(faults))
     changed = changed_stages()
-    return Outlook(changed=changed, server=start_server() if changed else None)
+    server = start_server() if changed else None
+    if changed:
+        prepare_starter()
+    return Outlook(changed=changed, server=server)

@@ -23,7 +23,7 @@ from types import FrameType
 from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.file_states import FileState, file_state
 
-__all__ = ["STARTER", "run_by_starter", "starter"]
+__all__ = ["STARTER", "prepare_starter", "run_by_starter", "starter"]
 
 STARTER = "DFKD_STARTER"
 """Environment variable with the folder of the project whose starter a stage may use."""
@@ -50,27 +50,38 @@ class _Request:
     pid: int
 
 
-@contextmanager
-def starter() -> Iterator[None]:
-    """Run a starter for the stages of the current project during the block; it ends with this process.
+_started: list[subprocess.Popen[bytes]] = []
 
-    Start it when the environment of the stages is complete. Where a copy of a process is unsafe, nothing happens.
+
+def prepare_starter() -> None:
+    """Start the starter of the current project, unless there is one; it ends with this process.
+
+    Call it when the environment of the stages is complete. Where a copy of a process is unsafe, nothing happens.
     """
     # On macOS, libraries of the system fail in a copy.
-    if sys.platform != "linux":
-        yield
-        return
-    process = _start()
-    if process is None:
-        yield
-        return
-    os.environ[STARTER] = os.getcwd()
+    if not _started and sys.platform == "linux" and (process := _start()):
+        _started.append(process)
+        os.environ[STARTER] = os.getcwd()
+
+
+@contextmanager
+def starter() -> Iterator[None]:
+    """Let the stages that are run in the block use a starter; see `prepare_starter`, which may come earlier."""
+    prepare_starter()
     try:
         yield
-        process.kill()
+        _end(at_once=True)
     finally:
-        os.environ.pop(STARTER, None)
         # It ends by itself when it can read no more, but after its copy, which may be ending in order.
+        _end()
+
+
+def _end(*, at_once: bool = False) -> None:
+    if _started:
+        process = _started.pop()
+        os.environ.pop(STARTER, None)
+        if at_once:
+            process.kill()
         process.communicate()
         _SOCKET.unlink(missing_ok=True)
 
