@@ -462,7 +462,7 @@ def inspect(
 
 
 @app.command(
-    epilog="Examples: dfkd export --out exported | dfkd export --out exported --int8 | "
+    epilog="Examples: dfkd export --out exported | dfkd export --out with_int8 --int8 | "
     "dfkd export --student my_student --out exported --format onnx --bake-preprocessing"
 )
 def export(
