@@ -6,6 +6,7 @@ starter, or if it has another environment or older code, the stage does its own 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -170,6 +171,8 @@ def _import_all() -> None:
     # A training imports torch's compiler, and pictures or a network of torchvision that.
     for module in ("torch._dynamo", "dfkd_core.common.vision"):
         import_module(module)
+    # Else each copy looks through all of these objects for garbage, and so makes copies of their memory.
+    gc.freeze()
 
 
 def _owner_lives(listener: socket.socket) -> bool:
