@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ __all__ = ["Fit", "Inspection", "inspect_teacher"]
 
 _NORMALISATIONS = ("BatchNorm", "GroupNorm", "LayerNorm", "InstanceNorm", "RMSNorm", "LocalResponseNorm")
 _TIMED_STEPS = 2
-_TIMED_SECONDS = 1.0
+_TIMED_SECONDS = 0.25
+_FIRST_TIMED_IMAGES = 8
 _MAX_TIMED_IMAGES = 512
 
 
@@ -62,7 +64,7 @@ class Inspection:
 def inspect_teacher(
     teacher: Teacher, statistics: StatisticsConfig, synthesis: SynthesisConfig, *, seed: int
 ) -> Inspection:
-    """Find out what works with a teacher, and time the configured synthesis for about a second or one small batch.
+    """Find out what works with a teacher, and time the configured synthesis for about a second or a few small batches.
 
     Args:
         teacher: The frozen teacher.
@@ -124,16 +126,23 @@ def _method_fit(teacher: Teacher, config: SynthesisConfig, statistics: FeatureSt
 
 def _seconds(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, seed: int) -> float:
     """Time drawing alone and drawing with a few steps, and extrapolate to all steps."""
-    count = 8
-    while True:
-        drawing = _time(teacher, _with_steps(config, 0), statistics, count, seed)
-        stepping = _time(teacher, _with_steps(config, _TIMED_STEPS), statistics, count, seed)
-        if drawing + stepping > _TIMED_SECONDS or count >= min(_MAX_TIMED_IMAGES, config.batch_size):
-            break
-        count *= 2
+    trials = [_trial(teacher, _with_steps(config, steps), statistics, seed) for steps in (0, _TIMED_STEPS)]
+    largest = min(_MAX_TIMED_IMAGES, config.batch_size)
+    count = min(_FIRST_TIMED_IMAGES, largest)
+    # The first passes of a program compile it.
+    _times(trials, count)
+    times = _times(trials, count)
+    while sum(times) < _TIMED_SECONDS and count < largest:
+        count = min(4 * count, largest)
+        times = _times(trials, count)
+    drawing, stepping = map(min, times, _times(trials, count))
     steps = config.method_config.steps
     per_step = max(0.0, stepping - drawing) / _TIMED_STEPS
     return 1000 / count * (drawing + (steps.iterations if steps else 0) * per_step)
+
+
+def _times(trials: Sequence[Callable[[int], float]], count: int) -> list[float]:
+    return [trial(count) for trial in trials]
 
 
 def _with_steps(config: SynthesisConfig, steps: int) -> SynthesisConfig:
@@ -142,15 +151,17 @@ def _with_steps(config: SynthesisConfig, steps: int) -> SynthesisConfig:
     return dataclasses.replace(config, methods=dataclasses.replace(config.methods, **changed))
 
 
-def _time(teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, count: int, seed: int) -> float:
-    state = prepare_method(config, teacher, statistics, seed=seed)
-    synthesizer = build_synthesizer(config, teacher, statistics, state)
-    seconds = []
-    # The first passes of a program compile it.
-    for _ in range(2):
+def _trial(
+    teacher: Teacher, config: SynthesisConfig, statistics: FeatureStatistics, seed: int
+) -> Callable[[int], float]:
+    """Return a function that makes and labels so many images and returns the seconds."""
+    synthesizer = build_synthesizer(config, teacher, statistics, prepare_method(config, teacher, statistics, seed=seed))
+
+    def run(count: int) -> float:
         started = time.perf_counter()
         made = synthesizer.synthesize(range(count), seed=seed)
         with torch.no_grad():
             teacher(made.images.to(teacher.device))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        return time.perf_counter() - started
+
+    return run

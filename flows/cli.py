@@ -338,6 +338,10 @@ def stage(
         with _reporting(debug):
             write_code_file()
         return
+    from dfkd_flows.session.starter import run_by_starter
+
+    if (code := run_by_starter()) is not None:
+        raise typer.Exit(code)
     with _reporting(debug, "Finished shards and checkpoints are kept. Continue with the same command."), _only_run():
         from dfkd_flows.settings.parsing import load_params
         from dfkd_flows.stages.command import run_stage
@@ -487,7 +491,7 @@ def inspect(
 
 
 @app.command(
-    epilog="Examples: dfkd export --out exported | dfkd export --out exported --int8 | "
+    epilog="Examples: dfkd export --out exported | dfkd export --out with_int8 --int8 | "
     "dfkd export --student my_student --out exported --format onnx --bake-preprocessing"
 )
 def export(

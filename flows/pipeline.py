@@ -23,6 +23,7 @@ from dfkd_flows.session.environment import enter_project, prepare_environment
 from dfkd_flows.session.one_run import only_run
 from dfkd_flows.session.own_code import start_again
 from dfkd_flows.session.services import flow_page
+from dfkd_flows.session.starter import starter
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.settling import planned, settle
@@ -134,7 +135,8 @@ def _run(params: Params, *, whole: bool, pull: bool) -> Made:
         note(fault)
     if pull:
         dvc_pull()
-    failed = _reproduce(params, whole=whole)
+    with starter():
+        failed = _reproduce(params, whole=whole)
     return _deliver(params, failed)
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from dfkd_core.common.compiler import deferred_compiler
 
 __all__ = ["datasets", "functional_v2", "make_grid", "models", "transforms_v2"]
 
@@ -20,6 +23,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_WHEN_USED = {"functional_v2": "torchvision.transforms.v2.functional", "transforms_v2": "torchvision.transforms.v2"}
 # A library's definitions are removed with the object, so it is kept as long as the module.
 _declarations: list[torch.library.Library] = []
 
@@ -43,9 +47,19 @@ def _declare_operators() -> None:
     _declarations.append(library)
 
 
-_import_torchvision()
+with deferred_compiler():
+    _import_torchvision()
 
 from torchvision import datasets, models  # noqa: E402
-from torchvision.transforms import v2 as transforms_v2  # noqa: E402
-from torchvision.transforms.v2 import functional as functional_v2  # noqa: E402
 from torchvision.utils import make_grid  # noqa: E402
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2 as transforms_v2
+    from torchvision.transforms.v2 import functional as functional_v2
+
+
+def __getattr__(name: str) -> Any:
+    """Import the transforms when they are used, since they import torch's compiler, which takes seconds."""
+    if name in _WHEN_USED:
+        return importlib.import_module(_WHEN_USED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -88,6 +88,7 @@ class Teacher:
         self.passes = PassSizes(self._classifier, memory=memory)
         """Chooses how many images are passed through it at once."""
         self._trace = self._run_probe()
+        self._merged: dict[tuple[str, ...], Teacher | None] = {}
 
     @property
     def card(self) -> ModelCard:
@@ -120,9 +121,15 @@ class Teacher:
         It is the same function up to rounding and keeps the digest and the sizes of passes. The values of the modelled
         layer and of the layers at the addresses in `keep` do not change. See `dfkd_core.models.merging`.
         """
-        classifier = merge_batch_norm(self._classifier, keep=(self.card.layer, *keep))
+        kept = (self.card.layer, *keep)
+        if kept not in self._merged:
+            self._merged[kept] = self._merge(kept)
+        return self._merged[kept] or self
+
+    def _merge(self, keep: Sequence[str]) -> Teacher | None:
+        classifier = merge_batch_norm(self._classifier, keep=keep)
         if classifier is self._classifier:
-            return self
+            return None
         whole = Teacher(classifier, device=self.device)
         whole.digest, whole.passes = self.digest, self.passes
         return whole

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.errors import SynthesisError
@@ -171,9 +172,7 @@ class _Moving:
             else None
         )
         self.parameters = starts.requires_grad_(True)
-        self._adam = torch.optim.Adam(
-            [self.parameters], lr=descent.learning_rate, fused=True, capturable=starts.is_cuda
-        )
+        self._adam = _Adam(self.parameters, descent.learning_rate)
         self.terms: dict[str, Tensor] = {}
         """Terms of the last step's loss, each [m]."""
         self.total = torch.empty(0)
@@ -193,17 +192,45 @@ class _Moving:
         """Take one step of Adam; with smoothing, Adam works on values whose blur is the image's change."""
         parameters = self.parameters
         # The fused kernel reads parameter and gradient in parallel, so both need the same memory layout.
-        parameters.grad = torch.empty_like(parameters)
+        aligned = torch.empty_like(parameters)
         if self._blur is None:
-            parameters.grad.copy_(gradient)
-            self._adam.step()
+            self._adam.step(aligned.copy_(gradient))
         else:
             rows, columns = self._blur
-            parameters.grad.copy_(rows.T @ gradient @ columns)
             before = parameters.clone()
-            self._adam.step()
+            self._adam.step(aligned.copy_(rows.T @ gradient @ columns))
             parameters.copy_(before + rows @ (parameters - before) @ columns.T)
         self._prior.project(parameters)
+
+
+class _Adam:
+    """Adam with the usual settings, as `torch.optim.Adam`, whose first step imports torch's compiler for seconds."""
+
+    def __init__(self, parameters: Tensor, learning_rate: float) -> None:
+        self._parameters, self._learning_rate = parameters, learning_rate
+        self._moments = torch.zeros_like(parameters), torch.zeros_like(parameters)
+        self._steps = torch.zeros((), device=parameters.device)
+
+    def step(self, gradient: Tensor) -> None:
+        """Move the parameters in place; `gradient` has their memory layout."""
+        first, second = self._moments
+        adam(
+            [self._parameters],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [self._steps],
+            fused=True,
+            capturable=self._parameters.is_cuda,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 @cache

@@ -29,6 +29,11 @@ UNIFORM_TOLERANCE = 0.01
 """An output whose largest probability is at most (1 + this) / k carries no information about the image."""
 BALANCE_TOLERANCE = 0.2
 """Largest relative deviation of a class's number of images from the uniform number that is not reported."""
+LEAST_SHARE_AS_DRAWN = 0.1
+"""The same for a set of which a part stays as drawn: smallest number of a class's images, relative to the uniform one.
+
+Such images keep the classes that the teacher gives them, so a deviation is expected.
+"""
 
 # With fewer images per class and fewer in total, an apparent fault may be chance.
 _IMAGES_PER_CLASS = 10
@@ -97,6 +102,8 @@ def check_set(class_histogram: Sequence[int], *, config: SynthesisConfig) -> Non
 def balance_note(class_histogram: Sequence[int], *, method: str, method_config: Mapping[str, Any]) -> str | None:
     """Return a sentence about the classes that deviate by more than 20 % from the uniform share, None if none does.
 
+    Of a set in which a part of the images stays as drawn, only classes with less than a tenth of this share count.
+
     Args:
         class_histogram: Number of images for which the teacher predicts each class, [k].
         method: The set's method.
@@ -104,7 +111,13 @@ def balance_note(class_histogram: Sequence[int], *, method: str, method_config: 
     """
     num_images, num_classes = sum(class_histogram), len(class_histogram)
     even = num_images / num_classes
-    off = [k for k, count in enumerate(class_histogram) if abs(count - even) > BALANCE_TOLERANCE * even]
+    settings = _part(_part(method_config, "methods"), method)
+    drawn = _share_as_drawn(settings)
+    off = [
+        k
+        for k, count in enumerate(class_histogram)
+        if (count < LEAST_SHARE_AS_DRAWN * even if drawn else abs(count - even) > BALANCE_TOLERANCE * even)
+    ]
     if not off:
         return None
     worst = sorted(sorted(off, key=lambda k: -abs(class_histogram[k] - even))[:_CLASSES_SHOWN])
@@ -113,7 +126,7 @@ def balance_note(class_histogram: Sequence[int], *, method: str, method_config: 
     return (
         f"{'classes' if len(off) > 1 else 'class'} {', '.join(map(str, worst))}{more} "
         f"{'have' if len(off) > 1 else 'has'} {shares} of the images against {100 / num_classes:.1f} %, by the "
-        f"teacher's answers{_balancing(method, method_config)}"
+        f"teacher's answers{_balancing(method, settings, drawn)}"
     )
 
 
@@ -187,16 +200,20 @@ def _less_certain(config: SynthesisConfig) -> str:
     return f"Lower {path}.iterations or {path}.learning_rate."
 
 
-def _balancing(method: str, method_config: Mapping[str, Any]) -> str:
-    """Return advice on the setting that balances the classes of a method's images; empty if there is none."""
+def _share_as_drawn(settings: Mapping[str, Any]) -> float:
+    """Return the share of images whose class is not chosen, by a method's settings."""
     # A manifest that another program wrote may have other settings, or none.
-    settings = _part(_part(method_config, "methods"), method)
+    share = _part(settings, "refinement").get("refined_share")
+    return 1 - share if isinstance(share, float) and 0 <= share < 1 else 0.0
+
+
+def _balancing(method: str, settings: Mapping[str, Any], drawn: float) -> str:
+    """Return advice on the setting that balances the classes of a method's images; empty if there is none."""
     path = f"synthesis.methods.{method}"
     if settings.get("balanced") is False:
         return f"; set {path}.balanced: true to even out the targets"
-    share = _part(settings, "refinement").get("refined_share")
-    if isinstance(share, float) and 0 <= share < 1:
-        return f"; {1 - share:.0%} of them stay as drawn, not as targeted: raise {path}.refinement.refined_share"
+    if drawn:
+        return f"; {drawn:.0%} of them stay as drawn, not as targeted: raise {path}.refinement.refined_share"
     steps = next((name for name in ("refinement", "descent") if name in settings), None)
     return f"; raise {path}.{steps}.iterations" if steps else ""
 

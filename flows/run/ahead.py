@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dfkd_core.errors import DfkdError
 from dfkd_flows.session.display import say
 from dfkd_flows.session.server import Server, start_server
+from dfkd_flows.session.starter import prepare_starter
 from dfkd_tasks.dvc_project.files import default_remote, file_faults, is_in_project
 from dfkd_tasks.dvc_project.remote import check_remote, described_remote, is_new_clone
 from dfkd_tasks.dvc_project.status import changed_stages, run_dvc
@@ -54,4 +55,7 @@ def _look() -> Outlook:
     if faults := list(file_faults()):
         raise DfkdError("\n".join(faults))
     changed = changed_stages()
-    return Outlook(changed=changed, server=start_server() if changed else None)
+    server = start_server() if changed else None
+    if changed:
+        prepare_starter()
+    return Outlook(changed=changed, server=server)

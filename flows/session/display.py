@@ -1,4 +1,4 @@
-"""Progress: a bar with rate and time left on a terminal, otherwise a line every few seconds."""
+"""Progress: a bar with rate and time left on a terminal, otherwise a line every few seconds if there is any."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from dfkd_core.progress import Progress
 
 __all__ = ["Display", "say"]
 
-_SECONDS_BETWEEN_LINES = 5.0
-
 
 def say(text: str = "") -> None:
     """Print a line and flush it."""
@@ -23,12 +21,14 @@ def say(text: str = "") -> None:
 class Display:
     """Shows the progress reports of one stage."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, seconds_between_lines: float = 5.0) -> None:
         """Prepare the display of `stage`."""
         self._stage = stage
+        self._seconds_between_lines = seconds_between_lines
         self._bar = _Bar(stage) if sys.stdout.isatty() else None
         self._first: tuple[float, int] | None = None
         self._last_line = 0.0
+        self._last_done: int | None = None
 
     def __enter__(self) -> Self:
         """Start the bar."""
@@ -50,8 +50,8 @@ class Display:
             self._first = (now, progress.done)
         if self._bar:
             self._bar.update(progress)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
+        elif progress.done != self._last_done and now - self._last_line >= self._seconds_between_lines:
+            self._last_line, self._last_done = now, progress.done
             say(f"  {self._line(progress, now)}")
 
     def _line(self, progress: Progress, now: float) -> str:

@@ -120,6 +120,13 @@ def test_balance_note__of_a_set_with_other_settings_has_no_key_error(config):
     assert balance_note((4, 4, 4, 2), method="noise", method_config=config).startswith("class 3 has 14.3 %")
 
 
+@pytest.mark.parametrize(("count", "is_noted"), [(10, False), (9, True)])
+def test_balance_note__of_a_set_that_mostly_stays_as_drawn_names_only_classes_with_hardly_an_image(count, is_noted):
+    drawn = {"methods": {"soft_target": {"balanced": True, "refinement": {"refined_share": 0.25}}}}
+    note = balance_note((count, 250, 100, 400 - 350 - count), method="soft_target", method_config=drawn)
+    assert (note is not None) == is_noted
+
+
 def test_balance_note__shows_the_worst_of_many():
     note = balance_note((*[0] * 9, 91), method="noise", method_config=NOISE)
     assert note.startswith("classes 0, 1, 2, 3, 9 and 5 more have 0.0 %, 0.0 %, 0.0 %, 0.0 %, 100.0 % of the images")
@@ -138,7 +145,7 @@ def test_balance_note__shows_the_worst_of_many():
 def test_balance_note__ends_with_the_setting_to_change_if_there_is_one(method, settings, advice):
     assert (
         advice
-        in balance_note((9, 1), method=method, method_config={"methods": {method: settings}}).split(
+        in balance_note((99, 1), method=method, method_config={"methods": {method: settings}}).split(
             "by the teacher's "
         )[1]
     )
