@@ -24,10 +24,13 @@ from types import FrameType
 from dfkd_tasks.caching.code import PACKAGES
 from dfkd_tasks.caching.file_states import FileState, file_state
 
-__all__ = ["STARTER", "prepare_starter", "run_by_starter", "starter"]
+__all__ = ["PARENT_RUN", "STARTER", "prepare_starter", "run_by_starter", "starter"]
 
 STARTER = "DFKD_STARTER"
 """Environment variable with the folder of the project whose starter a stage may use."""
+
+PARENT_RUN = "DFKD_PARENT_RUN"
+"""Environment variable with the flow run whose stages are its sub-runs, see `dfkd_flows.shown.parent`."""
 
 # Relative, as the system allows only about 100 characters.
 _SOCKET = Path(".dfkd/starter.sock")
@@ -36,8 +39,8 @@ _STREAMS = (0, 1, 2)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHELL_BASE = 128
 _CODE = ("dfkd_core", "dfkd_tasks", "dfkd_flows")
-# Of the shell, the terminal and DVC: they differ from stage to stage and change no import.
-_FREE = ("_", "COLUMNS", "LINES", "OLDPWD", "PATH", "PWD", "SHLVL")
+# Of the run, the shell, the terminal and DVC: they differ from stage to stage and change no import.
+_FREE = (PARENT_RUN, "_", "COLUMNS", "LINES", "OLDPWD", "PATH", "PWD", "SHLVL")
 _FREE_OF_DVC = "DVC"
 
 

@@ -27,9 +27,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.results import get_result_store
 from prefect.settings import PREFECT_API_URL
 
+from dfkd_flows.session.starter import PARENT_RUN
+
 __all__ = ["handing_over", "reason_of", "reasons_of_sub_runs", "sub_run"]
 
-_PARENT = "DFKD_PARENT_RUN"
 # "Flow run encountered an exception: dfkd_core.errors.DataError: No such file"
 _PREFIX = re.compile(r"^Flow run encountered an exception: (?:[\w.]+: ?)?")
 
@@ -39,17 +40,17 @@ def handing_over() -> Iterator[None]:
     """Let the processes that the block starts run their flows as sub-runs of the present flow run."""
     context = FlowRunContext.get()
     if context and context.flow_run:
-        os.environ[_PARENT] = f"{context.flow_run.id}@{_server()}"
+        os.environ[PARENT_RUN] = f"{context.flow_run.id}@{_server()}"
     try:
         yield
     finally:
-        os.environ.pop(_PARENT, None)
+        os.environ.pop(PARENT_RUN, None)
 
 
 @contextmanager
 def sub_run() -> Iterator[None]:
     """Run the flows of the block as sub-runs of the run that was handed over, if it is on the server in use."""
-    parent = _parent(os.environ.pop(_PARENT, ""))
+    parent = _parent(os.environ.pop(PARENT_RUN, ""))
     if parent is None:
         yield
         return
