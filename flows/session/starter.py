@@ -227,6 +227,5 @@ def _become(request: _Request, streams: list[int]) -> None:
 
 if __name__ == "__main__":
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    from dfkd_flows.cli import app
-
-    app()
+    # A copy is the command itself, which is above all folders.
+    import_module("dfkd_flows.cli").app()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_flows.session.starter import run_by_starter, starter
+from dfkd_flows.session.starter import PARENT_RUN, run_by_starter, starter
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,9 @@ def test_stage__is_done_by_a_copy_of_the_starter_with_its_exit_code_and_output(s
     code, last, has_imported = run_stage("train", started)
     assert (code, has_imported) == (2, False)
     assert last == "dfkd: No stage 'train'. Stages: teacher, statistics, synthesize, distill, evaluate"
-    # DVC sets variables for each stage.
-    assert run_stage("sleep", started | {"DVC_STAGE": "sleep"})[1:] == (last.replace("train", "sleep"), False)
+    # DVC sets variables for each stage, and a run hands over its id.
+    handed_over = {"DVC_STAGE": "sleep", PARENT_RUN: "id@server"}
+    assert run_stage("sleep", started | handed_over)[1:] == (last.replace("train", "sleep"), False)
 
 
 def test_stage__with_another_environment_does_its_own_imports(started: dict[str, str]) -> None:
