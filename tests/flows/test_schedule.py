@@ -17,7 +17,7 @@ import yaml
 from dfkd_tasks.processes.background import MARK
 
 SECONDS_TO_START = 120
-SECONDS_TO_COMPLETE = 420
+SECONDS_TO_COMPLETE = 1500
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def _end(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_nightly_deployment__completes_on_a_worker(workspace: Any, server: None) -> None:
     workspace.environment["PREFECT_HOME"] = str(workspace.path / ".dfkd" / "prefect")
     workspace.run("prefect", "work-pool", "create", "dfkd", "--type", "process")
@@ -150,14 +150,15 @@ def _marked(folder: str) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_project_of_several__has_its_nights_trials_and_reevaluation(workspace: Any, up: None) -> None:
     write_settings(workspace, SEVERAL)
     deployed = workspace.run("dfkd", "deploy")
     for name in ("pipeline/nightly-default", "pipeline/nightly-other", "pipeline/on-demand", "reevaluate/reevaluate"):
         assert name in deployed
     assert "runs since" in workspace.run("dfkd", "up")
-    assert "in the background: prefect http://127.0.0.1" in workspace.run("dfkd", "doctor")
+    # Other findings are of this machine.
+    assert "in the background: prefect http://127.0.0.1" in workspace.start("dfkd", "doctor").communicate()[0]
 
     for teacher in ("default", "other"):
         assert "'Completed'" in run_deployment(workspace, f"pipeline/nightly-{teacher}", "pull=false")
