@@ -242,7 +242,6 @@ def test_share__refuses_in_one_sentence_and_changes_nothing(
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"my_net.py": b"#"}, "git add"),
         ({"weights.pth": b"-"}, "git add --force weights.pth    # git ignores them"),
         ({"large.pt": bytes(6_000_000)}, "dvc add large.pt && dvc push    # too large for git"),
     ],
