@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ def pipeline(
     epochs: int | None = None,
     num_images: int | None = None,
     git_pull: bool = False,
-) -> Made | dict[str, dict[str, Any]] | State[Any]:
+) -> Made | State[Any]:
     """Run everything that has changed and publish the results; the deployments call this.
 
     With a preset or other changes it is a trial, see `dfkd_flows.run.trial`: params.yaml and the results of the project
@@ -76,8 +75,7 @@ def pipeline(
         git_pull: Pull the project's git repository first. If there are new commits, the run starts again with them.
 
     Returns:
-        What was made, or the trial of each student by its name. If a student was refused, or results are missing, the
-        state is failed and has a name of its own.
+        What was made. If a student was refused, or results are missing, the state is failed and has a name of its own.
     """
     prepare_environment(enter_project())
     with only_run(wait=True):
@@ -89,9 +87,7 @@ def pipeline(
         names = chosen_students(params, teacher, students or ())
         changes = [*trial_changes(params, names, epochs=epochs, num_images=num_images), *(overrides or [])]
         if preset or changes:
-            show_run(f"trial of {run_name(params.only(names))}", params.only(names))
-            tried = run_trial(preset, changes, names, pull=pull)
-            return {name: dataclasses.asdict(trial) for name, trial in tried.items()}
+            return _ended(lambda: _tried(params.only(names), preset, changes, pull=pull))
         with planned(None, [], students=names) as plan:
             show_run(run_name(plan.chosen), plan.chosen)
             check_ready(plan.chosen)
@@ -126,6 +122,14 @@ def _ended(work: Callable[[], Made]) -> Made | State[Any]:
         return Failed(message=reasons_of_sub_runs() or "A stage failed; its reason is in its output", data=failure)
     error = made.error()
     return Failed(name=error.state, message=str(error), data=error) if error else made
+
+
+def _tried(params: Params, preset: str | None, changes: Sequence[str], *, pull: bool) -> Made:
+    """Make the students with other parameters; nothing of it is published."""
+    show_run(f"trial of {run_name(params)}", params)
+    with handing_over():
+        run_trial(preset, changes, tuple(params.students), pull=pull)
+    return Made(params, {})
 
 
 def _run(params: Params, *, whole: bool, pull: bool) -> Made:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,13 @@ class CountingTeacher(Teacher):
 
 def distilled(teacher=None, **changes):
     teacher = teacher or Teacher(build_classifier(CARD, seed=0))
-    settings = {"start": "random", "epochs": 4, "batch_size": 6, "feature_weight": 1.0, "augmentation": MOVED}
+    settings: dict[str, Any] = {
+        "start": "random",
+        "epochs": 4,
+        "batch_size": 6,
+        "feature_weight": 1.0,
+        "augmentation": MOVED,
+    }
     logits = teacher.label(IMAGES / 255)
     return distill_images(teacher, IMAGES, logits, DistillationConfig(**settings | changes), seed=0)
 
