@@ -65,6 +65,9 @@ class Stop:
         while (left := descendants(session=os.getsid(0))) and time.monotonic() < self._deadline:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         kill(left)
+        # After an interrupt in the `exec` of a text, as in an import of data classes, `python -m` would end by SIGINT
+        # and not with our exit code. Another `exec` clears this state.
+        exec("pass")
         self._write()
 
     def _end_in_time(self) -> None:

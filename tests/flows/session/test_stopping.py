@@ -67,6 +67,20 @@ def test_signal__ends_all_and_the_last_line_is_the_next_command(number: str, cod
     assert has_ended(below)
 
 
+def test_signal_in_a_text_that_is_executed__ends_a_module_with_the_same_code(tmp_path: Path) -> None:
+    work = 'exec("time.sleep(60)")'
+    (tmp_path / "command.py").write_text(COMMAND.format(before="", below=BELOW, work=work))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "command"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PACKAGES)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
 def test_repeated_signal_while_another_library_handles_it__ends_the_process_in_seconds() -> None:
     # As Prefect does during a flow, and then it waits for its threads.
     handler = "signal.signal(signal.SIGTERM, lambda *_: None); [time.sleep(0.1) for _ in range(600)]"
