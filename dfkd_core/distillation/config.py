@@ -39,8 +39,8 @@ class DistillationConfig:
     student_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function that builds the student's network."""
     start: Literal["auto", "random", "pruned"] = "auto"
-    """First weights: drawn (`random`), or a thinner copy of the teacher (`pruned`), which most papers do not use;
-    `auto` takes the copy if the student's network allows it."""
+    """First weights: drawn (`random`), or a thinner or shorter copy of the teacher (`pruned`), which most papers do not
+    use; `auto` takes the copy if the student's network allows it."""
     epochs: PositiveInt = 40
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256

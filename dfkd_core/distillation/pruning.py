@@ -4,14 +4,15 @@
 that are kept. The layers that read them are then fitted by least squares on their inputs in the student (He et al.,
 2017, arXiv 1707.06168, equation 5), see `dfkd_core.distillation.copying`. Both steps use synthetic images alone. Only
 the sampled positions are random, drawn from a stream with a fixed seed. Both networks run their own `forward`, so
-checks, loops and reshapes in it do no harm.
+checks, loops and reshapes in it do no harm. If the student has fewer blocks, the teacher is made shorter first, see
+`dfkd_core.distillation.depth`.
 
 n images, c channels, h height, w width, k classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from dfkd_core.common.pixels import grey_images, load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.copying import Pairing, copy_layers
+from dfkd_core.distillation.depth import find_rows, first_fitting, make_shorter
 from dfkd_core.errors import DistillationError, TeacherError
 from dfkd_core.models.access import Inspectable
 from dfkd_core.models.calls import NotThinnableError
@@ -36,6 +38,9 @@ _MAX_MAP_VALUES = 2**25
 # Maps of both networks together that are in memory during the residual sum of a block.
 _MAPS_AT_ONCE = 5
 _CHECKED_IMAGES = 200
+# Images on which blocks are left out for a trial, and values of pixels that limit them.
+_MIN_TRIALS, _MAX_TRIALS = 16, 64
+_TRIAL_VALUES = 2**20
 # Largest difference from the teacher of a copy that is as wide, as a share of the largest output.
 _SAME = 1e-3
 # Largest squared error of a thinner copy, as a share of the variance of the teacher's outputs. A constant reaches 1.
@@ -47,8 +52,9 @@ _SETTINGS = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 def prune_into(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
     """Fill a network's weights and BatchNorm buffers, in place, with a thinner copy of the teacher.
 
-    Both networks must have the same modules under the same paths, and no width of the student may be larger. With equal
-    widths, the student becomes the teacher up to rounding: its outputs differ by at most a thousandth of the largest
+    Both networks must have the same modules under the same paths, and no width of the student may be larger. Only the
+    student's rows of blocks (`nn.Sequential`, `nn.ModuleList`, `nn.ModuleDict`) may be shorter. With equal widths and
+    depths, the student becomes the teacher up to rounding: its outputs differ by at most a thousandth of the largest
     one. Least squares are solved in float64 on the CPU.
 
     Args:
@@ -67,7 +73,7 @@ def prune_into(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
 
 
 def check_thinner(network: nn.Module, thin: nn.Module) -> None:
-    """Check that `thin` differs from `network` only in widths and that none of its widths is larger.
+    """Check that `thin` differs from `network` only in widths and in the length of rows, and that none is larger.
 
     Raises:
         DistillationError: There are other differences; names them.
@@ -84,10 +90,12 @@ def check_copy(teacher: Inspectable, student: nn.Module) -> None:
     """
     check_thinner(teacher.network, student)
     is_training = student.training
+    network = teacher.network
     try:
-        _paired(teacher, student.to(teacher.device).eval())
+        network = _as_short(teacher, student, lambda: grey_images(2, teacher.card.image_shape, teacher.device))
+        _paired(teacher, network, student.to(teacher.device).eval())
     except NotThinnableError as error:
-        if not _is_as_wide(teacher.network, student):
+        if not _is_as_wide(network, student):
             raise no_copy(str(error)) from error
     finally:
         student.train(is_training)
@@ -108,16 +116,16 @@ def fill_copy(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
     Raises:
         NotThinnableError: The student cannot be a copy; the message is the reason alone.
     """
-    network = teacher.network
-    if faults := _differences(network, student):
+    if faults := _differences(teacher.network, student):
         raise NotThinnableError("; ".join(faults[:5]))
     weight = next(student.parameters(), None)
     if weight is None:
         raise NotThinnableError("the student has no weights")
     device, is_training = weight.device, student.training
     student.to(teacher.device).eval()
+    network = _as_short(teacher, student, lambda: _pixels(teacher, images, _num_trials(teacher)))
     try:
-        _fill(teacher, student, images)
+        _fill(teacher, network, student, images)
     except NotThinnableError:
         if not _is_as_wide(network, student):
             raise
@@ -130,14 +138,27 @@ def fill_copy(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
         student.to(device).train(is_training)
 
 
-def _paired(teacher: Inspectable, student: nn.Module) -> Pairing:
+def _as_short(teacher: Inspectable, student: nn.Module, pixels: Callable[[], Tensor]) -> nn.Module:
+    """Return the teacher's network, or a copy with as few blocks as the student, chosen on images in [0, 1]."""
+    network = teacher.network
+    if not find_rows(network, student):
+        return network
+    inputs, key = teacher.normalise(pixels()), teacher.card.output_key
+    return make_shorter(network, student, lambda short: select_output(short(inputs), key), _fits)
+
+
+def _fits(own: nn.Module, block: nn.Module) -> bool:
+    return not _differences(block, own)
+
+
+def _paired(teacher: Inspectable, network: nn.Module, student: nn.Module) -> Pairing:
     probes = teacher.normalise(grey_images(2, teacher.card.image_shape, teacher.device))
-    whole = _whole_groups(teacher.network, student)
-    return Pairing(*(find_channels(net, probes, whole_groups=whole) for net in (teacher.network, student)))
+    whole = _whole_groups(network, student)
+    return Pairing(*(find_channels(net, probes, whole_groups=whole) for net in (network, student)))
 
 
-def _fill(teacher: Inspectable, student: nn.Module, images: Rows) -> None:
-    network, pairing = teacher.network, _paired(teacher, student)
+def _fill(teacher: Inspectable, network: nn.Module, student: nn.Module, images: Rows) -> None:
+    pairing = _paired(teacher, network, student)
     pixels = _normalised(teacher, images, _num_images(teacher, pairing.wide.largest))
     key = teacher.card.output_key
     wanted = select_output(copy_layers(network, student, pairing, pixels), key)[:_CHECKED_IMAGES]
@@ -197,12 +218,23 @@ def _whole_groups(network: nn.Module, thin: nn.Module) -> frozenset[str]:
 
 
 def _differences(network: nn.Module, thin: nn.Module) -> list[str]:
-    own, wide = dict(_leaves(thin)), dict(_leaves(network))
+    rows = find_rows(network, thin)
+    own, wide = ({p: leaf for p, leaf in _leaves(net) if not _is_inside(p, rows)} for net in (thin, network))
     faults = [f"the student has no {path}" for path in wide if path not in own]
     faults += [f"the teacher has no {path}" for path in own if path not in wide]
-    return faults + [
-        fault for path in wide if path in own for fault in _module_differences(path, wide[path], own[path])
-    ]
+    faults += [fault for path in wide if path in own for fault in _module_differences(path, wide[path], own[path])]
+    return faults + [fault for path in rows for fault in _row_differences(network, thin, path)]
+
+
+def _is_inside(path: str, rows: list[str]) -> bool:
+    return any(path.startswith(f"{row}.") for row in rows)
+
+
+def _row_differences(network: nn.Module, thin: nn.Module, path: str) -> Iterator[str]:
+    """Yield the fault of a row of blocks of which the student has fewer."""
+    blocks, own = (list(net.get_submodule(path).children()) for net in (network, thin))
+    if first_fitting(own, blocks, _fits) is None:
+        yield f"the {len(own)} blocks of {path} are no choice of the teacher's {len(blocks)}, in their order"
 
 
 def _leaves(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -232,9 +264,20 @@ def _group_widths(module: nn.Conv2d) -> tuple[int, int]:
     return module.in_channels // module.groups, module.out_channels // module.groups
 
 
+def _pixels(teacher: Inspectable, images: Rows, count: int) -> Tensor:
+    """Return the first images in [0, 1], [n, c, h, w]."""
+    return load_batch(images, torch.arange(min(count, len(images))), teacher.device)
+
+
 def _normalised(teacher: Inspectable, images: Rows, count: int) -> Tensor:
     """Return the input of the teacher's network for the first images, [n, c, h, w]."""
-    return teacher.normalise(load_batch(images, torch.arange(min(count, len(images))), teacher.device))
+    return teacher.normalise(_pixels(teacher, images, count))
+
+
+def _num_trials(teacher: Inspectable) -> int:
+    """Return the number of images on which blocks are left out for a trial: many passes, so few images."""
+    channels, height, width = teacher.card.image_shape
+    return max(_MIN_TRIALS, min(_MAX_TRIALS, _TRIAL_VALUES // (channels * height * width)))
 
 
 def _num_images(teacher: Inspectable, largest: int) -> int:
