@@ -162,7 +162,7 @@ def test_next_night__without_any_change_is_not_green_either(place: Place, receiv
 def test_failed_stage__is_reported_with_its_reason(place: Place, receiver: Receiver) -> None:
     run = place.night("execution.memory_gib=1e-6", "distillation.epochs=3")
     assert run["state_name"] == "Failed"
-    assert run["state"]["message"].startswith("distill lenet5@0.5: A step of lenet5_half on 256 images takes about")
+    assert run["state"]["message"].startswith("distill lenet5@0.5: A step of lenet5_half on 100 images takes about")
     report = receiver.of("/hook")[-1]
     assert (report["event"], report["student"]) == ("failed", "lenet5@0.5")
     assert report["reasons"] == [run["state"]["message"]]
