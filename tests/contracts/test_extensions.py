@@ -160,6 +160,7 @@ def test_a_source_of_statistics(code: Path, extend: Extend) -> None:
     assert run(code, "-c", script).strip() == "[4.0] 84"
 
 
+@pytest.mark.slow
 def test_a_method_that_prepares_something__through_the_whole_synthesis(code: Path, extend: Extend) -> None:
     table = "dfkd_core/synthesis/methods.py"
     row = 'under the method\'s name."""\n|    toy: ToyConfig = field(default_factory=ToyConfig)|ToyConfig'

@@ -121,6 +121,7 @@ def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     assert "version 2" in output
 
 
+@pytest.mark.slow
 def test_second_student__shares_all_that_the_teacher_has(first_run: Any) -> None:
     workspace, _ = first_run
     before = workspace.read_lock()

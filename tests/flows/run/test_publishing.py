@@ -62,6 +62,7 @@ def states(folder: Path, scenario: str, point: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_publish__goes_on_after_a_kill_between_the_version_and_its_aliases(tmp_path: Path) -> None:
     assert states(tmp_path, "better", "set_registered_model_alias") == [BETTER]
 

@@ -47,7 +47,7 @@ def test_a_server__keeps_files_where_it_wants_and_is_shown_without_its_password(
     assert new_artifacts("dfkd") is None
     assert run_page("3", "abc") == "https://host:5000/ml/#/experiments/3/runs/abc"
     assert described_store() == publication_place() == "https://host:5000/ml/ (MLFLOW_TRACKING_URI)"
-    assert page_command() == "https://host:5000/ml/"
+    assert page_command() == "https://host:5000/ml"
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:secret@other")
     assert described_store().endswith("; models in http://other (MLFLOW_REGISTRY_URI)")
 
