@@ -147,9 +147,16 @@ def plan_forms(formats: Sequence[ExportFormat], *, bake: bool, int8: bool) -> li
 
 
 def make_forms(
-    plans: Sequence[Plan], student: Classifier, graphs: Graphs, folder: Path, checks: Checks
+    plans: Sequence[Plan],
+    student: Classifier,
+    graphs: Graphs,
+    folder: Path,
+    checks: Checks,
+    on_file: Callable[[str], None],
 ) -> tuple[list[ExportedForm], list[FailedForm]]:
     """Make every planned form in `folder`; one that fails is deleted, and the others stay.
+
+    Calls `on_file` with the name of each form's file before it is made.
 
     Raises:
         OSError: The folder cannot be written.
@@ -158,6 +165,7 @@ def make_forms(
     failures: list[FailedForm] = []
     for plan in plans:
         before = {*folder.iterdir()}
+        on_file(plan.file)
         try:
             _check_twin(plan, failures)
             forms.append(_make(plan, student, graphs, folder, checks))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -124,6 +124,7 @@ def export_model(
     calibration: Tensor | None = None,
     min_agreement: float = 0.9,
     labelled: EvaluationData | LabelledImages | None = None,
+    on_file: Callable[[str], None] = lambda file: None,
 ) -> ExportReport:
     """Write a student in several forms, check every one, and only then put those that passed into `out`.
 
@@ -141,6 +142,7 @@ def export_model(
             int8 version. Needs torchao.
         min_agreement: Smallest agreement of an int8 form with the student, in [0, 1].
         labelled: Images on which the accuracy of the student and of int8 forms is measured; no check depends on it.
+        on_file: Called with the name of each form's file before it is made.
 
     Raises:
         ConfigError: `out` cannot be written or holds something else, there is nothing to export, or `min_agreement` is
@@ -177,7 +179,7 @@ def export_model(
             logits = _steady_logits(student, checked)
         checks = Checks(images=checked, student_logits=logits, min_agreement=min_agreement, labelled=labelled)
         graphs = Graphs(student, bake=bake_preprocessing, calibration=calibration)
-        forms, failures = make_forms(plans, student, graphs, folder, checks)
+        forms, failures = make_forms(plans, student, graphs, folder, checks, on_file)
         if not forms:
             raise ExportError("; ".join(dict.fromkeys(failure.reason for failure in failures)))
         digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}

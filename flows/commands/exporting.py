@@ -42,7 +42,7 @@ def export_student(
     min_agreement: float,
     trusted: Collection[str] = (),
 ) -> None:
-    """Export a stored student and print one line for each form.
+    """Export a stored student; print each file when it is begun, and a line for each form at the end.
 
     Args:
         student: Name of a student of the project, or a folder with model.safetensors and config.json; None is the
@@ -103,6 +103,7 @@ def export_student(
         calibration=calibration if int8 else None,
         min_agreement=min_agreement,
         labelled=labelled,
+        on_file=lambda file: say(f"Making and checking {file} ..."),
     )
     _print_report(report, out, note)
     if not formats and "onnx" not in chosen:

@@ -49,8 +49,10 @@ def test_all_formats__are_made_and_told(project: Path) -> None:
     result = call("--out", "exported")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["model.safetensors", "model.pt2", "model.onnx"]
-    assert all("100.00%" in line for line in lines[1:-1])
+    files = ["model.safetensors", "model.pt2", "model.onnx"]
+    assert lines[:3] == [f"Making and checking {file} ..." for file in files]
+    assert [line.split()[0] for line in lines[4:-1]] == files
+    assert all("100.00%" in line for line in lines[4:-1])
     assert "export.json" in lines[-1]
     assert not [path for path in project.iterdir() if path.name.startswith(".exported")]
     assert (project / "exported" / "model.safetensors").read_bytes() == (STUDENT / "model.safetensors").read_bytes()
