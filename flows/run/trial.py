@@ -117,17 +117,25 @@ def run_trial(
         with starter():
             reproduce(*last_stages(plan.chosen))
         again = _command(preset, overrides, () if plan.chosen is plan.params else students)
-        return {name: _logged(plan.chosen.for_student(name), again) for name in plan.students}
+        made = [_logged(plan.chosen.for_student(name)) for name in plan.students]
+    # The project knows the pages of `dfkd up`, and its copy does not.
+    return {own.student_name: _reported(own, run_id, figures, again) for own, run_id, figures in made}
 
 
-def _logged(params: Params, again: str) -> Trial:
+def _logged(params: Params) -> tuple[Params, str, dict[str, Any]]:
     from dfkd_flows.run.publishing import log_only
     from dfkd_flows.run.table import read_metrics
 
-    run_id, page = log_only(params)
+    return params, log_only(params), read_metrics(StudentFiles(params.student_name))
+
+
+def _reported(params: Params, run_id: str, figures: dict[str, Any], again: str) -> Trial:
+    from dfkd_tasks.mlflow_store.publishing import page_of
+
+    page = page_of(run_id)
     place = f"run {run_id}, {page}" if page else f"run {run_id}"
     get_run_logger().info("%s is logged in MLflow as %s. Keep it with: %s", student_label(params), place, again)
-    return Trial(run_id=run_id, figures=read_metrics(StudentFiles(params.student_name)), page=page, again=again)
+    return Trial(run_id=run_id, figures=figures, page=page, again=again)
 
 
 def _command(preset: str | None, overrides: Sequence[str], students: Sequence[str]) -> str:
