@@ -25,7 +25,7 @@ from dfkd_flows.settings.overrides import with_values
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.shown.log import show_run
-from dfkd_flows.shown.names import data_label, student_label
+from dfkd_flows.shown.names import reevaluation_name
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for
 from dfkd_tasks.caching.workspace import TeacherFiles
 from dfkd_tasks.mlflow_store.aliases import CHAMPION, Version, version_of
@@ -56,7 +56,7 @@ def reevaluate(students: list[str] | None = None, dataset: str | None = None) ->
     prepare_environment(enter_project())
     params = load_params()
     chosen = params.only(students) if students else params
-    show_run(_name(chosen, dataset), chosen)
+    show_run(reevaluation_name(chosen, dataset), chosen)
     data = {name: _with_data(params.for_student(name), dataset) for name in chosen.students}
     use_filled_store()
     champions = {name: _champion(own) for name, own in data.items()}
@@ -65,13 +65,6 @@ def reevaluate(students: list[str] | None = None, dataset: str | None = None) ->
         _report(data[name], champions[name], figures)
     create_table_artifact(key="reevaluation", table=[_row(name, found[name], champions[name]) for name in found])
     return found
-
-
-def _name(chosen: Params, dataset: str | None) -> str:
-    """Return the name of the run: `reevaluate lenet5@0.5 on digits`."""
-    students = [chosen.for_student(name) for name in chosen.students]
-    data = dict.fromkeys(data_label(dataset or own.data.dataset) for own in students)
-    return f"reevaluate {', '.join(map(student_label, students))} on {', '.join(data)}"
 
 
 def _with_data(params: Params, dataset: str | None) -> Params:
