@@ -247,7 +247,7 @@ def _pointers(params: Params) -> Iterator[str]:
         yield from (
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
-        yield "  versions   dfkd history"
+        yield f"  versions   dfkd history{'' if own.name == DEFAULT else f' --student {own.name}'}"
     # The pages of the project's own store have another address at each `dfkd up`.
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
