@@ -33,10 +33,10 @@ from dfkd_tasks.dvc_project.files import (
     storage_faults,
 )
 from dfkd_tasks.dvc_project.git_state import (
-    COMMITTED,
     in_repository,
     origin,
     place_in_repository,
+    to_commit,
     uncommitted,
     unpushed,
 )
@@ -223,7 +223,7 @@ def _report(params: Params, num_new: int) -> Iterator[str]:
 def _own_commands(params: Params) -> Iterator[str]:
     """Yield the commands for what git and the remote do not have yet."""
     needed = list(_needed(params))
-    missing = uncommitted([*COMMITTED, *needed, *map(_pointer, needed)])
+    missing = uncommitted([*to_commit(), *needed, *map(_pointer, needed)])
     large = [file for file in needed if str(file) in missing and _is_large(file)]
     if large:
         yield f"dvc add {_words(large)} && dvc push    # too large for git"

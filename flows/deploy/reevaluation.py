@@ -24,6 +24,8 @@ from dfkd_flows.session.environment import enter_project, prepare_environment
 from dfkd_flows.settings.overrides import with_values
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.shown.log import show_run
+from dfkd_flows.shown.names import reevaluation_name
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for
 from dfkd_tasks.caching.workspace import TeacherFiles
 from dfkd_tasks.mlflow_store.aliases import CHAMPION, Version, version_of
@@ -54,6 +56,7 @@ def reevaluate(students: list[str] | None = None, dataset: str | None = None) ->
     prepare_environment(enter_project())
     params = load_params()
     chosen = params.only(students) if students else params
+    show_run(reevaluation_name(chosen, dataset), chosen)
     data = {name: _with_data(params.for_student(name), dataset) for name in chosen.students}
     use_filled_store()
     champions = {name: _champion(own) for name, own in data.items()}

@@ -147,7 +147,8 @@ def _write(wanted: dict[Path, str]) -> None:
     made: list[str] = []
     kept: list[str] = []
     clear_half_files()
-    without_git = not is_in_git(Path.cwd()) and not _start_git()
+    starts_git = not is_in_git(Path.cwd()) and _start_git()
+    without_git = not is_in_git(Path.cwd())
     for path, template in _MAY_EXIST.items():
         text = (TEMPLATES / template).read_text(encoding="utf-8")
         if template == "dvc_config" and without_git:
@@ -160,6 +161,8 @@ def _write(wanted: dict[Path, str]) -> None:
     say(f"Made the project {Path.cwd()}: {', '.join([*map(str, wanted), *made])}")
     if kept:
         say(f"Kept as they were: {', '.join(kept)}")
+    if starts_git:
+        say("Made a git repository there, as the folder was in none")
     if without_git:
         say("git is not installed, so results cannot be traced to a commit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,8 +91,12 @@ def decide(challenger: Figures, champion: Figures | None, rules: RegistryConfig)
     Returns:
         The decision with one reason per rule; the last one is the comparison with the champion.
     """
-    reasons = (*_floors(challenger, rules), *_limits(challenger, rules), _comparison(challenger, champion, rules))
-    return Decision(promote=not rules.enforce_rules or all(reason.holds for reason in reasons), reasons=reasons)
+    compared = _comparison(challenger, champion, rules)
+    reasons = (*_floors(challenger, rules), *_limits(challenger, rules), compared)
+    promote = not rules.enforce_rules or all(reason.holds for reason in reasons)
+    if champion is None and compared.holds and not promote:
+        compared = dataclasses.replace(compared, text="there is no champion to compare with")
+    return Decision(promote=promote, reasons=(*reasons[:-1], compared))
 
 
 def _floors(found: Figures, rules: RegistryConfig) -> Iterator[Reason]:

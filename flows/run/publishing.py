@@ -60,8 +60,8 @@ def publish(params: Params) -> Publication:
     return made
 
 
-def log_only(params: Params) -> tuple[str, str]:
-    """Log the current results of a student once, without registering it; return the id and the page of the run.
+def log_only(params: Params) -> str:
+    """Log the current results of a student once, without registering it; return the id of its run.
 
     Call it within a flow. If the results are published later, their run is used.
 
@@ -75,7 +75,7 @@ def log_only(params: Params) -> tuple[str, str]:
         experiment = open_store(params.registry.experiment)
         discard_unfinished()
         run_id, _, _ = _log(params, experiment, results)
-    return run_id, page_of(run_id)
+    return run_id
 
 
 def _log(params: Params, experiment: str, results: str) -> tuple[str, str, dict[str, float]]:

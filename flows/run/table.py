@@ -11,6 +11,7 @@ from dfkd_core.common.digests import write_json
 from dfkd_core.errors import DfkdError
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
+from dfkd_flows.session.environment import activation
 from dfkd_flows.session.services import flows_command
 from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
@@ -234,7 +235,7 @@ def _seconds(params: Params) -> Iterator[str]:
 
 def _pointers(params: Params) -> Iterator[str]:
     shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    yield "Explore the results (after `. .venv/bin/activate`):"
+    yield f"Explore the results (after `{first}`):" if (first := activation()) else "Explore the results:"
     published = read_note(published_note(params), _Published)
     if published is None or not is_published(params):
         yield "  model      not registered, only its files are here; register it with: dfkd publish"
@@ -246,7 +247,7 @@ def _pointers(params: Params) -> Iterator[str]:
         yield from (
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
-        yield "  versions   dfkd history"
+        yield f"  versions   dfkd history{'' if own.name == DEFAULT else f' --student {own.name}'}"
     # The pages of the project's own store have another address at each `dfkd up`.
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"

@@ -18,9 +18,11 @@ from prefect import get_run_logger
 from dfkd_core.errors import ConfigError
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.session.display import say
+from dfkd_flows.session.starter import starter
 from dfkd_flows.settings.overrides import place
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
+from dfkd_flows.shown.names import student_label
 from dfkd_flows.stages.names import last_stages
 from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.dvc_project.trial_copy import trial_copy
@@ -112,18 +114,28 @@ def run_trial(
             settle(plan)
         for change in plan.shown():
             say(f"  only for this run: {change}")
-        reproduce(*last_stages(plan.chosen))
-        again = _command(preset, overrides, students)
-        return {name: _logged(plan.chosen.for_student(name), again) for name in plan.students}
+        with starter():
+            reproduce(*last_stages(plan.chosen))
+        again = _command(preset, overrides, () if plan.chosen is plan.params else students)
+        made = [_logged(plan.chosen.for_student(name)) for name in plan.students]
+    # The project knows the pages of `dfkd up`, and its copy does not.
+    return {own.student_name: _reported(own, run_id, figures, again) for own, run_id, figures in made}
 
 
-def _logged(params: Params, again: str) -> Trial:
+def _logged(params: Params) -> tuple[Params, str, dict[str, Any]]:
     from dfkd_flows.run.publishing import log_only
     from dfkd_flows.run.table import read_metrics
 
-    run_id, page = log_only(params)
-    get_run_logger().info("%s is logged in MLflow as run %s. Keep it with: %s", params.student_name, run_id, again)
-    return Trial(run_id=run_id, figures=read_metrics(StudentFiles(params.student_name)), page=page, again=again)
+    return params, log_only(params), read_metrics(StudentFiles(params.student_name))
+
+
+def _reported(params: Params, run_id: str, figures: dict[str, Any], again: str) -> Trial:
+    from dfkd_tasks.mlflow_store.publishing import page_of
+
+    page = page_of(run_id)
+    place = f"run {run_id}, {page}" if page else f"run {run_id}"
+    get_run_logger().info("%s is logged in MLflow as %s. Keep it with: %s", student_label(params), place, again)
+    return Trial(run_id=run_id, figures=figures, page=page, again=again)
 
 
 def _command(preset: str | None, overrides: Sequence[str], students: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.session.prefect_settings import keep_profiles, use_background_server
@@ -13,6 +14,7 @@ from dfkd_tasks.mlflow_store.moved import follow_move
 __all__ = [
     "DEBUG",
     "TELEMETRY_OFF",
+    "activation",
     "check_writable",
     "enter_project",
     "find_project",
@@ -135,6 +137,14 @@ def _offer_command() -> None:
     scripts, path = Path(sys.executable).parent, os.environ.get("PATH", os.defpath)
     if (scripts / "dfkd").is_file() and path.split(os.pathsep)[0] != str(scripts):
         os.environ["PATH"] = os.pathsep.join((str(scripts), path))
+
+
+def activation() -> str:
+    """Return the command that lets a shell find this installation's commands; empty if it does or needs none."""
+    script = Path(sys.prefix, "bin", "activate")
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix or not script.is_file():
+        return ""
+    return f". {quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))}"
 
 
 def check_writable(folder: Path = Path(".")) -> None:

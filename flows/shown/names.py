@@ -11,7 +11,7 @@ from dfkd_core.models.factories import split_width
 from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
 
-__all__ = ["data_label", "network_label", "run_name", "run_tags", "student_label", "teacher_label"]
+__all__ = ["data_label", "network_label", "reevaluation_name", "run_name", "run_tags", "student_label", "teacher_label"]
 
 _LONGEST = 40
 _MOST_LISTED = 3
@@ -20,13 +20,26 @@ _PATHS = (".pt", ".pt2", ".pth", ".bin", ".onnx", ".safetensors", ".npz")
 
 def run_name(params: Params) -> str:
     """Return the name of a run: `lenet5 on fashion_mnist -> lenet5@0.5`, or a short sum of several students."""
-    students = [params.for_student(name) for name in params.students]
     origins = list(dict.fromkeys(_origin(params.for_teacher(name)) for name in params.teachers))
     origin = origins[0] if len(origins) == 1 else f"{len(origins)} teachers"
-    if not students:
-        return origin
-    labels = [student_label(own) for own in students]
-    return f"{origin} -> {', '.join(labels) if len(labels) <= _MOST_LISTED else f'{len(labels)} students'}"
+    return f"{origin} -> {_listed(params)}" if params.students else origin
+
+
+def reevaluation_name(params: Params, dataset: str | None = None) -> str:
+    """Return the name of a re-evaluation: `reevaluate lenet5@0.5 on digits`, or a short sum of several students.
+
+    Args:
+        params: Parameters of the students whose champions are evaluated.
+        dataset: Images as in `data.dataset`; None takes those of the parameters.
+    """
+    students = [params.for_student(name) for name in params.students]
+    data = dict.fromkeys(_short(data_label(dataset or own.data.dataset)) for own in students)
+    return f"reevaluate {_listed(params)} on {', '.join(data)}"
+
+
+def _listed(params: Params) -> str:
+    labels = [student_label(params.for_student(name)) for name in params.students]
+    return ", ".join(labels) if len(labels) <= _MOST_LISTED else f"{len(labels)} students"
 
 
 def run_tags(params: Params) -> list[str]:

@@ -10,7 +10,16 @@ from shlex import quote
 from dfkd_tasks.caching.code_file import CODE_FILE, PIPELINE
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["COMMITTED", "commit_hint", "in_repository", "origin", "place_in_repository", "uncommitted", "unpushed"]
+__all__ = [
+    "COMMITTED",
+    "commit_hint",
+    "in_repository",
+    "origin",
+    "place_in_repository",
+    "to_commit",
+    "uncommitted",
+    "unpushed",
+]
 
 COMMITTED = (
     Path(".dvc/config"),
@@ -25,12 +34,19 @@ COMMITTED = (
 )
 """The files of a project that belong into git."""
 
+_README = Path("README.md")
+
+
+def to_commit() -> tuple[Path, ...]:
+    """Return the files of a project that belong into git, with its README until git has that: then it is the user's."""
+    return COMMITTED if _git("ls-files", "--", str(_README)) else (*COMMITTED, _README)
+
 
 def commit_hint() -> str:
     """Return how to commit what belongs to the results, as long as git has no dvc.lock; empty without a repository."""
     if not in_repository() or _git("ls-files", "--", str(LOCK)):
         return ""
-    missing = [name for name, is_ignored in uncommitted(COMMITTED).items() if not is_ignored]
+    missing = [name for name, is_ignored in uncommitted(to_commit()).items() if not is_ignored]
     command = f"git add {' '.join(map(quote, missing))} && git commit -m 'First results'"
     return f"git has none of these results. Commit what belongs to them: {command} (for colleagues: dfkd share)"
 

@@ -70,6 +70,7 @@ def test_init__in_a_new_folder_makes_a_project_that_dvc_reads(here: Path) -> Non
     result = call("init", "deep/own")
     assert result.exit_code == 0, result.output
     assert "Next: cd deep/own && dfkd run" in result.output
+    assert "Made a git repository there" in result.output
     project = here / "deep/own"
     assert names(project) == MADE
     assert load_params(project / "params.yaml") == Params()
@@ -110,6 +111,7 @@ def test_init__in_a_subfolder_of_a_repository_keeps_what_is_there(here: Path) ->
     assert result.exit_code == 0, result.output
     assert {name: (own / name).read_text() for name in kept} == kept
     assert "Kept as they were: prefect.yaml, README.md" in result.output
+    assert "git repository" not in result.output
     ignored = (own / ".gitignore").read_text().splitlines()
     assert ignored[:2] == ["*.pth", "/.dfkd/"]
     assert ignored.count("/.dfkd/") == 1

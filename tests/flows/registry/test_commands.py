@@ -98,6 +98,13 @@ def test_promote__by_the_rules_and_back(two_versions: None) -> None:
     assert history.index("\n2  ") < history.index("\n1  ")
 
 
+def test_commands__for_a_named_student_print_its_option(two_versions: None) -> None:
+    params = Path("params.yaml")
+    student = "  small: {teacher: default, registry: {model_name: dfkd-student}}"
+    params.write_text(params.read_text().replace("  default:\n    teacher: default", student))
+    assert "dfkd promote VERSION --student small; dfkd history --student small" in dfkd("rollback", code=1)
+
+
 def test_rollback__to_a_version_that_cannot_be_loaded_changes_nothing(two_versions: None) -> None:
     dfkd("promote", *ANY)
     Path("models/0/data/model.pt2").write_bytes(b"")

@@ -129,6 +129,12 @@ def test_decide__each_rule_alone(found: Figures, rules: dict, settings: set[str]
     assert words in decision.summary
 
 
+def test_decide__a_refused_student_is_no_first_champion() -> None:
+    refused = decide(figures(0.85, agreement=0.7), None, RegistryConfig())
+    assert refused.reasons[-1].holds
+    assert refused.reasons[-1].text == "there is no champion to compare with"
+
+
 def test_decide__names_all_rules_that_are_broken_with_value_limit_and_setting() -> None:
     found = figures(0.5, agreement=0.5, ece=0.2, latency_ms=9.0, size_bytes=9e6)
     rules = RegistryConfig(max_ece=0.1, max_latency_ms=1, max_size_kb=100)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.cli import app
-from dfkd_flows.session.environment import check_writable, find_project
+from dfkd_flows.session.environment import activation, check_writable, find_project
 from dfkd_tasks.processes.endings import means_full_disk, remedy
 
 
@@ -34,6 +35,21 @@ def test_file_that_cannot_be_read__is_reported_with_the_next_step(project: Path)
     done = CliRunner().invoke(app, ["show"])
     assert done.exit_code == 1
     assert "continue with the same command" in done.output
+
+
+def test_activation__is_a_command_for_the_present_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "an env"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert activation() == ""
+    (tmp_path / "an env/bin").mkdir(parents=True)
+    (tmp_path / "an env/bin/activate").touch()
+    assert activation() == ". 'an env/bin/activate'"
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    assert activation() == f". '{tmp_path}/an env/bin/activate'"
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert activation() == ""
 
 
 @pytest.mark.parametrize(

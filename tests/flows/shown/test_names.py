@@ -8,7 +8,7 @@ import pytest
 
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import parse_params
-from dfkd_flows.shown.names import data_label, network_label, run_name, run_tags
+from dfkd_flows.shown.names import data_label, network_label, reevaluation_name, run_name, run_tags
 
 
 def params(**content: Any) -> Params:
@@ -66,3 +66,11 @@ def test_run__of_several_students_is_a_short_sum() -> None:
     found = params(teachers=two, students={name: {"teacher": name} for name in two})
     assert run_name(found) == "2 teachers -> one, two"
     assert run_tags(found) == ["dfkd", "one", "two", "digits", "fashion_mnist"]
+
+
+def test_reevaluation__has_the_students_and_their_data() -> None:
+    assert reevaluation_name(Params()) == "reevaluate lenet5@0.5 on fashion_mnist"
+    assert reevaluation_name(Params(), "folder:images/2026-11") == "reevaluate lenet5@0.5 on 2026-11"
+    two = {"one": {"data": {"dataset": "digits"}}, "two": {}}
+    found = params(teachers=two, students={name: {"teacher": name} for name in two})
+    assert reevaluation_name(found) == "reevaluate one, two on digits, fashion_mnist"

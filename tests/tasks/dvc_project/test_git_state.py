@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_tasks.dvc_project.git_state import COMMITTED, commit_hint, in_repository, uncommitted
+from dfkd_tasks.dvc_project.git_state import COMMITTED, commit_hint, in_repository, to_commit, uncommitted
 
 
 def git(*arguments: str) -> None:
@@ -56,6 +56,15 @@ def test_commit_hint__is_given_until_git_has_the_lock(project: Path) -> None:
     assert len(hint.splitlines()) == 1
     git("add", *hint.partition("git add ")[2].partition(" && ")[0].split())
     assert commit_hint() == ""
+
+
+def test_readme__is_to_commit_until_git_has_it(project: Path) -> None:
+    assert "README.md" not in uncommitted(to_commit())
+    Path("README.md").touch()
+    assert "README.md" in commit_hint()
+    git("add", "README.md")
+    Path("README.md").write_text("mine")
+    assert "README.md" not in uncommitted(to_commit())
 
 
 def test_commit_hint__is_empty_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
