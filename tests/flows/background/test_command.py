@@ -103,7 +103,9 @@ def test_damaged_note__is_written_again(project: Path, changes: dict[str, Any]) 
 
 def test_running_worker__needs_its_log_no_more(project: Path) -> None:
     Path("health").touch()
-    program = "import http.server, sys; print('started!', flush=True); http.server.test(bind='127.0.0.1', port={port})"
+    program = (
+        "import http.server as h; print('started!'); h.test(h.SimpleHTTPRequestHandler, bind='127.0.0.1', port={port})"
+    )
     worker = replace(FILES, name="worker", arguments=("-c", program), serves="dfkd at http://127.0.0.1:1/api")
     started = start(worker)
     try:
