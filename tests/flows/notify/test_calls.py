@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dfkd_flows.notify.calls import post, run_command
@@ -37,6 +39,43 @@ def test_command__is_ended_in_time_with_what_it_has_started() -> None:
     start = time.monotonic()
     assert run_command(["sh", "-c", "sleep 60 & wait"], "", {}, 0.3) == "it did not end within 0.3 s (notify.timeout_s)"
     assert time.monotonic() - start < 10
+
+
+ENDLESS = "import itertools; [print('x' * 100_000) for _ in itertools.count()]"
+
+
+def test_command__with_endless_output_needs_no_memory() -> None:
+    tracemalloc.start()
+    assert "did not end within 1 s" in run_command([sys.executable, "-c", ENDLESS], "", {}, 1)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_command__may_leave_a_process_behind(tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert run_command(["sh", "-c", "sleep 5 &"], "", {}, 60) == ""
+    assert "exit code 3: sent" in run_command(["sh", "-c", "echo sent; sleep 5 & exit 3"], "", {}, 60)
+    assert time.monotonic() - start < 4
+
+
+def test_command__in_a_session_of_its_own_is_ended_too(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    program = f"import os, time; os.setsid(); open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    run_command(
+        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"],
+        "",
+        {},
+        2,
+    )
+    assert not psutil.pid_exists(int(note.read_text()))
+
+
+def test_command__has_no_secrets_and_no_escapes_in_its_fault() -> None:
+    program = "print('\x1b[31mpost to https://me:SECRET@example.org/?token=SECRET'); raise SystemExit(1)"
+    fault = run_command([sys.executable, "-c", program], "", {}, 30)
+    assert "post to https://example.org" in fault
+    assert "SECRET" not in fault
+    assert fault.isprintable()
 
 
 def test_post__sends_json(receiver: Any) -> None:
