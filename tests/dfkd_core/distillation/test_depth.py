@@ -1,5 +1,7 @@
 """Shorter copies of networks: which blocks are left out, and what the others make up for."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -224,6 +226,27 @@ def test_a_transformer_with_fewer_layers_starts_as_a_copy():
 
     with torch.no_grad():
         torch.testing.assert_close(student(teacher.normalise(images / 255)), teacher(images / 255), atol=1e-4, rtol=0)
+
+
+class Ends(Net):
+    def forward(self, x):
+        if len(self.layer1) < 3:
+            raise SystemExit("three blocks")
+        return super().forward(x)
+
+
+class Locked(Net):
+    def __init__(self, *blocks):
+        super().__init__(*blocks)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"), [(Ends(3, 2), "no choice of them fits"), (Locked(3, 2), "cannot be copied: cannot pickle")]
+)
+def test_a_network_that_cannot_be_shorter_is_refused(network, fault):
+    with pytest.raises(DistillationError, match=fault):
+        check_copy(make_teacher(drawn(network)), Net(2, 2))
 
 
 def test_a_student_with_more_blocks_is_refused():
