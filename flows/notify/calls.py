@@ -107,6 +107,8 @@ def post(address: str, text: str, token: str, seconds: float) -> str:
     host = urlsplit(address).hostname or ""
     headers = {"Content-Type": "application/json", "User-Agent": "dfkd"}
     if token:
+        if not token.isascii() or not token.isprintable():
+            return "DFKD_WEBHOOK_TOKEN has characters that no token has, such as a line break. Set it without them"
         if not address.startswith("https:") and not _is_here(host):
             return "the token of DFKD_WEBHOOK_TOKEN is sent by https only. Use an address that begins with https://"
         headers["Authorization"] = f"Bearer {token}"
@@ -133,8 +135,11 @@ def _answer(request: urllib.request.Request, seconds: float) -> str:
         return f"the answer is {error.code}{moved}"
     except urllib.error.URLError as error:
         return f"it cannot be reached: {reason(error.reason) if isinstance(error.reason, OSError) else error.reason}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except OSError as error:
         return f"it cannot be reached: {reason(error)}"
+    except (ValueError, http.client.HTTPException):
+        # Their texts repeat the address, a header, or what the server has sent.
+        return "it cannot be used, or its answer is not HTTP"
     return ""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -109,4 +111,23 @@ def test_post__sends_a_token_to_this_machine_or_by_https_only(receiver: Any) -> 
     assert post(receiver.url(), "{}", "abc", 30) == ""
     assert receiver.headers[0]["Authorization"] == "Bearer abc"
     assert "by https only" in post("http://example.org/hook", "{}", "abc", 30)
-    assert post(receiver.url(), "{}", "a\nb", 30) != ""
+
+
+def test_post__repeats_no_token_that_cannot_be_sent(receiver: Any) -> None:
+    fault = post(receiver.url(), "{}", "SECRET\n", 30)
+    assert "DFKD_WEBHOOK_TOKEN has characters that no token has" in fault
+    assert "SECRET" not in fault
+
+
+def test_post__repeats_nothing_of_an_answer_that_is_not_http() -> None:
+    def answer() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(b"\x1b[31m/services/SECRET\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        fault = post(f"http://127.0.0.1:{listener.getsockname()[1]}/services/SECRET", "{}", "", 30)
+        thread.join()
+    assert fault == "127.0.0.1: it cannot be used, or its answer is not HTTP"
