@@ -28,7 +28,7 @@ from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.shown.log import note, show_run
 from dfkd_flows.shown.names import run_name
-from dfkd_flows.shown.parent import handing_over, reasons_of_sub_runs
+from dfkd_flows.shown.parent import end_sub_runs, handing_over, reasons_of_sub_runs
 from dfkd_flows.stages.caching import FLOW_OPTIONS
 from dfkd_flows.stages.names import last_stages, up_to_date
 from dfkd_tasks.dvc_project.git_pull import pull_repository
@@ -48,7 +48,7 @@ _OPTIONS: dict[str, Any] = {**FLOW_OPTIONS, "on_failure": [announce], "on_comple
 
 
 # At a terminal, whoever stops a run knows it; a night that is stopped is reported.
-@flow(name="pipeline", **_OPTIONS, on_crashed=[announce], on_cancellation=[announce])
+@flow(name="pipeline", **_OPTIONS, on_crashed=[end_sub_runs, announce], on_cancellation=[end_sub_runs, announce])
 def pipeline(
     preset: str | None = None,
     overrides: list[str] | None = None,

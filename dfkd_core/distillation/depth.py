@@ -10,7 +10,6 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import copy
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_core.errors import ConfigError
 from dfkd_core.models.calls import Calls, Layer, NotThinnableError
+from dfkd_core.models.classifier import copy_network
 
 __all__ = ["Fits", "find_rows", "first_fitting", "make_shorter"]
 
@@ -85,9 +86,12 @@ def make_shorter(network: nn.Module, student: nn.Module, answer: _Answer, fits: 
         fits: Compares two blocks.
 
     Raises:
-        NotThinnableError: A block more must be left out, but none can be.
+        NotThinnableError: A block more must be left out, but none can be, or the network cannot be copied.
     """
-    short = copy.deepcopy(network)
+    try:
+        short = copy_network(network)
+    except ConfigError as error:
+        raise NotThinnableError(str(error)) from error
     before = _batch_norms(short)
     own = dict(student.named_modules())
     rows = [_row(path, short.get_submodule(path), own[path]) for path in find_rows(network, student)]
@@ -144,7 +148,7 @@ def _change(answer: _Answer, short: nn.Module, wanted: Tensor) -> float:
     """Return the squared change of the outputs; infinite if the network does not run."""
     try:
         found = answer(short)
-    except Exception:  # a block that changes the shape is missing
+    except (Exception, SystemExit):  # a block that changes the shape is missing
         return float("inf")
     if found.shape != wanted.shape:
         return float("inf")

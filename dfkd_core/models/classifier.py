@@ -28,6 +28,7 @@ __all__ = [
     "Classifier",
     "ModelCard",
     "build_classifier",
+    "copy_network",
     "describe",
     "in_memory_format",
     "output_shape",
@@ -225,11 +226,26 @@ def in_memory_format(classifier: Classifier) -> Classifier:
     return classifier
 
 
+def copy_network(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that shares no tensor with it.
+
+    Raises:
+        ConfigError: It holds an object that cannot be copied, such as a lock or an open file.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # of any object in the network
+        raise ConfigError(
+            f"The network {type(network).__name__} cannot be copied: {first_line(error)}. Keep locks, open files and "
+            "results of computations out of its attributes, or give it a method __deepcopy__"
+        ) from error
+
+
 def describe(classifier: Classifier) -> None:
     """Detect the modelled layer and whether channels may come last, and store both in the classifier's card.
 
     Raises:
-        ConfigError: The network rejects the card's images.
+        ConfigError: The network rejects the card's images, or cannot be copied.
     """
     card = classifier.card
     if is_built_in(card.network):
@@ -241,6 +257,8 @@ def describe(classifier: Classifier) -> None:
     try:
         layer = find_modelled_layer(classifier.eval(), images)
         channels_last = classifier.program is None and _takes_channels_last(classifier)
+    except ConfigError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(f"{card.network} rejects images of shape {card.image_shape}: {error}") from error
     finally:
@@ -252,7 +270,7 @@ def describe(classifier: Classifier) -> None:
 def _takes_channels_last(classifier: Classifier) -> bool:
     if any(_is_written_past(module) for module in classifier.network.modules()):
         return False
-    card, network = classifier.card, copy.deepcopy(classifier.network)
+    card, network = classifier.card, copy_network(classifier.network)
     trial = in_memory_format(Classifier(network, dataclasses.replace(card, channels_last=True)).eval())
     images = grey_images(2, card.image_shape).contiguous(memory_format=torch.channels_last)
     try:

@@ -5,7 +5,6 @@ c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from dfkd_core.common.digests import file_sha256, json_digest
 from dfkd_core.errors import ConfigError, TeacherError
 from dfkd_core.models.architectures import architecture_fault
-from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.classifier import Classifier, ModelCard, copy_network
 from dfkd_core.models.factories import factory_file
 from dfkd_core.models.layers import OUTPUT
 from dfkd_core.models.pickles import attributes_of, more_than_tensors, read_plain_file, unpickle
@@ -327,4 +326,4 @@ def _in_float32(network: nn.Module, notes: list[str]) -> nn.Module:
     if not others:
         return network
     notes.append(f"its weights are in {others[0]}; a copy in float32 is used".replace("torch.", ""))
-    return copy.deepcopy(network).float()
+    return copy_network(network).float()

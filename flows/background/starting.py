@@ -33,7 +33,7 @@ class Starting:
     kind: Kind
     service: Background
     process: subprocess.Popen[bytes] | None
-    """None if it ran before."""
+    """None if it ran before, and answered."""
 
     def wait(self) -> None:
         """Wait until the service answers.
@@ -51,6 +51,8 @@ class Starting:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _is_ready(self) -> bool:
+        if self.process is None:
+            return True
         # A worker answers before the server knows it.
         return answers(self.service.url) and (not self.kind.serves or "started!" in _log(self.kind.name))
 
@@ -65,7 +67,11 @@ def log_of(name: str) -> Path:
 
 
 def _log(name: str) -> str:
-    return log_of(name).read_text(encoding="utf-8", errors="replace")
+    try:
+        return log_of(name).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        # Somebody has tidied up.
+        return ""
 
 
 def start(kind: Kind) -> Starting:

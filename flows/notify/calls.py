@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from dfkd_tasks.records.foreign import reason
+import psutil
+
+from dfkd_tasks.processes.lifeline import kill
+from dfkd_tasks.records.foreign import reason, without_secrets
 
 __all__ = ["post", "run_command"]
 
 _LONGEST_SHOWN = 200
+_KEPT_BYTES = 4096
+_SECONDS_TO_READ = 1.0
 
 
 def run_command(words: Sequence[str], text: str, variables: Mapping[str, str], seconds: float) -> str:
@@ -30,29 +38,59 @@ def run_command(words: Sequence[str], text: str, variables: Mapping[str, str], s
         variables: Further environment variables.
         seconds: Time after which it is ended with all that it has started.
     """
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        return f"it cannot be started: {reason(error)}"
-    with process:
+    with tempfile.TemporaryFile() as given:
+        given.write(text.encode())
+        given.seek(0)
         try:
-            output, _ = process.communicate(text, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return f"it did not end within {seconds:g} s (notify.timeout_s)"
-    if process.returncode == 0:
-        return ""
-    last = output.strip().splitlines()[-1:]
-    return ": ".join([f"it ended with exit code {process.returncode}", *(line[:_LONGEST_SHOWN] for line in last)])
+            process = subprocess.Popen(
+                words,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            return f"it cannot be started: {reason(error)}"
+    end = _End(process)
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _end_all(process)
+        return f"it did not end within {seconds:g} s (notify.timeout_s)"
+    return ": ".join([f"it ended with exit code {status}", *end.last_line()]) if status else ""
+
+
+class _End:
+    """The last of what a command writes; the rest, which may be endless, is dropped.
+
+    A thread reads it, as a process that the command leaves behind can keep the pipe open.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._last = b""
+        self._thread = threading.Thread(target=self._read, args=[process.stdout], name="output", daemon=True)
+        self._thread.start()
+
+    def _read(self, stream: io.BufferedReader) -> None:
+        with stream:
+            while chunk := stream.read1():
+                self._last = (self._last + chunk)[-_KEPT_BYTES:]
+
+    def last_line(self) -> list[str]:
+        """Return the last line for a message, or nothing."""
+        self._thread.join(_SECONDS_TO_READ)
+        lines = without_secrets(self._last.decode(errors="replace")).strip().splitlines()[-1:]
+        return ["".join(filter(str.isprintable, line))[:_LONGEST_SHOWN] for line in lines]
+
+
+def _end_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and what it has started, also in sessions of their own."""
+    with suppress(psutil.NoSuchProcess):
+        kill([*psutil.Process(process.pid).children(recursive=True)])
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def post(address: str, text: str, token: str, seconds: float) -> str:
@@ -69,6 +107,8 @@ def post(address: str, text: str, token: str, seconds: float) -> str:
     host = urlsplit(address).hostname or ""
     headers = {"Content-Type": "application/json", "User-Agent": "dfkd"}
     if token:
+        if not token.isascii() or not token.isprintable():
+            return "DFKD_WEBHOOK_TOKEN has characters that no token has, such as a line break. Set it without them"
         if not address.startswith("https:") and not _is_here(host):
             return "the token of DFKD_WEBHOOK_TOKEN is sent by https only. Use an address that begins with https://"
         headers["Authorization"] = f"Bearer {token}"
@@ -95,8 +135,11 @@ def _answer(request: urllib.request.Request, seconds: float) -> str:
         return f"the answer is {error.code}{moved}"
     except urllib.error.URLError as error:
         return f"it cannot be reached: {reason(error.reason) if isinstance(error.reason, OSError) else error.reason}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except OSError as error:
         return f"it cannot be reached: {reason(error)}"
+    except (ValueError, http.client.HTTPException):
+        # Their texts repeat the address, a header, or what the server has sent.
+        return "it cannot be used, or its answer is not HTTP"
     return ""
 
 

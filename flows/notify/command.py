@@ -7,6 +7,7 @@ from dfkd_flows.notify.report import Report, send
 from dfkd_flows.notify.trust import trust
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.notify import NotifyConfig
+from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = ["try_notify"]
 
@@ -29,7 +30,7 @@ def try_notify(config: NotifyConfig, *, allow: bool) -> None:
         )
     for name, value in targets.items():
         if value:
-            say(f"  notify.{name}: {value}")
+            say(f"  notify.{name}: {without_secrets(value)}")
     if allow:
         trust(config)
     if faults := send(Report(event="test", reasons=("a test of the settings",)), config):

@@ -15,6 +15,7 @@ from typing import Any
 from dfkd_flows.notify.calls import post, run_command
 from dfkd_flows.notify.trust import is_trusted
 from dfkd_flows.settings.notify import NotifyConfig, address_fault
+from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = ["Report", "send", "untrusted"]
 
@@ -87,7 +88,7 @@ def untrusted(config: NotifyConfig) -> dict[str, str]:
     """Return what is set and not allowed on this machine: a sentence by the name of the setting."""
     values = {"command": config.command, "webhook": config.webhook}
     return {
-        name: f"notify.{name} was never allowed on this machine, or has changed: {value}. "
+        name: f"notify.{name} was never allowed on this machine, or has changed: {without_secrets(value)}. "
         "Allow it with: dfkd notify --trust"
         for name, value in values.items()
         if value and not is_trusted(name, value)

@@ -11,14 +11,15 @@ from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
 
-from dfkd_core.errors import DfkdError
+from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.notify.report import Report, send
 from dfkd_flows.run.figures import student_figures
 from dfkd_flows.run.outcome import Made, NotGreenError, is_dropped
 from dfkd_flows.session.environment import enter_project
 from dfkd_flows.session.services import flow_page
+from dfkd_flows.settings.notify import NotifyConfig
 from dfkd_flows.settings.params import Params
-from dfkd_flows.settings.parsing import load_params
+from dfkd_flows.settings.parsing import load_notify, load_params
 from dfkd_flows.shown.names import data_label, run_name, student_label, teacher_label
 from dfkd_flows.shown.parent import reason_of
 from dfkd_tasks.mlflow_store.addresses import version_page
@@ -32,17 +33,28 @@ def announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
 
     A report that fails is logged; it changes no result and no state.
     """
-    made = _made(state)
-    if made is None:
-        enter_project()
-    params = made.params if made else load_params()
     faults: list[str] = []
-    for report in _reports(made, params, state, flow_page(str(flow_run.id))):
-        if report.event in params.notify.events:
-            faults += send(report, params.notify)
+    try:
+        made = _made(state)
+        params, config = (made.params, made.params.notify) if made else _read()
+        for report in _reports(made, params, state, flow_page(str(flow_run.id))):
+            if report.event in config.events:
+                faults += send(report, config)
+    except DfkdError as error:
+        faults.append(str(error))
     logger = flow_run_logger(flow_run, flow)
     for fault in dict.fromkeys(faults):
         logger.log(logging.ERROR, "The run was not reported. %s", fault)
+
+
+def _read() -> tuple[Params | None, NotifyConfig]:
+    """Return the project's parameters, None if these are what is wrong, and the section `notify`."""
+    enter_project()
+    try:
+        params = load_params()
+    except ConfigError:
+        return None, load_notify()
+    return params, params.notify
 
 
 def _made(state: State[Any]) -> Made | None:
@@ -56,10 +68,10 @@ def _made(state: State[Any]) -> Made | None:
     return found if isinstance(found, Made) else None
 
 
-def _reports(made: Made | None, params: Params, state: State[Any], page: str) -> Iterator[Report]:
+def _reports(made: Made | None, params: Params | None, state: State[Any], page: str) -> Iterator[Report]:
     name = state.name or ""
     links = {"prefect": page} if page else {}
-    if made is None:
+    if made is None or params is None:
         yield Report(event="failed", state=name, **_whole(params), reasons=(reason_of(state),), links=links)
         return
     if made.faults:
@@ -105,8 +117,10 @@ def _about(params: Params) -> dict[str, Any]:
     }
 
 
-def _whole(params: Params) -> dict[str, Any]:
-    """Return the names of the only student, or the name of a run over several."""
+def _whole(params: Params | None) -> dict[str, Any]:
+    """Return the names of the only student, or the name of a run over several; nothing if they are not known."""
+    if params is None:
+        return {}
     if len(params.students) == 1:
         return _about(params.for_student(*params.students))
     return {"student": run_name(params)}

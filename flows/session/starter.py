@@ -63,9 +63,11 @@ def prepare_starter() -> None:
     Call it when the environment of the stages is complete. Where a copy of a process is unsafe, nothing happens.
     """
     # On macOS, libraries of the system fail in a copy.
-    if not _started and sys.platform == "linux" and (process := _start()):
-        _started.append(process)
-        os.environ[STARTER] = os.getcwd()
+    if not _started and sys.platform == "linux":
+        # Such as a file system without sockets, or a full disk: the stages do their own imports.
+        with suppress(OSError):
+            _started.append(_start())
+            os.environ[STARTER] = os.getcwd()
 
 
 @contextmanager
@@ -87,17 +89,14 @@ def _end(*, at_once: bool = False) -> None:
         if at_once:
             process.kill()
         process.communicate()
-        _SOCKET.unlink(missing_ok=True)
+        with suppress(OSError):
+            _SOCKET.unlink()
 
 
-def _start() -> subprocess.Popen[bytes] | None:
-    """Start a starter; None if the file system of the project has no sockets."""
+def _start() -> subprocess.Popen[bytes]:
     _SOCKET.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener, _LOG.open("wb") as log:
-        try:
-            listener.bind(str(_SOCKET))
-        except OSError:
-            return None
+        listener.bind(str(_SOCKET))
         # Before anybody can connect.
         _SOCKET.chmod(0o600)
         listener.listen()

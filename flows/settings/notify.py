@@ -39,7 +39,7 @@ class NotifyConfig:
 
     def faults(self) -> Iterator[str]:
         """Yield what is no command, no address or no event."""
-        if not self.command.isprintable() or _words(self.command) is None:
+        if self.command and (not self.command.isprintable() or not _words(self.command)):
             yield f"command must be one line of words, with whole quotes, got {self.command[:80]!r}"
         if self.webhook and not _VARIABLE.fullmatch(self.webhook) and (fault := address_fault(self.webhook)):
             yield f"webhook {fault}"
@@ -62,8 +62,9 @@ def address_fault(address: str) -> str:
     return ""
 
 
-def _words(command: str) -> list[str] | None:
+def _words(command: str) -> list[str]:
+    """Return the words of a command, none if a quotation is cut off."""
     try:
         return shlex.split(command)
     except ValueError:
-        return None
+        return []

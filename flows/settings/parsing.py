@@ -14,10 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
 from dfkd_flows.settings.members import GROUPS, closest, flat_changes, member_faults, typed_changes
+from dfkd_flows.settings.notify import NotifyConfig
 from dfkd_flows.settings.params import Params, Sections
 from dfkd_flows.settings.yaml_text import read_yaml, value_text
 
-__all__ = ["PARAMS_FILE", "check_complete", "flatten", "load_params", "parse_params"]
+__all__ = ["PARAMS_FILE", "check_complete", "flatten", "load_notify", "load_params", "parse_params"]
 
 PARAMS_FILE = Path("params.yaml")
 _LONGEST_SHOWN = 80
@@ -31,6 +32,17 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         ConfigError: It cannot be read, or it has faults; the message lists all of them.
     """
     return parse_params(read_yaml(path), source=str(path))
+
+
+def load_notify(path: Path = PARAMS_FILE) -> NotifyConfig:
+    """Read the section `notify` alone, of a file that may have faults elsewhere.
+
+    Raises:
+        ConfigError: The file cannot be read, or the section has faults.
+    """
+    content = read_yaml(path)
+    section = content.get("notify") if isinstance(content, Mapping) else None
+    return parse_params({"notify": section}, source=str(path)).notify
 
 
 def check_complete(path: Path = PARAMS_FILE) -> None:

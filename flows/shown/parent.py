@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 from prefect import Flow, State
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterParentFlowRunId,
@@ -26,10 +27,11 @@ from prefect.context import FlowRunContext, hydrated_context
 from prefect.exceptions import ObjectNotFound
 from prefect.results import get_result_store
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
 
 from dfkd_flows.session.starter import PARENT_RUN
 
-__all__ = ["handing_over", "reason_of", "reasons_of_sub_runs", "sub_run"]
+__all__ = ["end_sub_runs", "handing_over", "reason_of", "reasons_of_sub_runs", "sub_run"]
 
 # "Flow run encountered an exception: dfkd_core.errors.DataError: No such file"
 _PREFIX = re.compile(r"^Flow run encountered an exception: (?:[\w.]+: ?)?")
@@ -75,16 +77,30 @@ def _server() -> str:
     return hashlib.sha256((PREFECT_API_URL.value() or "").rstrip("/").encode()).hexdigest()[:16]
 
 
+def end_sub_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """End what counts as running below a run that was killed or cancelled; Prefect calls this as a hook of its state.
+
+    The processes end with the run, and have no time to report it.
+    """
+    with get_client(sync_client=True) as client:
+        for run in _sub_runs(client, flow_run.id, StateType.RUNNING, StateType.PENDING):
+            client.set_flow_run_state(run.id, Crashed(message="The run that started it has ended"), force=True)
+
+
 def reasons_of_sub_runs() -> str:
     """Return the names of the sub-runs of the present flow run that failed, each with its reason on a line."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return ""
-    own = FlowRunFilterParentFlowRunId(any_=[context.flow_run.id])
-    failed = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.FAILED, StateType.CRASHED]))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=own, state=failed))
+        runs = _sub_runs(client, context.flow_run.id, StateType.FAILED, StateType.CRASHED)
     return "\n".join(f"{run.name}: {reason_of(run.state)}" for run in runs if run.state)
+
+
+def _sub_runs(client: SyncPrefectClient, run_id: UUID, *states: StateType) -> list[FlowRun]:
+    parent = FlowRunFilterParentFlowRunId(any_=[run_id])
+    wanted = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*states]))
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent, state=wanted))
 
 
 def reason_of(state: State[object]) -> str:

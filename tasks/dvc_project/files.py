@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 
 import yaml
 
+from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code import ENTRY_MODULES
 from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.writing import write_fault
@@ -109,8 +110,15 @@ def default_remote() -> tuple[str, str]:
 
 
 def config_elsewhere() -> str:
-    """Return DVC's configuration for a copy of the project: with absolute paths, and without git."""
-    config = _config()
+    """Return DVC's configuration for a copy of the project: with absolute paths, and without git.
+
+    Raises:
+        DfkdError: It is damaged.
+    """
+    try:
+        config = _config()
+    except configparser.Error:
+        raise DfkdError("\n".join(storage_faults())) from None
     for section, settings in {"core": {"no_scm": "true"}, "cache": {}}.items():
         if not config.has_section(section):
             config.add_section(section)

@@ -46,7 +46,10 @@ def _make(project: Path) -> Path:
     _clear(copy)
     (copy / STATE).mkdir(parents=True, exist_ok=True)
     (copy / _DVC).mkdir()
-    (copy / _DVC / "config").write_text(config_elsewhere(), encoding="utf-8")
+    config = copy / _DVC / "config"
+    # It may hold the credentials of .dvc/config.local.
+    config.touch(mode=0o600)
+    config.write_text(config_elsewhere(), encoding="utf-8")
     for path in _COPIED:
         if path.is_file():
             shutil.copyfile(path, copy / path)
@@ -57,18 +60,16 @@ def _make(project: Path) -> Path:
 
 
 def _clear(copy: Path) -> None:
-    """Delete an earlier copy, except for its work in progress, which is addressed by its inputs."""
-    if copy.is_symlink():
+    """Delete an earlier copy, but not its work in progress, which is addressed by its inputs. No link is followed."""
+    if copy.is_symlink() or copy.is_file():
         copy.unlink()
     kept = (copy / WORK.parts[0], copy / WORK)
     for folder in (copy, kept[0]):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path in kept:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
+            if path.is_symlink() or not path.is_dir():
                 path.unlink()
+            elif path not in kept:
+                shutil.rmtree(path)
 
 
 def _link(source: Path, target: Path, left_out: Collection[str]) -> None:

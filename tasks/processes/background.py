@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -41,10 +42,19 @@ class Background:
     serves: str = ""
     """Of a worker: the pool and the server that it works for."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no service has, as in a damaged note.
+
+        Raises:
+            ValueError: The process id is negative, or the address has no port.
+        """
+        if self.pid < 0 or not self.port:
+            raise ValueError(f"no service has the process id {self.pid} and the address {self.url[:80]!r}")
+
     @property
     def port(self) -> int:
         """Its port."""
-        return int(self.url.removesuffix("/api").rpartition(":")[2])
+        return urlsplit(self.url).port or 0
 
 
 def note_of(name: str) -> Path:

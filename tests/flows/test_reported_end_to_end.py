@@ -28,6 +28,24 @@ import sys
 from prefect.blocks.webhook import Webhook
 print(Webhook(url=sys.argv[1]).save("dfkd", overwrite=True))
 """
+KILLED = """
+import os
+from prefect import flow
+@flow(name="stage")
+def stage():
+    os.kill(os.getpid(), 9)
+@flow(name="killed")
+def killed():
+    stage()
+killed()
+"""
+ENDED = """
+import sys
+from prefect.client.orchestration import get_client
+from dfkd_flows.shown.parent import end_sub_runs
+with get_client(sync_client=True) as client:
+    end_sub_runs(None, client.read_flow_run(sys.argv[1]), None)
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -166,3 +184,12 @@ def test_failed_stage__is_reported_with_its_reason(place: Place, receiver: Recei
     report = receiver.of("/hook")[-1]
     assert (report["event"], report["student"]) == ("failed", "lenet5@0.5")
     assert report["reasons"] == [run["state"]["message"]]
+
+
+def test_sub_runs_of_a_run_that_was_killed__do_not_count_as_running(place: Place) -> None:
+    place.workspace.run("python", "-c", KILLED, code=-9)
+    [run] = place.ask("/flow_runs/filter", flows={"name": {"any_": ["killed"]}})
+    below = {"parent_flow_run_id": {"any_": [run["id"]]}}
+    assert [stage["state_name"] for stage in place.ask("/flow_runs/filter", flow_runs=below)] == ["Running"]
+    place.workspace.run("python", "-c", ENDED, run["id"])
+    assert [stage["state_name"] for stage in place.ask("/flow_runs/filter", flow_runs=below)] == ["Crashed"]

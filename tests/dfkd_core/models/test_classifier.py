@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import threading
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_channels_do_not_come_last_where_a_gradient_would_be_written_past_its_me
     classifier = Classifier(Projecting(), dataclasses.replace(CARD, network="in memory", layer=""))
     describe(classifier)
     assert classifier.card.channels_last is channels_last
+
+
+def test_a_network_that_cannot_be_copied_is_named():
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    network.__dict__["lock"] = threading.Lock()
+    classifier = Classifier(network, dataclasses.replace(CARD, network="in memory", layer=""))
+    with pytest.raises(ConfigError, match=r"^The network Sequential cannot be copied: cannot pickle '_thread\.lock'"):
+        describe(classifier)
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.background.kinds import Kind, mlflow_page, prefect_server, prefect_worker
-from dfkd_flows.background.starting import Starting, start
+from dfkd_flows.background.starting import Starting, log_of, start
 from dfkd_flows.cli import app
 from dfkd_flows.session.prefect_settings import find_address, users_address
-from dfkd_tasks.processes.background import end, running
+from dfkd_tasks.processes.background import end, note_of, running
 
 FILES = Kind(
     name="prefect",
@@ -79,6 +81,39 @@ def test_started_service__is_found_used_and_keeps_its_port(project: Path) -> Non
     second = start(FILES)
     stop(second)
     assert second.service.url == first.service.url
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": -1}, {"pid": 10**30}, {"pid": 1}, {"url": "http://127.0.0.1:port/api"}, {"url": "http://127.0.0.1"}],
+)
+def test_damaged_note__is_written_again(project: Path, changes: dict[str, Any]) -> None:
+    Path("health").touch()
+    note = note_of("prefect")
+    note.parent.mkdir(parents=True)
+    whole = {"pid": os.getpid(), "project": str(project), "url": "http://127.0.0.1:1/api", "started": ""}
+    note.write_text(json.dumps(whole | changes))
+    assert running("prefect") is None
+    started = start(FILES)
+    try:
+        assert running("prefect") == started.service
+    finally:
+        stop(started)
+
+
+def test_running_worker__needs_its_log_no_more(project: Path) -> None:
+    Path("health").touch()
+    program = (
+        "import http.server as h; print('started!'); h.test(h.SimpleHTTPRequestHandler, bind='127.0.0.1', port={port})"
+    )
+    worker = replace(FILES, name="worker", arguments=("-c", program), serves="dfkd at http://127.0.0.1:1/api")
+    started = start(worker)
+    try:
+        started.wait()
+        log_of("worker").unlink()
+        start(worker).wait()
+    finally:
+        stop(started)
 
 
 def test_service_that_fails__is_reported_with_the_end_of_its_log(project: Path) -> None:

@@ -58,6 +58,60 @@ def test_nothing_is_started_or_sent_before_the_user_allows_it(project: Path, rec
     assert len(receiver.reports) == 3
 
 
+@pytest.mark.parametrize(
+    ("command", "changed"),
+    [
+        ("{python} -m report", "report.py"),
+        ("{python} -m hooks.report", "hooks/report.py"),
+        ("{python} hooks", "hooks/report.py"),
+        ("sh -c '{python} report.py; true'", "report.py"),
+        ("env REPORT=report.py {python} link.py", "report.py"),
+        ("{python} ../tools/report.py", "../tools/report.py"),
+        ("{python} link.py", "hooks/linked.py"),
+    ],
+)
+def test_file_that_a_command_runs__must_be_allowed_again_after_a_change(
+    project: Path, command: str, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = project / "own"
+    for name in ("report.py", "hooks/report.py", "hooks/__main__.py", "hooks/linked.py", "../tools/report.py"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("import sys; sys.stdin.read()")
+    (own / "link.py").symlink_to("hooks/linked.py")
+    (project / ".git").mkdir()
+    monkeypatch.chdir(own)
+    config = NotifyConfig(command=command.format(python=sys.executable))
+    trust(config)
+    assert send(REPORT, config) == []
+    Path(changed).write_text("open('got', 'w')")
+    assert "has changed" in send(REPORT, config)[0]
+    assert not Path("got").exists()
+
+
+def test_link_that_a_pull_turns__must_be_allowed_again(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    for name in ("one.py", "two.py"):
+        (outside / name).write_text("import sys; sys.stdin.read()")
+    link = Path("report.py")
+    link.symlink_to(outside / "one.py")
+    config = NotifyConfig(command=f"{sys.executable} report.py")
+    trust(config)
+    assert send(REPORT, config) == []
+    link.unlink()
+    link.symlink_to(outside / "two.py")
+    assert "has changed" in send(REPORT, config)[0]
+
+
+def test_results_that_a_command_gets__may_change(project: Path) -> None:
+    picture = Path("reports/teachers/default/samples.png")
+    picture.parent.mkdir(parents=True)
+    picture.write_text("1")
+    config = NotifyConfig(command=f"{sys.executable} -c 'import sys; sys.stdin.read()' {picture}")
+    trust(config)
+    picture.write_text("2")
+    assert send(REPORT, config) == []
+
+
 def test_another_address__must_be_allowed_again(project: Path, receiver: Any) -> None:
     trust(NotifyConfig(webhook=receiver.url("/broken")))
     assert "was never allowed" in send(REPORT, NotifyConfig(webhook=receiver.url()))[0]
@@ -88,6 +142,7 @@ def test_without_settings__the_command_names_one(project: Path) -> None:
     [
         ({"command": "python 'report.py"}, "with whole quotes"),
         ({"command": "a\nb"}, "one line"),
+        ({"command": "  "}, "one line of words"),
         ({"webhook": "ftp://example.org"}, "begins with http:// or https://"),
         ({"webhook": "example.org/hook"}, "begins with http:// or https://"),
         ({"webhook": "file:///etc/passwd"}, "begins with http:// or https://"),

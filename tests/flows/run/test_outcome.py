@@ -102,3 +102,13 @@ def test_reports__are_one_for_each_student(reported: Any, found: Made, reports: 
 @pytest.mark.parametrize("state", [Crashed(message="killed"), Cancelling(), Failed(message="no disk")])
 def test_run__that_ends_before_it_has_results_is_reported_too(reported: Any, state: Any) -> None:
     assert reported(None, state) == ["failed lenet5@0.5"]
+
+
+def test_run__that_fails_for_its_params_is_reported_as_far_as_they_can_be_read(reported: Any) -> None:
+    Path("params.yaml").write_text(f"seed: one\n{Path('params.yaml').read_text().replace('seed: 0', '')}")
+    assert reported(None, Failed(message="1 fault in params.yaml")) == ["failed "]
+
+
+def test_report__that_cannot_be_sent_does_not_disturb_the_end_of_the_run(reported: Any) -> None:
+    Path("params.yaml").write_text("<<<<<<< HEAD")
+    assert reported(None, Failed(message="no YAML")) == []

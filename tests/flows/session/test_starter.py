@@ -51,3 +51,10 @@ def test_stage__with_another_environment_does_its_own_imports(started: dict[str,
 
 def test_stage__without_a_starter_is_left_to_the_caller(project: Path) -> None:
     assert run_by_starter() is None
+
+
+@pytest.mark.parametrize("name", ["starter.sock", "starter.log"])
+def test_starter__that_cannot_start_is_done_without(project: Path, name: str) -> None:
+    (project / ".dfkd" / name / "folder").mkdir(parents=True)
+    program = "from dfkd_flows.session.starter import *\nwith starter(): assert run_by_starter() is None"
+    subprocess.run([sys.executable, "-c", program], check=True)

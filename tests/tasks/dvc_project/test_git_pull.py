@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dfkd_core.errors import DfkdError
@@ -109,6 +111,52 @@ def test_untracked_file__stops_it_only_if_it_would_be_overwritten(colleague: Pat
     git(colleague, "push", "-q")
     assert "notes.txt" in refusal()
     assert Path("notes.txt").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_lock_that_git_does_not_have_yet__gives_way_to_the_pulled_one(colleague: Path, staged: bool) -> None:
+    Path("code.json").write_text("of the night\n")
+    if staged:
+        git(Path.cwd(), "add", "code.json")
+    commit(colleague, "code.json", "theirs\n")
+    git(colleague, "push", "-q")
+    assert pull_repository()
+    assert Path("code.json").read_text() == "theirs\n"
+    assert git(Path.cwd(), "status", "--porcelain") == ""
+
+
+def test_lock_of_a_run__stays_if_git_cannot_go_forward(colleague: Path) -> None:
+    Path("dvc.lock").write_text("of the night\n")
+    Path("notes.txt").write_text("mine\n")
+    commit(colleague, "dvc.lock", "2\n")
+    commit(colleague, "notes.txt", "theirs\n")
+    git(colleague, "push", "-q")
+    assert "notes.txt" in refusal()
+    assert Path("dvc.lock").read_text() == "of the night\n"
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Path:
+    """Return a program in place of ssh that never answers, for the remote of the current repository."""
+    program = tmp_path / "ssh.sh"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path / 'pid'}\nsleep 60\n")
+    program.chmod(0o755)
+    git(Path.cwd(), "remote", "set-url", "origin", "ssh://git.invalid/shared.git")
+    return program
+
+
+def test_remote_that_hangs__is_left_with_all_that_git_has_started(colleague: Path, ssh: Path) -> None:
+    """git's own setting of ssh counts."""
+    git(Path.cwd(), "config", "core.sshCommand", str(ssh))
+    start = time.monotonic()
+    with pytest.raises(DfkdError, match=r"did not end within 1 s\. Try it by hand: git fetch"):
+        pull_repository(seconds=1)
+    assert time.monotonic() - start < 10
+    pid = int((ssh.parent / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_diverged_branches__stop_it(colleague: Path) -> None:

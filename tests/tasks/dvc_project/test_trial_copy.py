@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.workspace import WORK
 from dfkd_tasks.dvc_project.trial_copy import TRIAL, trial_copy
 
@@ -79,3 +80,39 @@ def test_failed_run__leaves_its_finished_shards_to_the_next_one(filled: Path) ->
         assert (WORK / "synthesize/shard").read_text() == "made"
         assert not Path("metrics").exists()
     assert contents(filled) == before
+
+
+@pytest.mark.parametrize("link", [".", ".dfkd", str(WORK), "metrics", ".dfkd/mlflow"])
+def test_links_in_an_earlier_copy__are_not_followed(
+    filled: Path, link: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "work").mkdir()
+    for name in ("mine", "work/mine"):
+        (outside / name).write_text("mine")
+    place = TRIAL / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(outside)
+    with trial_copy():
+        assert not any(path.is_symlink() for path in (Path.cwd(), Path(".dfkd"), WORK))
+    assert [(outside / name).read_text() for name in ("mine", "work/mine")] == ["mine", "mine"]
+
+
+def test_file_in_place_of_the_copy__gives_way(filled: Path) -> None:
+    TRIAL.parent.mkdir()
+    TRIAL.write_text("")
+    with trial_copy():
+        assert Path("params.yaml").is_file()
+
+
+def test_credentials_in_the_copy__are_read_by_the_user_alone(filled: Path) -> None:
+    Path(".dvc/config.local").write_text("['remote \"local\"']\n    password = secret\n")
+    with trial_copy():
+        assert "secret" in Path(".dvc/config").read_text()
+        assert Path(".dvc/config").stat().st_mode & 0o777 == 0o600
+
+
+def test_damaged_configuration_of_dvc__is_one_sentence(filled: Path) -> None:
+    Path(".dvc/config").write_text("[core\n")
+    with pytest.raises(DfkdError, match=r"\.dvc/config or .* cannot be read"), trial_copy():
+        pass
