@@ -105,6 +105,7 @@ def disk_finding(free: int, num_images: int, once: int | None) -> Finding:
 def check_place(params: Params) -> Iterator[Finding]:
     """Yield what would stop a run at its start, and whether its results can be traced to a commit."""
     from dfkd_flows.settings.readiness import project_faults
+    from dfkd_tasks.dvc_project.git_state import commit_command
     from dfkd_tasks.dvc_project.remote import described_remote
     from dfkd_tasks.dvc_project.status import git_commit
     from dfkd_tasks.mlflow_store.addresses import described_store
@@ -120,7 +121,7 @@ def check_place(params: Params) -> Iterator[Finding]:
             yield ok(area, text)
     if git_commit() == "unknown":
         text = "there is no commit, so results cannot be traced to their code"
-        yield note("git", text, "git add -A && git commit -m start")
+        yield note("git", text, commit_command("Start"))
 
 
 def _place_fault(area: str, text: str) -> Finding | None:

@@ -12,6 +12,7 @@ from dfkd_tasks.dvc_project.status import LOCK
 
 __all__ = [
     "COMMITTED",
+    "commit_command",
     "commit_hint",
     "in_repository",
     "origin",
@@ -46,9 +47,17 @@ def commit_hint() -> str:
     """Return how to commit what belongs to the results, as long as git has no dvc.lock; empty without a repository."""
     if not in_repository() or _git("ls-files", "--", str(LOCK)):
         return ""
-    missing = [name for name, is_ignored in uncommitted(to_commit()).items() if not is_ignored]
-    command = f"git add {' '.join(map(quote, missing))} && git commit -m 'First results'"
+    command = commit_command("First results")
     return f"git has none of these results. Commit what belongs to them: {command} (for colleagues: dfkd share)"
+
+
+def commit_command(message: str) -> str:
+    """Return the command that commits those files of the project that git lacks, and makes a repository for them."""
+    if in_repository():
+        start, missing = "", [name for name, is_ignored in uncommitted(to_commit()).items() if not is_ignored]
+    else:
+        start, missing = "git init && ", [str(path) for path in to_commit() if path.exists()]
+    return f"{start}git add {' '.join(map(quote, missing))} && git commit -m {quote(message)}"
 
 
 def in_repository() -> bool:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_tasks.dvc_project.git_state import COMMITTED, commit_hint, in_repository, to_commit, uncommitted
+from dfkd_tasks.dvc_project.git_state import (
+    COMMITTED,
+    commit_command,
+    commit_hint,
+    in_repository,
+    to_commit,
+    uncommitted,
+)
 
 
 def git(*arguments: str) -> None:
@@ -71,5 +78,8 @@ def test_commit_hint__is_empty_without_a_repository(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit_hint() == ""
+    Path("params.yaml").touch()
+    Path("mine.txt").touch()
+    assert commit_command("It's new") == "git init && git add params.yaml && git commit -m 'It'\"'\"'s new'"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not in_repository()
