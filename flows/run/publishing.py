@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from dfkd_core.common.digests import file_sha256, write_json
@@ -46,12 +49,7 @@ def publish(params: Params) -> Publication:
     Args:
         params: Parameters of one student, see `Params.for_student`.
     """
-    allow(params, ())
-    results = results_digest(addresses(params))
-    assert results, f"the student {params.student_name} is not made"
-    with one_publication():
-        experiment = open_store(params.registry.experiment)
-        discard_unfinished()
+    with _store(params) as (experiment, results):
         found = find_publication(results)
         made = continued(found) if found else _publish(params, experiment, results)
         made = dataclasses.replace(made, page=page_of(made.run_id))
@@ -68,34 +66,49 @@ def log_only(params: Params) -> str:
     Args:
         params: Parameters of one student, see `Params.for_student`.
     """
+    with _store(params) as (experiment, results):
+        return _log(params, experiment, results).run_id
+
+
+@contextmanager
+def _store(params: Params) -> Iterator[tuple[str, str]]:
+    """Open MLflow's store for one publication at a time; yield the experiment's id and the digest of the results."""
     allow(params, ())
     results = results_digest(addresses(params))
     assert results, f"the student {params.student_name} is not made"
     with one_publication():
         experiment = open_store(params.registry.experiment)
         discard_unfinished()
-        run_id, _, _ = _log(params, experiment, results)
-    return run_id
+        yield experiment, results
 
 
-def _log(params: Params, experiment: str, results: str) -> tuple[str, str, dict[str, float]]:
-    """Log results unless they are logged; return the ids of the run and of its model, and the figures."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Logged:
+    """Results that are in MLflow."""
+
+    run_id: str
+    model_uri: str
+    tags: dict[str, str]
+    figures: dict[str, float]
+    notes: list[str]
+
+
+def _log(params: Params, experiment: str, results: str) -> _Logged:
+    """Log results unless they are logged."""
     teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    logged = {**numbers(read_metrics(student)), **measured_times(params)}
+    tags, found = _lineage(results, teacher, student), read_metrics(student)
+    figures = {**numbers(found), **measured_times(params)}
     run_id, model_uri = find_run(results) or log_run(
-        experiment, _settings(params), logged, _lineage(results, teacher, student), teacher=teacher, student=student
+        experiment, _settings(params), figures, tags, teacher=teacher, student=student
     )
-    return run_id, model_uri, logged
+    return _Logged(run_id=run_id, model_uri=model_uri, tags=tags, figures=figures, notes=found.get("notes", []))
 
 
 def _publish(params: Params, experiment: str, results: str) -> Publication:
-    teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    tags = _lineage(results, teacher, student)
-    found = read_metrics(student)
-    run_id, model_uri, logged = _log(params, experiment, results)
-    name = params.model_name(tags["dfkd.teacher_digest"])
-    version = register_student(run_id, model_uri, name, tags)
-    return decide_and_record(params, name, version, logged, notes=found.get("notes", []))
+    made = _log(params, experiment, results)
+    name = params.model_name(made.tags["dfkd.teacher_digest"])
+    version = register_student(made.run_id, made.model_uri, name, made.tags)
+    return decide_and_record(params, name, version, made.figures, notes=made.notes)
 
 
 def _settings(params: Params) -> dict[str, Any]:

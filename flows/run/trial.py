@@ -10,8 +10,6 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 from prefect import get_run_logger
 
@@ -24,27 +22,12 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.settling import planned, settle
 from dfkd_flows.shown.names import student_label
 from dfkd_flows.stages.names import last_stages
-from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.dvc_project.trial_copy import trial_copy
 from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
 from dfkd_tasks.dvc_project.versioning import reproduce
 from dfkd_tasks.mlflow_store.addresses import TRACKING, tracking_uri
 
-__all__ = ["Trial", "chosen_students", "run_trial", "trial_changes"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A student that was made and logged, but not registered."""
-
-    run_id: str
-    """Its run in MLflow."""
-    figures: dict[str, Any]
-    """Its figures, as in metrics.json."""
-    page: str
-    """Address of the run's page, empty if no server shows it."""
-    again: str
-    """Command that makes and registers it, and changes params.yaml for this."""
+__all__ = ["chosen_students", "run_trial", "trial_changes"]
 
 
 def chosen_students(params: Params, teacher: str | None, students: Sequence[str]) -> list[str]:
@@ -87,9 +70,7 @@ def trial_changes(
     return [f"{path}={value}" for path, value in changes.items()]
 
 
-def run_trial(
-    preset: str | None, overrides: Sequence[str], students: Sequence[str], *, pull: bool = False
-) -> dict[str, Trial]:
+def run_trial(preset: str | None, overrides: Sequence[str], students: Sequence[str], *, pull: bool = False) -> None:
     """Make students with other parameters in a copy of the project, and log them. Hold the project's lock.
 
     Call it within a flow.
@@ -99,9 +80,6 @@ def run_trial(
         overrides: Changes made after it, like `synthesis.num_images=2000`.
         students: Names of the students to make; all if there are none.
         pull: Fetch results from the DVC remote before anything is computed.
-
-    Returns:
-        What was made, by the student's name.
 
     Raises:
         DfkdError: The parameters have a fault, or a stage fails.
@@ -117,25 +95,26 @@ def run_trial(
         with starter():
             reproduce(*last_stages(plan.chosen))
         again = _command(preset, overrides, () if plan.chosen is plan.params else students)
-        made = [_logged(plan.chosen.for_student(name)) for name in plan.students]
+        made = [plan.chosen.for_student(name) for name in plan.students]
+        run_ids = [_logged(own) for own in made]
     # The project knows the pages of `dfkd up`, and its copy does not.
-    return {own.student_name: _reported(own, run_id, figures, again) for own, run_id, figures in made}
+    for own, run_id in zip(made, run_ids, strict=True):
+        _report(student_label(own), run_id, again)
 
 
-def _logged(params: Params) -> tuple[Params, str, dict[str, Any]]:
+def _logged(params: Params) -> str:
+    """Log a student and return the id of its run. MLflow takes seconds to import, and most runs are no trials."""
     from dfkd_flows.run.publishing import log_only
-    from dfkd_flows.run.table import read_metrics
 
-    return params, log_only(params), read_metrics(StudentFiles(params.student_name))
+    return log_only(params)
 
 
-def _reported(params: Params, run_id: str, figures: dict[str, Any], again: str) -> Trial:
+def _report(student: str, run_id: str, again: str) -> None:
     from dfkd_tasks.mlflow_store.publishing import page_of
 
     page = page_of(run_id)
     place = f"run {run_id}, {page}" if page else f"run {run_id}"
-    get_run_logger().info("%s is logged in MLflow as %s. Keep it with: %s", student_label(params), place, again)
-    return Trial(run_id=run_id, figures=figures, page=page, again=again)
+    get_run_logger().info("%s is logged in MLflow as %s. Keep it with: %s", student, place, again)
 
 
 def _command(preset: str | None, overrides: Sequence[str], students: Sequence[str]) -> str:
