@@ -11,7 +11,7 @@ n images, c channels, h height, w width, k classes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from dfkd_core.errors import ConfigError
 from dfkd_core.models.calls import Calls, Layer, NotThinnableError
 from dfkd_core.models.classifier import copy_network
 
-__all__ = ["Fits", "find_rows", "first_fitting", "make_shorter"]
+__all__ = ["Fits", "find_rows", "first_fitting", "is_inside", "make_shorter"]
 
 Fits = Callable[[nn.Module, nn.Module], bool]
 """Whether the first module, a block of a student, can be a thinner copy of the second."""
@@ -44,13 +44,14 @@ class _Row:
     blocks: list[nn.Module]
     """Blocks that are left."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether blocks must still be left out."""
+        return len(self.blocks) > len(self.wanted)
+
     def put(self, blocks: Sequence[nn.Module]) -> None:
         """Make the network run these blocks alone, under the names of the first ones."""
         self.container._modules = dict(zip(self.names, blocks))
-
-    def can_lose(self, block: nn.Module, fits: Fits) -> bool:
-        """Return whether the student's blocks can still be copies of those left, in their order."""
-        return first_fitting(self.wanted, [other for other in self.blocks if other is not block], fits) is not None
 
 
 def first_fitting(own: Sequence[nn.Module], blocks: Sequence[nn.Module], fits: Fits) -> list[int] | None:
@@ -67,12 +68,17 @@ def find_rows(network: nn.Module, student: nn.Module) -> list[str]:
     own = dict(student.named_modules())
     found: list[str] = []
     for path, module in network.named_modules():
-        if any(path.startswith(f"{outer}.") for outer in found) or not isinstance(module, _Container):
+        if is_inside(path, found) or not isinstance(module, _Container):
             continue
         names, own_names = [list(dict(row.named_children())) for row in (module, own.get(path, nn.Identity()))]
         if own_names and len(own_names) < len(names) and names[: len(own_names)] == own_names:
             found.append(path)
     return found
+
+
+def is_inside(path: str, rows: Collection[str]) -> bool:
+    """Return whether the module at a path is in one of the rows."""
+    return any(path.startswith(f"{row}.") for row in rows)
 
 
 @torch.no_grad()
@@ -116,32 +122,30 @@ def _leave_out(short: nn.Module, rows: Sequence[_Row], fits: Fits, change: Calla
 
     A block's change is measured again only when it is next: leaving out others seldom makes it smaller.
     """
-    queue = [(-1.0, number, place) for number, row in enumerate(rows) for place in range(len(row.blocks))]
     all_blocks = [tuple(row.blocks) for row in rows]
-    measured: dict[tuple[int, int], int] = {}
-    count = 0
-    while any(len(row.blocks) > len(row.wanted) for row in rows):
+    # The change, the block, and how many blocks were left out when it was measured.
+    queue = [(-1.0, number, place, -1) for number, blocks in enumerate(all_blocks) for place in range(len(blocks))]
+    num_left_out = 0
+    while any(row.is_long for row in rows):
         if not queue:
-            long = next(row for row in rows if len(row.blocks) > len(row.wanted))
+            long = next(row for row in rows if row.is_long)
             raise NotThinnableError(
                 f"the student has {len(long.wanted)} blocks in {long.path} and the teacher {len(long.names)}, and no "
                 "choice of them fits the student's"
             )
-        _, number, place = heapq.heappop(queue)
-        row, block = rows[number], all_blocks[number][place]
-        if len(row.blocks) == len(row.wanted) or not row.can_lose(block, fits):
-            continue
-        left = [other for other in row.blocks if other is not block]
-        if measured.get((number, place)) == count:
-            row.blocks, count = left, count + 1
-            row.put(left)
+        _, number, place, measured_at = heapq.heappop(queue)
+        row = rows[number]
+        left = [other for other in row.blocks if other is not all_blocks[number][place]]
+        if not row.is_long or first_fitting(row.wanted, left, fits) is None:
             continue
         row.put(left)
-        measured[number, place] = count
+        if measured_at == num_left_out:
+            row.blocks, num_left_out = left, num_left_out + 1
+            continue
         found = change()
         row.put(row.blocks)
         if found < float("inf"):
-            heapq.heappush(queue, (found, number, place))
+            heapq.heappush(queue, (found, number, place, num_left_out))
 
 
 def _change(answer: _Answer, short: nn.Module, wanted: Tensor) -> float:
@@ -158,11 +162,8 @@ def _change(answer: _Answer, short: nn.Module, wanted: Tensor) -> float:
 
 def _batch_norms(network: nn.Module) -> dict[int, str]:
     """Return the names of the layers with a running mean by the ids of the modules."""
-    return {id(module): name for name, module in network.named_modules() if _has_mean(module)}
-
-
-def _has_mean(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "running_mean", None), Tensor)
+    modules = network.named_modules()
+    return {id(m): name for name, m in modules if isinstance(getattr(m, "running_mean", None), Tensor)}
 
 
 class _Moments(Calls):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dfkd_core.common.pixels import grey_images, load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.distillation.copying import Pairing, copy_layers
-from dfkd_core.distillation.depth import find_rows, first_fitting, make_shorter
+from dfkd_core.distillation.depth import find_rows, first_fitting, is_inside, make_shorter
 from dfkd_core.errors import DistillationError, TeacherError
 from dfkd_core.models.access import Inspectable
 from dfkd_core.models.calls import NotThinnableError
@@ -219,15 +219,11 @@ def _whole_groups(network: nn.Module, thin: nn.Module) -> frozenset[str]:
 
 def _differences(network: nn.Module, thin: nn.Module) -> list[str]:
     rows = find_rows(network, thin)
-    own, wide = ({p: leaf for p, leaf in _leaves(net) if not _is_inside(p, rows)} for net in (thin, network))
+    own, wide = ({p: leaf for p, leaf in _leaves(net) if not is_inside(p, rows)} for net in (thin, network))
     faults = [f"the student has no {path}" for path in wide if path not in own]
     faults += [f"the teacher has no {path}" for path in own if path not in wide]
     faults += [fault for path in wide if path in own for fault in _module_differences(path, wide[path], own[path])]
     return faults + [fault for path in rows for fault in _row_differences(network, thin, path)]
-
-
-def _is_inside(path: str, rows: list[str]) -> bool:
-    return any(path.startswith(f"{row}.") for row in rows)
 
 
 def _row_differences(network: nn.Module, thin: nn.Module, path: str) -> Iterator[str]:
