@@ -17,9 +17,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
-from dfkd_tasks.processes.lifeline import kill
+from dfkd_tasks.processes.lifeline import kill_below
 from dfkd_tasks.records.foreign import reason, without_secrets
 
 __all__ = ["post", "run_command"]
@@ -86,8 +84,7 @@ class _End:
 
 def _end_all(process: subprocess.Popen[bytes]) -> None:
     """Kill a command and what it has started, also in sessions of their own."""
-    with suppress(psutil.NoSuchProcess):
-        kill([*psutil.Process(process.pid).children(recursive=True)])
+    kill_below(process.pid)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

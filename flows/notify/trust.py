@@ -13,12 +13,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd_core.common.digests import file_sha256, write_json
-from dfkd_core.common.json_files import parse_json
-from dfkd_core.common.regular_files import read_regular
+from dfkd_core.common.digests import file_sha256
 from dfkd_flows.settings.notify import NotifyConfig
-from dfkd_tasks.caching.state import state_folder
+from dfkd_tasks.caching.words import keep_words, kept_words
 from dfkd_tasks.caching.workspace import METRICS, REPORTS, STATE, TEACHERS
+from dfkd_tasks.dvc_project.git_state import repository_of
 
 __all__ = ["is_trusted", "trust"]
 
@@ -31,14 +30,12 @@ _MODULE = re.compile(r"(?:-m)?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
 def trust(config: NotifyConfig) -> None:
     """Note that the user allows the present command and the present address."""
     values = {"command": config.command, "webhook": config.webhook}
-    new = [word for name, value in values.items() if value and (word := _word(name, value)) not in _read()]
-    if new:
-        write_json(state_folder() / _WORDS, [*_read(), *new][-_KEPT_WORDS:])
+    keep_words(_WORDS, [_word(name, value) for name, value in values.items() if value], most=_KEPT_WORDS)
 
 
 def is_trusted(name: str, value: str) -> bool:
     """Return whether the user has allowed a value of `notify.command` or `notify.webhook`."""
-    return _word(name, value) in _read()
+    return _word(name, value) in kept_words(_WORDS)
 
 
 def _word(name: str, value: str) -> dict[str, object]:
@@ -101,13 +98,4 @@ def _is_own(path: Path) -> bool:
 
 def _repository() -> Path:
     """Return the folder that a pull can change: that of the repository, or the project's if there is none."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
-
-
-def _read() -> list[object]:
-    try:
-        found = parse_json(read_regular(state_folder() / _WORDS))
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
+    return repository_of(Path.cwd()) or Path.cwd()

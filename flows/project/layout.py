@@ -16,7 +16,7 @@ from dfkd_core.common.digests import write_atomically
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import ConfigError
 from dfkd_flows.project.pipeline_text import TEMPLATES, project_pipeline
-from dfkd_flows.project.places import check_git, check_place, check_results, is_in_git, is_there
+from dfkd_flows.project.places import check_git, check_place, check_results, is_there
 from dfkd_flows.project.wishes import Wishes
 from dfkd_flows.session.display import say
 from dfkd_flows.session.environment import prepare_environment
@@ -29,6 +29,7 @@ from dfkd_flows.settings.settling import planned
 from dfkd_flows.settings.teacher_source import as_assignments, dataset_change, source_changes
 from dfkd_tasks.caching.code_file import CODE_FILE, PIPELINE, code_text
 from dfkd_tasks.caching.half_files import clear_half_files
+from dfkd_tasks.dvc_project.git_state import repository_of
 
 __all__ = ["make_project"]
 
@@ -147,8 +148,8 @@ def _write(wanted: dict[Path, str]) -> None:
     made: list[str] = []
     kept: list[str] = []
     clear_half_files()
-    starts_git = not is_in_git(Path.cwd()) and _start_git()
-    without_git = not is_in_git(Path.cwd())
+    starts_git = repository_of(Path.cwd()) is None and _start_git()
+    without_git = repository_of(Path.cwd()) is None
     for path, template in _MAY_EXIST.items():
         text = (TEMPLATES / template).read_text(encoding="utf-8")
         if template == "dvc_config" and without_git:

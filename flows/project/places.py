@@ -14,9 +14,10 @@ import yaml
 from dfkd_core.errors import ConfigError
 from dfkd_flows.project.pipeline_text import checkout_pipeline
 from dfkd_flows.session.environment import find_project
+from dfkd_tasks.dvc_project.git_state import repository_of
 from dfkd_tasks.dvc_project.status import LOCK
 
-__all__ = ["check_git", "check_place", "check_results", "is_in_git", "is_there"]
+__all__ = ["check_git", "check_place", "check_results", "is_there"]
 
 
 def check_place(folder: Path) -> None:
@@ -61,18 +62,13 @@ def _result_places() -> Iterator[str]:
                 yield path.rpartition("/")[0] if separator else path
 
 
-def is_in_git(folder: Path) -> bool:
-    """Return whether a folder is in a git repository."""
-    return any((place / ".git").exists() for place in (folder, *folder.parents))
-
-
 def check_git(files: Iterable[Path]) -> None:
     """Check that git does not ignore files of the project in the current folder: DVC would refuse to work.
 
     Raises:
         ConfigError: It ignores some.
     """
-    if not is_in_git(Path.cwd()) or not shutil.which("git"):
+    if not repository_of(Path.cwd()) or not shutil.which("git"):
         return
     # As if they existed and were not tracked.
     command = ["git", "check-ignore", "--no-index", "--", *map(str, files)]

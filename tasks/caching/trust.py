@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from dfkd_core.common.digests import file_sha256, write_json
-from dfkd_core.common.json_files import parse_json
-from dfkd_core.common.regular_files import read_regular
+from dfkd_core.common.digests import file_sha256
 from dfkd_core.errors import TeacherError
 from dfkd_core.models.factories import allows, module_file, split_factory
 from dfkd_core.models.storage import CONFIG_FILE, read_card
-from dfkd_tasks.caching.state import state_folder
+from dfkd_tasks.caching.words import keep_words, kept_words
 
 __all__ = ["TRUSTED", "allow_factories", "trusted_factories"]
 
@@ -32,15 +30,14 @@ def allow_factories(folder: Path, names: Collection[str]) -> None:
         names: Factories that the user has named in params.yaml or on the command line.
     """
     word = _word(folder)
-    if word is None or not allows(names, word["factory"]) or word in (known := _read()):
-        return
-    write_json(state_folder() / TRUSTED, [*known, word][-_KEPT_WORDS:])
+    if word is not None and allows(names, word["factory"]):
+        keep_words(TRUSTED, [word], most=_KEPT_WORDS)
 
 
 def trusted_factories(folder: Path) -> tuple[str, ...]:
     """Return the factory of a stored model if the user trusts it, for `load_model`; nothing is imported."""
     word = _word(folder)
-    return (word["factory"],) if word is not None and word in _read() else ()
+    return (word["factory"],) if word is not None and word in kept_words(TRUSTED) else ()
 
 
 def _word(folder: Path) -> dict[str, str] | None:
@@ -56,11 +53,3 @@ def _word(folder: Path) -> dict[str, str] | None:
     file = module_file(module) if module else None
     source = file_sha256(file) if file and file.is_file() else ""
     return {"factory": name, "config_sha256": config, "source_sha256": source}
-
-
-def _read() -> list[dict[str, str]]:
-    try:
-        found = parse_json(read_regular(state_folder() / TRUSTED))
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []

@@ -17,6 +17,7 @@ import yaml
 from dfkd_core.common.digests import write_atomically
 from dfkd_tasks.caching.code_file import PIPELINE
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
+from dfkd_tasks.dvc_project.yaml_files import parse
 
 __all__ = ["refresh_artifacts", "with_artifacts"]
 
@@ -28,8 +29,6 @@ _LINES = re.compile(f"^{re.escape(_FIRST)}$.*?^{re.escape(_LAST)}$", re.MULTILIN
 _SECTION = re.compile(r"^artifacts:[ \t]*(?:#.*)?$", re.MULTILINE)
 # As in params.yaml; others are reported when it is read.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-# Python's own reader takes ten times as long.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def refresh_artifacts() -> None:
@@ -38,7 +37,7 @@ def refresh_artifacts() -> None:
     A file that cannot be read stays as it is; whoever needs it reports why.
     """
     try:
-        named = _read(_PARAMS.read_text(encoding="utf-8"))
+        named = parse(_PARAMS.read_text(encoding="utf-8"))
         students = {str(name): str(value["teacher"]) for name, value in named["students"].items()}
         before = PIPELINE.read_bytes().decode()
         after = with_artifacts(before, teachers=[str(name) for name in named["teachers"]], students=students)
@@ -115,16 +114,12 @@ def _placed(text: str, lines: str) -> str:
 
 def _own_entries(text: str) -> dict[str, Any]:
     """Return the user's entries of the section."""
-    return dict(_read(_LINES.sub("", text)).get("artifacts") or {})
+    return dict(parse(_LINES.sub("", text)).get("artifacts") or {})
 
 
 def _is_whole(text: str, own: Mapping[str, Any]) -> bool:
     """Return whether a new text is valid and still has all entries of the user's."""
     try:
-        return bool(own.items() <= _read(text)["artifacts"].items())
+        return bool(own.items() <= parse(text)["artifacts"].items())
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _read(text: str) -> Any:
-    return yaml.load(text, Loader=_LOADER)  # a safe one in either case

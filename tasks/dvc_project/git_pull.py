@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code_file import CODE_FILE
+from dfkd_tasks.dvc_project.git_state import place_in_repository
 from dfkd_tasks.dvc_project.status import LOCK
-from dfkd_tasks.processes.lifeline import kill
+from dfkd_tasks.processes.lifeline import kill_below
 from dfkd_tasks.records.foreign import without_secrets
 
 __all__ = ["pull_repository"]
@@ -108,7 +107,7 @@ def _put_back(path: Path) -> None:
 
 
 def _in_repository(path: Path) -> str:
-    return _git("rev-parse", "--show-prefix") + path.as_posix()
+    return Path(place_in_repository(), path).as_posix()
 
 
 def _is_ancestor(one: str, other: str) -> bool:
@@ -141,7 +140,8 @@ def _run(*arguments: str, seconds: float = _SECONDS) -> subprocess.CompletedProc
             output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             # Such as ssh, which would wait on.
-            kill([*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)])
+            kill_below(process.pid)
+            process.kill()
             raise DfkdError(
                 f"git in {Path.cwd()} did not end within {seconds:g} s. Try it by hand: git fetch ({_OFF})"
             ) from None

@@ -17,6 +17,7 @@ __all__ = [
     "in_repository",
     "origin",
     "place_in_repository",
+    "repository_of",
     "to_commit",
     "uncommitted",
     "unpushed",
@@ -58,6 +59,11 @@ def commit_command(message: str) -> str:
     else:
         start, missing = "git init && ", [str(path) for path in to_commit() if path.exists()]
     return f"{start}git add {' '.join(map(quote, missing))} && git commit -m {quote(message)}"
+
+
+def repository_of(folder: Path) -> Path | None:
+    """Return the folder of the git repository that a folder is in, without git; None if it is in none."""
+    return next((place for place in (folder, *folder.parents) if (place / ".git").exists()), None)
 
 
 def in_repository() -> bool:

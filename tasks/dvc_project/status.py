@@ -14,6 +14,7 @@ import yaml
 from dfkd_core.common.digests import json_digest
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.code_file import CODE_STAGE
+from dfkd_tasks.dvc_project.yaml_files import parse
 from dfkd_tasks.processes.endings import count_oom_kills, ending, signal_of
 from dfkd_tasks.records.foreign import without_secrets
 
@@ -73,9 +74,8 @@ def results_size() -> tuple[int, int]:
 
 
 def _read_lock() -> dict[str, Any]:
-    """Return the stages in dvc.lock. libyaml, which not every machine has, is ten times as fast."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return dict(yaml.load(LOCK.read_text(encoding="utf-8"), loader)["stages"])
+    """Return the stages in dvc.lock."""
+    return dict(parse(LOCK.read_text(encoding="utf-8"))["stages"])
 
 
 def _read_params(stage: Mapping[str, Any]) -> dict[str, Any]:

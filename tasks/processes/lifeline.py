@@ -22,6 +22,7 @@ __all__ = [
     "end_with_callers",
     "interrupt",
     "kill",
+    "kill_below",
     "works_for_owner",
 ]
 
@@ -85,6 +86,12 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def kill_below(pid: int) -> None:
+    """Kill all processes that a process has started, also in sessions of their own; nothing if it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        kill(psutil.Process(pid).children(recursive=True))
 
 
 def _session(process: psutil.Process) -> int:
