@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-__all__ = ["lowest_paired_gain", "lowest_unpaired_gain", "wilson_interval"]
+__all__ = ["Z_95", "lowest_paired_gain", "lowest_unpaired_gain", "wilson_interval"]
 
 _HALVINGS = 60
+
+
+Z_95 = 1.96
+"""Half width of a two-sided interval of 95 %, in standard deviations."""
 
 
 def wilson_interval(share: float, num_images: int, z: float) -> tuple[float, float]:
@@ -20,7 +24,7 @@ def wilson_interval(share: float, num_images: int, z: float) -> tuple[float, flo
     Args:
         share: Observed share, in [0, 1].
         num_images: Images n, at least 1.
-        z: Half width in standard deviations; 1.96 for a two-sided interval of 95 %.
+        z: Half width in standard deviations, for example `Z_95`.
 
     Example:
         >>> from dfkd_core.evaluation.intervals import wilson_interval

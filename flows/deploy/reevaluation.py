@@ -12,7 +12,7 @@ from prefect.artifacts import create_table_artifact
 from dfkd_core.common.compute import settled
 from dfkd_core.data.datasets import NO_DATA
 from dfkd_core.errors import ConfigError, DfkdError
-from dfkd_core.evaluation.intervals import wilson_interval
+from dfkd_core.evaluation.intervals import Z_95, wilson_interval
 from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.evaluation.metrics import label_scores
 from dfkd_core.evaluation.predictions import predict_images
@@ -34,8 +34,6 @@ from dfkd_tasks.mlflow_store.reevaluation import log_reevaluation
 from dfkd_tasks.mlflow_store.registered import load_registered
 
 __all__ = ["reevaluate"]
-
-_Z_95 = 1.959964
 
 
 @flow(name="reevaluate", **FLOW_OPTIONS)
@@ -93,7 +91,7 @@ def _figures(params: Params, champion: Version) -> dict[str, float]:
         student, data.images, batch_size=config.batch_size, device=settled(compute).device, memory=compute.memory
     )
     scores = label_scores(logits, data.labels, config.num_bins)
-    low, high = wilson_interval(scores.accuracy, len(data), _Z_95)
+    low, high = wilson_interval(scores.accuracy, len(data), Z_95)
     return {
         "accuracy": scores.accuracy,
         "accuracy_low": low,

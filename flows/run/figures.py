@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dfkd_core.evaluation.intervals import wilson_interval
+from dfkd_core.evaluation.intervals import Z_95, wilson_interval
 from dfkd_flows.run.table import read_latency, read_metrics
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
@@ -15,9 +15,6 @@ from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.records.timing import stage_seconds
 
 __all__ = ["intervals", "measured_times", "numbers", "share_interval", "student_figures"]
-
-# Of an interval of 95 %.
-_Z = 1.96
 
 
 def student_figures(params: Params) -> dict[str, float]:
@@ -49,7 +46,7 @@ def share_interval(share: float | None, num_images: float) -> tuple[float, float
     """Return the interval of 95 % of a share of images (Wilson); None if the share or the images are not known."""
     if share is None or not math.isfinite(share) or num_images < 1:
         return None
-    return wilson_interval(share, int(num_images), _Z)
+    return wilson_interval(share, int(num_images), Z_95)
 
 
 def intervals(params: Params) -> Iterator[tuple[str, str, str]]:
