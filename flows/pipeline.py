@@ -37,7 +37,7 @@ from dfkd_tasks.dvc_project.versioning import StageFailedError, push, reproduce
 from dfkd_tasks.dvc_project.versioning import pull as dvc_pull
 from dfkd_tasks.mlflow_store.addresses import described_store
 from dfkd_tasks.mlflow_store.readiness import check_store
-from dfkd_tasks.records.foreign import is_foreign, reason
+from dfkd_tasks.records.foreign import naming
 
 if TYPE_CHECKING:
     from dfkd_tasks.mlflow_store.publishing import Publication
@@ -192,9 +192,5 @@ def _published(params: Params) -> Publication:
     check_store(params.registry.experiment)
     from dfkd_flows.run.publishing import publish
 
-    try:
+    with naming(f"MLflow, {described_store()}"):
         return publish(params)
-    except Exception as error:
-        if isinstance(error, DfkdError) or not is_foreign(error):
-            raise
-        raise DfkdError(f"MLflow, {described_store()}: {reason(error)}") from error

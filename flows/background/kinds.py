@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dfkd_flows.session.pool import work_of
 from dfkd_flows.session.prefect_settings import API_URL
 from dfkd_tasks.caching.workspace import STORE
 from dfkd_tasks.mlflow_store.addresses import ARTIFACTS
@@ -79,7 +80,7 @@ def prefect_worker(pool: str, server: str) -> Kind:
             "PREFECT_WORKER_WEBSERVER_HOST": HOST,
             "PREFECT_WORKER_WEBSERVER_PORT": "{port}",
         },
-        serves=f"{pool} at {server}",
+        serves=work_of(pool, server),
     )
 
 

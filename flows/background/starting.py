@@ -16,10 +16,9 @@ from dfkd_core.errors import DfkdError
 from dfkd_flows.background.kinds import HOST, Kind
 from dfkd_flows.session.prefect_settings import API_URL
 from dfkd_flows.session.server import OWN_URL, answers
-from dfkd_tasks.caching.stored import read_note
-from dfkd_tasks.processes.background import MARK, SERVICES, Background, end, note_of, running
+from dfkd_tasks.processes.background import MARK, SERVICES, Background, end, log_of, note_of, noted, running
 
-__all__ = ["Starting", "log_of", "start"]
+__all__ = ["Starting", "start"]
 
 _SECONDS_TO_START = 300
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -61,11 +60,6 @@ class Starting:
         return f"{self.kind.title} {how}. Its log, {log_of(self.kind.name)}, ends with:\n{shown}"
 
 
-def log_of(name: str) -> Path:
-    """Return the file with the output of a service."""
-    return SERVICES / f"{name}.log"
-
-
 def _log(name: str) -> str:
     try:
         return log_of(name).read_text(encoding="utf-8", errors="replace")
@@ -83,7 +77,7 @@ def start(kind: Kind) -> Starting:
         if found.serves == kind.serves and answers(found.url):
             return Starting(kind, found, None)
         end(found)
-    before = read_note(note_of(kind.name), Background)
+    before = noted(kind.name)
     port = _free_port(before.port if before else 0)
     project = str(Path.cwd())
     SERVICES.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from dfkd_core.errors import DfkdError
 from dfkd_flows.deploy.plan import TAG, Deployment, Schedule, deployments, project_tag, variables
 from dfkd_flows.session.display import say
-from dfkd_flows.session.pool import deployed_name, keep_name, pool_of
+from dfkd_flows.session.pool import deployed_name, keep_name, pool_of, work_of
 from dfkd_flows.session.prefect_settings import Address, find_address, users_address
 from dfkd_flows.session.services import check_server
 from dfkd_flows.settings.params import Params
 from dfkd_tasks.processes.background import running
-from dfkd_tasks.records.foreign import is_foreign, reason, without_secrets
+from dfkd_tasks.records.foreign import naming, without_secrets
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -49,12 +49,8 @@ def deploy_project(params: Params, schedule: Schedule, *, name: str | None, git_
     if server is None:
         raise DfkdError("No Prefect server is in use. Start one with: dfkd up (or set PREFECT_API_URL to your own)")
     check_server()
-    try:
+    with naming(f"The Prefect server at {without_secrets(server.url)} refuses"):
         _deploy(wanted, pool_of(name), server)
-    except Exception as error:
-        if isinstance(error, DfkdError) or not is_foreign(error):
-            raise
-        raise DfkdError(f"The Prefect server at {without_secrets(server.url)} refuses: {reason(error)}") from error
     keep_name(name)
     say(_next(pool_of(name), server))
 
@@ -167,6 +163,6 @@ def _next(pool: str, server: Address) -> str:
     pages = without_secrets(server.url).removesuffix("/api")
     worker = running("worker")
     lines = [f"Deployed. Forms and runs: {pages}/deployments"]
-    if worker is None or worker.serves != f"{pool} at {server.url}":
+    if worker is None or worker.serves != work_of(pool, server.url):
         lines.append("No worker of this project takes the runs yet. Start one with: dfkd up")
     return "\n".join(lines)

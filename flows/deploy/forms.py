@@ -22,8 +22,8 @@ def pipeline_form(params: Params) -> dict[str, Any]:
         teacher=(teacher, None, "Make the students of this teacher; of all teachers if empty."),
         students=(_students(params), None, "Make these students; all if empty."),
         preset=(_optional(_choice(preset_names())), None, "Replace the values of params.yaml, for this run only."),
-        epochs=(_optional(_whole(1)), None, "Epochs of the distillation, for this run only."),
-        num_images=(_optional(_whole(1)), None, "Images of the transfer set, for this run only."),
+        epochs=(_optional(_whole()), None, "Epochs of the distillation, for this run only."),
+        num_images=(_optional(_whole()), None, "Images of the transfer set, for this run only."),
         overrides=(
             _optional(_list({"type": "string", "pattern": "^[A-Za-z_][^=]*=.*"})),
             None,
@@ -79,5 +79,5 @@ def _choice(names: Any) -> dict[str, Any]:
     return {"type": "string", "enum": list(names)}
 
 
-def _whole(least: int) -> dict[str, Any]:
-    return {"type": "integer", "minimum": least, "maximum": _MOST}
+def _whole() -> dict[str, Any]:
+    return {"type": "integer", "minimum": 1, "maximum": _MOST}

@@ -10,7 +10,7 @@ from dfkd_flows.doctor.findings import Finding, fault, note, ok
 from dfkd_flows.session.environment import TELEMETRY_OFF
 from dfkd_flows.session.server import answers
 from dfkd_flows.session.services import check_server, described_server
-from dfkd_tasks.processes.background import SERVICES, running
+from dfkd_tasks.processes.background import log_of, running
 
 __all__ = ["check_background", "check_prefect", "check_telemetry"]
 
@@ -31,7 +31,7 @@ def check_background() -> Iterator[Finding]:
     found = {name: service for name in ("prefect", "worker", "mlflow") if (service := running(name))}
     for name, service in found.items():
         if not answers(service.url):
-            text = f"{name} of `dfkd up` does not answer at {service.url}; its log is {SERVICES / name}.log"
+            text = f"{name} of `dfkd up` does not answer at {service.url}; its log is {log_of(name)}"
             yield fault("services", text, "dfkd up")
     addresses = ", ".join(f"{name} {service.url}" for name, service in found.items())
     text = f"in the background: {addresses}" if found else "none in the background; `dfkd up` starts them"

@@ -11,7 +11,6 @@ from dfkd_flows.registry.figures import evaluated_images, figures_again, known_f
 from dfkd_flows.registry.gate import Decision
 from dfkd_flows.registry.promotion import decision_on, record
 from dfkd_flows.session.display import say
-from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
 from dfkd_tasks.mlflow_store.aliases import (
     CHAMPION,
@@ -60,14 +59,14 @@ def promote_version(params: Params, model: str, number: str | None, *, dry_run: 
         if not decision.promote:
             raise DfkdError(
                 f"{_name(version)} is refused; the champion stays. Promote it nevertheless with: dfkd promote "
-                f"{version.number}{_whose(params)} --set registry.enforce_rules=false"
+                f"{version.number}{params.student_option} --set registry.enforce_rules=false"
             )
         if dry_run:
-            again = f"dfkd promote {version.number}{_whose(params)}"
+            again = f"dfkd promote {version.number}{params.student_option}"
             say(f"{_name(version)} would become the champion. Promote it with: {again}")
             return None
         record(version, decision)
-        say(f"{_name(version)} is the champion now. Go back with: dfkd rollback{_whose(params)}")
+        say(f"{_name(version)} is the champion now. Go back with: dfkd rollback{params.student_option}")
         return version.number
 
 
@@ -90,18 +89,18 @@ def roll_back_champion(params: Params, model: str) -> str:
         _versions(params, model)
         champion = version_of(model, CHAMPION)
         if champion is None:
-            raise DfkdError(f"{model} has no champion. Choose one with: dfkd promote VERSION{_whose(params)}")
+            raise DfkdError(f"{model} has no champion. Choose one with: dfkd promote VERSION{params.student_option}")
         target = version_before(champion)
         if target is None:
             raise DfkdError(
                 f"{model} has no champion before version {champion.number}. Choose another one with: dfkd promote "
-                f"VERSION{_whose(params)}; dfkd history{_whose(params)} shows all versions"
+                f"VERSION{params.student_option}; dfkd history{params.student_option} shows all versions"
             )
         load_registered(target)
         roll_back(champion, target)
     say(
         f"{_name(target)} is the champion again, in place of version {champion.number}. Undo this with: dfkd promote "
-        f"{champion.number}{_whose(params)}"
+        f"{champion.number}{params.student_option}"
     )
     return target.number
 
@@ -168,11 +167,6 @@ def _chosen(versions: list[Version], number: str | None) -> Version:
             f"{versions[0].model} has no version {number!r}. Versions: {numbers}{more}, see: dfkd history"
         )
     return found
-
-
-def _whose(params: Params) -> str:
-    """Return the option that a command needs for this student; `default` is mostly the only one."""
-    return "" if params.student_name == DEFAULT else f" --student {params.student_name}"
 
 
 def _name(version: Version) -> str:

@@ -32,7 +32,7 @@ from dfkd_tasks.caching.workspace import TeacherFiles
 from dfkd_tasks.mlflow_store.addresses import page_command, version_page
 from dfkd_tasks.mlflow_store.publishing import Publication
 from dfkd_tasks.records.foreign import is_foreign, reason
-from dfkd_tasks.records.timing import stage_seconds
+from dfkd_tasks.records.timing import described_seconds
 
 __all__ = ["show_results"]
 
@@ -76,9 +76,8 @@ def _table(params: Params) -> Iterator[dict[str, Any]]:
     for name, teacher, student in [("evaluated on", "", data), *rows, *intervals(params)]:
         yield {"figure": name, "teacher": teacher, "student": student}
     for address in addresses(params):
-        measured = stage_seconds(address)
-        seconds = f"{measured[0]:.1f} s" if measured else "from the cache"
-        yield {"figure": f"time of {address.partition('@')[0]}", "teacher": "", "student": seconds}
+        name = f"time of {address.partition('@')[0]}"
+        yield {"figure": name, "teacher": "", "student": described_seconds(address)}
 
 
 def _promotion(published: Publication) -> Iterator[str]:

@@ -23,7 +23,7 @@ from dfkd_tasks.dvc_project.status import LOCK, results_digest
 from dfkd_tasks.mlflow_store.addresses import page_command, publication_place
 from dfkd_tasks.mlflow_store.readiness import has_version
 from dfkd_tasks.records.history import read_start
-from dfkd_tasks.records.timing import stage_seconds
+from dfkd_tasks.records.timing import described_seconds, stage_seconds
 
 __all__ = [
     "heading",
@@ -160,10 +160,10 @@ def render(params: Params) -> str:
     Raises:
         DfkdError: There are no results yet.
     """
-    rows = table_rows(params)
+    found = read_metrics(StudentFiles(params.student_name))
+    rows = list(_rows(found, params))
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
-    found = read_metrics(StudentFiles(params.student_name))
     notes = [f"Note: {note}" for note in found.get("notes", [])]
     return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(params), "", *_pointers(params), ""])
 
@@ -224,8 +224,7 @@ def heading(dataset: str) -> str:
 
 def _seconds(params: Params) -> Iterator[str]:
     for address in addresses(params):
-        measured = stage_seconds(address)
-        yield f"{label(address, params):<22}{f'{measured[0]:.1f} s' if measured else 'from the cache':>16}"
+        yield f"{label(address, params):<22}{described_seconds(address):>16}"
     run = read_note(_run_note(params), _Run)
     # An experiment of DVC leaves other results than the last run.
     if run and LOCK.is_file() and run.results_sha256 == results_digest(addresses(params)):
@@ -247,7 +246,7 @@ def _pointers(params: Params) -> Iterator[str]:
         yield from (
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
-        yield f"  versions   dfkd history{'' if own.name == DEFAULT else f' --student {own.name}'}"
+        yield f"  versions   dfkd history{params.student_option}"
     # The pages of the project's own store have another address at each `dfkd up`.
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"

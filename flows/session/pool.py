@@ -9,7 +9,7 @@ from dfkd_core.common.digests import write_json
 from dfkd_core.errors import ConfigError
 from dfkd_tasks.caching.stored import read_note
 
-__all__ = ["deployed_name", "keep_name", "pool_of"]
+__all__ = ["deployed_name", "keep_name", "pool_of", "work_of"]
 
 _NOTE = Path(".dfkd/deployed.json")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -25,6 +25,11 @@ def deployed_name() -> str:
 def keep_name(name: str) -> None:
     """Note the name for `dfkd up` and the next deployment."""
     write_json(_NOTE, {"name": name})
+
+
+def work_of(pool: str, server: str) -> str:
+    """Return what a worker serves, in words: a pool, and the address of its server's API."""
+    return f"{pool} at {server}"
 
 
 def pool_of(name: str) -> str:

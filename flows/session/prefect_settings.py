@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfkd_tasks.processes.background import running
+from dfkd_tasks.processes.background import Background, running
 
 __all__ = ["API_URL", "PROFILES", "Address", "find_address", "keep_profiles", "use_background_server", "users_address"]
 
@@ -44,13 +44,12 @@ def keep_profiles() -> None:
 def find_address() -> Address | None:
     """Return the address of the server that Prefect's settings name, or else of the project's `dfkd up`, or None."""
     server = running("prefect")
-    return users_address() or (Address(server.url, "dfkd up", "dfkd down") if server else None)
+    return _not_of(server) or (Address(server.url, "dfkd up", "dfkd down") if server else None)
 
 
 def users_address() -> Address | None:
     """Return the address of the server that Prefect's settings name, None if they name none or that of `dfkd up`."""
-    own = running("prefect")
-    return next((found for found in _addresses() if found.url and not (own and own.url == found.url)), None)
+    return _not_of(running("prefect"))
 
 
 def use_background_server() -> None:
@@ -58,8 +57,14 @@ def use_background_server() -> None:
 
     Call it before Prefect is imported, in the project's folder.
     """
-    if users_address() is None and (server := running("prefect")):
+    server = running("prefect")
+    if server and _not_of(server) is None:
         os.environ[API_URL] = server.url
+
+
+def _not_of(server: Background | None) -> Address | None:
+    """Return the first address in Prefect's settings that is not that of the project's own server."""
+    return next((found for found in _addresses() if found.url and not (server and server.url == found.url)), None)
 
 
 def _addresses() -> Iterator[Address]:

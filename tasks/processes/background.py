@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from dfkd_tasks.caching.stored import read_note
-
-__all__ = ["MARK", "SERVICES", "Background", "end", "leftovers", "note_of", "running"]
+__all__ = ["MARK", "SERVICES", "Background", "end", "leftovers", "log_of", "note_of", "noted", "running"]
 
 MARK = "DFKD_SERVICE_OF"
 """Environment variable of the services and of all processes that they start: the folder of their project."""
@@ -62,15 +60,30 @@ def note_of(name: str) -> Path:
     return SERVICES / f"{name}.json"
 
 
+def log_of(name: str) -> Path:
+    """Return the file with the output of a service."""
+    return SERVICES / f"{name}.log"
+
+
+def noted(name: str) -> Background | None:
+    """Return what is noted of a service of the current project; None if nothing is."""
+    if not note_of(name).is_file():
+        return None
+    # Imported here: every command looks for services, and the check of a note takes as long to import as all else.
+    from dfkd_tasks.caching.stored import read_note
+
+    return read_note(note_of(name), Background)
+
+
 def running(name: str) -> Background | None:
     """Return the service of the current project with a name; None if it does not run."""
-    noted = read_note(note_of(name), Background)
-    if noted is None or not noted.pid or not _is_here(noted.project):
+    service = noted(name)
+    if service is None or not service.pid or not _is_here(service.project):
         return None
     with suppress(psutil.Error):
-        process = psutil.Process(noted.pid)
-        if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == noted.project:
-            return noted
+        process = psutil.Process(service.pid)
+        if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == service.project:
+            return service
     return None
 
 

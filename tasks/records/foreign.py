@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["is_foreign", "reason", "without_secrets"]
+from dfkd_core.errors import DfkdError
+
+__all__ = ["is_foreign", "naming", "reason", "without_secrets"]
 
 # Up to the last @ before the path: a password may contain one.
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
@@ -25,6 +29,21 @@ def is_foreign(error: BaseException) -> bool:
     """Return whether an error is of a service or of a library that speaks to it, and no bug of ours."""
     module = type(error).__module__
     return isinstance(error, (OSError, ImportError)) or not module.startswith(("builtins", "dfkd_"))
+
+
+@contextmanager
+def naming(service: str) -> Iterator[None]:
+    """Turn an error of a service in the block, or of a library that speaks to it, into a sentence that names it.
+
+    Raises:
+        DfkdError: In place of such an error; all others are raised as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DfkdError) or not is_foreign(error):
+            raise
+        raise DfkdError(f"{service}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

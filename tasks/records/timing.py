@@ -12,7 +12,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from dfkd_tasks.caching.workspace import STATE
 
-__all__ = ["clear_seconds", "keep_seconds", "stage_seconds", "timed"]
+__all__ = ["clear_seconds", "described_seconds", "keep_seconds", "stage_seconds", "timed"]
 
 _SPAN: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[FiniteFloat, FiniteFloat])
 
@@ -53,6 +53,12 @@ def stage_seconds(stage: str) -> tuple[float, float] | None:
         covered += max(0.0, last - max(first, end))
         end = max(end, last)
     return (covered, end) if spans else None
+
+
+def described_seconds(stage: str) -> str:
+    """Return the seconds of `stage` for a table; a stage that has not run here took its result from the cache."""
+    measured = stage_seconds(stage)
+    return f"{measured[0]:.1f} s" if measured else "from the cache"
 
 
 def _spans(path: Path) -> list[tuple[float, float]]:

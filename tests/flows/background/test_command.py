@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.background.kinds import Kind, mlflow_page, prefect_server, prefect_worker
-from dfkd_flows.background.starting import Starting, log_of, start
+from dfkd_flows.background.starting import Starting, start
 from dfkd_flows.cli import app
 from dfkd_flows.session.prefect_settings import find_address, users_address
-from dfkd_tasks.processes.background import end, note_of, running
+from dfkd_tasks.processes.background import end, log_of, note_of, running
 
 FILES = Kind(
     name="prefect",
