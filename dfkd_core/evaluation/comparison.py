@@ -19,7 +19,13 @@ from dfkd_core.data.datasets import LabelledImages
 from dfkd_core.errors import DataError
 from dfkd_core.evaluation.class_order import check_class_order
 from dfkd_core.evaluation.labelled_images import EvaluationData
-from dfkd_core.evaluation.metrics import LabelScores, confusion_matrix, label_scores, mean_kl
+from dfkd_core.evaluation.metrics import (
+    LabelScores,
+    confidence_and_class,
+    confusion_matrix,
+    label_scores,
+    mean_kl,
+)
 from dfkd_core.evaluation.predictions import ImagesDigest, Predictions
 from dfkd_core.models.access import Inspectable, Labeller, has_access
 from dfkd_core.models.classifier import Classifier
@@ -102,7 +108,7 @@ class EvaluationReport:
     proxy: bool
     """Whether the images were held-out ones without labels, so that agreement only hints at the real one."""
     predictions: Predictions = field(repr=False)
-    """Predicted classes, image by image."""
+    """Predicted classes and their probabilities, image by image."""
 
     def to_metrics(self) -> dict[str, dict[str, float]]:
         """Return the single figures as `{"teacher": {...}, "student": {...}}`; shares are fractions.
@@ -183,10 +189,16 @@ def evaluate(
         predictions=Predictions(
             student=tuple(classes[0].tolist()),
             teacher=tuple(classes[1].tolist()),
+            student_confidence=_confidence(logits[0]),
+            teacher_confidence=_confidence(logits[1]),
             labels=None if labels is None else tuple(labels.tolist()),
             images_sha256=digest.of(images, labels),
         ),
     )
+
+
+def _confidence(logits: Tensor) -> tuple[float, ...]:
+    return tuple(confidence_and_class(logits)[0].float().tolist())
 
 
 @torch.inference_mode()

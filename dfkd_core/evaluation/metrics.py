@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["LabelScores", "confusion_matrix", "expected_calibration_error", "label_scores", "mean_kl"]
+from dfkd_core.common.bins import bin_indices
+
+__all__ = [
+    "LabelScores",
+    "confidence_and_class",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "label_scores",
+    "mean_kl",
+]
 
 _VALUES_AT_ONCE = 2**24
 
@@ -42,11 +51,20 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, *, num_bins: int 
         labels: True classes [n].
         num_bins: Number of bins.
     """
-    parts = [part.double().softmax(1).max(1) for part in _in_parts(logits)]
-    confidence, predicted = (torch.cat([part[place] for part in parts]) for place in range(2))
+    confidence, predicted = confidence_and_class(logits)
     gap = (predicted == labels).double() - confidence
-    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    bins = bin_indices(confidence, num_bins)
     return (torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, gap).abs().sum() / len(labels)).item()
+
+
+def confidence_and_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest probability of each image, float64 [n], and its class, int64 [n].
+
+    Args:
+        logits: Logits [n, k].
+    """
+    parts = [part.double().softmax(1).max(1) for part in _in_parts(logits)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The classes that student and teacher predict for each evaluated image, and a digest of these images.
+"""The classes that student and teacher predict for each evaluated image, how sure they are, and a digest of the images.
 
 Two students are compared image by image if both were evaluated on the same images.
 
@@ -12,6 +12,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save_file
@@ -29,6 +30,7 @@ from dfkd_core.models.passes import PassSizes, joined
 __all__ = ["ImagesDigest", "Predictions", "predict_images", "read_predictions", "write_predictions"]
 
 _DIGEST = "images_sha256"
+_CONFIDENCES = ("student_confidence", "teacher_confidence")
 _HEX = re.compile("[0-9a-f]{64}")
 
 
@@ -59,7 +61,7 @@ class ImagesDigest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """Predicted classes of an evaluation, image by image."""
+    """Predicted classes of an evaluation and their probabilities, image by image."""
 
     student: tuple[int, ...]
     """The student's classes [n]."""
@@ -69,6 +71,10 @@ class Predictions:
     """True classes [n]; None without labels."""
     images_sha256: str
     """Digest of the images and labels, see `ImagesDigest`."""
+    student_confidence: tuple[float, ...] = ()
+    """The student's largest probability, in [0, 1], as float32 [n]; empty in a file of an earlier version."""
+    teacher_confidence: tuple[float, ...] = ()
+    """The teacher's, likewise."""
 
     @property
     def truth(self) -> tuple[int, ...]:
@@ -80,6 +86,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions as a safetensors file, whole or not at all; equal predictions give equal bytes."""
     found = {"student": predictions.student, "teacher": predictions.teacher, "labels": predictions.labels}
     tensors = {name: torch.tensor(classes, dtype=torch.int32) for name, classes in found.items() if classes is not None}
+    sure = (predictions.student_confidence, predictions.teacher_confidence)
+    tensors |= {name: torch.tensor(values) for name, values in zip(_CONFIDENCES, sure, strict=True) if values}
     with write_atomically(path) as temporary:
         save_file(tensors, str(temporary), metadata={_DIGEST: predictions.images_sha256})
 
@@ -99,22 +107,21 @@ def read_predictions(path: Path) -> Predictions:
         raise DataError(f"There are no predictions: {path} is missing. Make them with: dfkd run") from None
     except Exception as error:  # safetensors raises a class that it does not export for typing
         raise DataError(f"{path} is damaged: {error}. Make it again with: rm {path}; dfkd run") from error
-    classes = {name: tuple(tensor.tolist()) for name, tensor in tensors.items()}
-    return Predictions(
-        student=classes["student"],
-        teacher=classes["teacher"],
-        labels=classes.get("labels"),
-        images_sha256=header.metadata[_DIGEST],
-    )
+    values: dict[str, Any] = {name: tuple(tensor.tolist()) for name, tensor in tensors.items()}
+    return Predictions(**{"labels": None} | values, images_sha256=header.metadata[_DIGEST])
 
 
 def _check(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    if not {"student", "teacher"} <= tensors.keys() <= {"student", "teacher", "labels"}:
+    allowed = {"student", "teacher", "labels", *_CONFIDENCES}
+    found = [tensors[name] for name in _CONFIDENCES if name in tensors]
+    if not {"student", "teacher"} <= tensors.keys() <= allowed or len(found) == 1:
         raise ValueError(f"it has the tensors {', '.join(sorted(tensors)) or 'none'}")
     if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1 or tensors["student"].dim() != 1:
         raise ValueError("its tensors do not have one class per image")
-    if any(tensor.dtype != torch.int32 for tensor in tensors.values()):
+    if any(tensor.dtype != torch.int32 for name, tensor in tensors.items() if name not in _CONFIDENCES):
         raise ValueError("its tensors are not classes")
+    if any(sure.dtype != torch.float32 or not bool(((sure >= 0) & (sure <= 1)).all()) for sure in found):
+        raise ValueError("its confidences are not from 0 to 1")
     if not len(tensors["student"]):
         raise ValueError("it has no images")
     if not _HEX.fullmatch(metadata.get(_DIGEST, "")):

@@ -97,6 +97,17 @@ class MethodConfig(ABC):
         """Settings of the gradient steps on images; None for a method without such steps."""
         return getattr(self, self.steps_setting) if self.steps_setting else None
 
+    def is_refined(self, image_indices: Sequence[int]) -> Tensor:
+        """Return whether gradient steps change the images at these positions of the set, bool [n].
+
+        The others stay as drawn.
+        """
+        return (
+            torch.zeros(len(image_indices), dtype=torch.bool)
+            if self.steps is None
+            else self.steps.is_refined(image_indices)
+        )
+
     def with_iterations(self, iterations: int) -> Self:
         """Return these settings with another number of gradient steps, or unchanged if the method takes none."""
         if self.steps is None:

@@ -57,6 +57,10 @@ class DescentConfig:
         """Whether an image depends on the others in its batch."""
         return False
 
+    def is_refined(self, image_indices: Sequence[int]) -> Tensor:
+        """Return whether the images at these positions of the set are changed, bool [n]; the others stay as drawn."""
+        return torch.full((len(image_indices),), self.iterations > 0)
+
     def faults(self) -> Iterator[str]:
         """Yield the faults that the range checks of single fields miss."""
         if self.smoothing_px and self.prior == "fourier":

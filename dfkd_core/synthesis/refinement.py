@@ -56,6 +56,10 @@ class RefinementConfig(DescentConfig):
         """The images of a batch are chosen among all its draws."""
         return self.draws_per_image > 1 and self.refined_share < 1
 
+    def is_refined(self, image_indices: Sequence[int]) -> Tensor:
+        """Return whether the images at these positions of the set are changed, bool [n]; the others stay as drawn."""
+        return _is_chosen(image_indices, self.refined_share) & (self.iterations > 0)
+
 
 def target_losses(logits: Tensor, soft_targets: Tensor, *, temperature: float) -> Tensor:
     """Return the divergence of each image's output from its soft target, [n].
@@ -99,7 +103,7 @@ def refine(
         SynthesisError: A loss is not finite; names iteration, term and images.
     """
     prior = config.build_prior(teacher.card)
-    chosen = _is_refined(image_indices, config.refined_share)
+    chosen = _is_chosen(image_indices, config.refined_share)
     images = torch.empty(len(image_indices), *teacher.card.image_shape)
     if not chosen.all():
         drawn = [index for index, is_chosen in zip(image_indices, chosen.tolist()) if not is_chosen]
@@ -189,8 +193,8 @@ def choose_of_classes(probabilities: Tensor, wanted: Tensor) -> Tensor:
     return chosen
 
 
-def _is_refined(image_indices: Sequence[int], share: float) -> Tensor:
-    """Return whether each image is refined, bool [n]; any run of consecutive images has the share, to one image."""
+def _is_chosen(image_indices: Sequence[int], share: float) -> Tensor:
+    """Return whether each image is chosen, bool [n]; any run of consecutive images has the share, to one image."""
     positions = torch.tensor([int(index) for index in image_indices], dtype=torch.float64)
     return ((positions + 1) * share).floor() > (positions * share).floor()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from dfkd_core.data.datasets import NO_DATA
+from dfkd_core.data.naming import data_label
 from dfkd_core.distillation.config import AUTO
 from dfkd_core.models.built_in import is_built_in
 from dfkd_core.models.factories import split_width
@@ -94,14 +95,6 @@ def network_label(source: str) -> str:
     else:
         label = rest if colon else source
     return _short(label or "network")
-
-
-def data_label(dataset: str) -> str:
-    """Return a short name of a data set: the last part of a path, without its suffix."""
-    if dataset == NO_DATA:
-        return "no real images"
-    kind, _, place = dataset.partition(":")
-    return PurePosixPath(place).stem if kind in ("folder", "file") else place or kind
 
 
 def _origin(params: Params) -> str:

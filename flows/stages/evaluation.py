@@ -12,7 +12,9 @@ from dfkd_flows.shown.log import logged, show_run
 from dfkd_flows.shown.names import student_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_tasks.caching.workspace import (
+    DISAGREEMENTS_FILE,
     PREDICTIONS_FILE,
+    REAL_AXES_FILE,
     StudentFiles,
     TeacherFiles,
     place_file,
@@ -23,7 +25,15 @@ from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
 
 __all__ = ["evaluate"]
 
-_REPORTS = ("confusion.csv", "confusion.png", "per_class.csv", PREDICTIONS_FILE)
+_REPORTS = (
+    "confusion.csv",
+    "confusion.png",
+    "per_class.csv",
+    "per_class.png",
+    PREDICTIONS_FILE,
+    DISAGREEMENTS_FILE,
+    REAL_AXES_FILE,
+)
 
 
 @flow(name="evaluate", **FLOW_OPTIONS)
@@ -31,11 +41,13 @@ def evaluate(params: Params) -> str:
     """Evaluate teacher and student; write the student's figures, reports and predictions, see `StudentFiles`."""
     show_run(f"evaluate {student_label(params)}", params)
     files = StudentFiles(params.student_name)
-    teacher, student = reference(TeacherFiles(params.teacher_name).network), reference(files.network)
+    shared = TeacherFiles(params.teacher_name)
+    teacher, student, statistics = (reference(path) for path in (shared.network, files.network, shared.statistics))
     data_digest = data_fingerprint(params.data)
     inputs = {
         "teacher": teacher.sha256,
         "student": student.sha256,
+        "statistics": statistics.sha256,
         "data": params.data,
         "data_digest": data_digest,
         "config": params.evaluation,
@@ -48,6 +60,7 @@ def evaluate(params: Params) -> str:
         student,
         params.data,
         params.evaluation,
+        statistics=statistics,
         data_digest=data_digest,
         folder=made.as_posix(),
         compute=compute,

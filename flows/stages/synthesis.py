@@ -46,8 +46,7 @@ def synthesize(params: Params) -> str:
     else:
         check_output_folder(files.transfer_set)
     run = _synthesize.with_options(task_runner=shard_runner(params.execution))
-    picture = files.reports / "samples.png"
-    return run(params, reference(files.network), reference(files.statistics), files.transfer_set, picture)
+    return run(params, reference(files.network), reference(files.statistics), files.transfer_set, files.reports)
 
 
 def synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder: Path | None, out: Path) -> str:
@@ -78,12 +77,12 @@ def _synthesize_anywhere(params: Params, teacher_folder: Path, statistics_folder
 
 
 @flow(name="synthesize", **FLOW_OPTIONS)
-def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path) -> str:
+def _synthesize(params: Params, teacher: Artifact, statistics: Artifact, out: Path, reports: Path) -> str:
     log.show_run(f"synthesize {teacher_label(params)}", params)
-    return _make_set(params, teacher, statistics, out, picture)
+    return _make_set(params, teacher, statistics, out, reports)
 
 
-def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path, picture: Path | None) -> str:
+def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path, reports: Path | None) -> str:
     inputs = {
         "teacher": teacher.sha256,
         "statistics": statistics.sha256,
@@ -103,8 +102,13 @@ def _make_set(params: Params, teacher: Artifact, statistics: Artifact, out: Path
         prepared = run_cached(prepare, **settings, compute=compute_for(params.execution))
     with _showing(folder, params.synthesis.num_images):
         shards = _make_shards({**settings, "prepared": prepared}, num_shards(params.synthesis), params.execution)
-    picture_path = picture.as_posix() if picture else None
-    made = assemble_transfer_set(shards, **{**settings, "folder": out.as_posix()}, picture=picture_path)
+    reports_path = reports.as_posix() if reports else None
+    made = assemble_transfer_set(
+        shards,
+        **{**settings, "folder": out.as_posix()},
+        reports=reports_path,
+        compute=compute_for(params.execution),
+    )
     num_images, confidence, reached = (
         made.numbers[name] for name in ("num_images", "mean_confidence", "target_agreement")
     )

@@ -11,11 +11,12 @@ from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.storage import read_card
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.log import logged, note, show_run
-from dfkd_flows.shown.names import teacher_label
+from dfkd_flows.shown.names import data_label, teacher_label
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for, run_cached
 from dfkd_flows.stages.only_student import check_only_student
 from dfkd_tasks.caching.trust import allow_factories
 from dfkd_tasks.caching.workspace import TeacherFiles, place_file, place_folder, work_folder
+from dfkd_tasks.records.pictures import write_curves
 from dfkd_tasks.stages.teacher import NOTES_FILE, make_teacher, take_teacher
 
 __all__ = ["teacher"]
@@ -32,6 +33,9 @@ def teacher(params: Params) -> str:
     files = TeacherFiles(params.teacher_name)
     place_folder(made / "model", files.network)
     place_file(made / "epochs.csv", files.reports / "epochs.csv")
+    place = f", trained on {data_label(data.dataset)}" if data else ""
+    title = f"{teacher_label(params)}{place}"
+    write_curves(files.reports / "epochs.png", files.reports / "epochs.csv", title=title)
     return logged(summary)
 
 

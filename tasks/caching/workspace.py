@@ -14,12 +14,16 @@ from dfkd_core.errors import ConfigError
 from dfkd_tasks.caching.code import code_digest
 
 __all__ = [
+    "DISAGREEMENTS_FILE",
     "METRICS",
     "PREDICTIONS_FILE",
+    "REAL_AXES_FILE",
     "REPORTS",
+    "SAMPLES_FILE",
     "STATE",
     "STORE",
     "STUDENTS",
+    "SUMMARY_FILE",
     "TEACHERS",
     "WORK",
     "Artifact",
@@ -38,10 +42,19 @@ TEACHERS = Path("artifacts/teachers")
 STUDENTS = Path("artifacts/students")
 """Folder with one folder per student."""
 PREDICTIONS_FILE = "predictions.safetensors"
+"""Predicted classes of teacher and student on the evaluated images, and how sure they are."""
+DISAGREEMENTS_FILE = "disagreements.safetensors"
+"""The evaluated images on which they differ most."""
+REAL_AXES_FILE = "real_axes.safetensors"
+"""Features of labelled images on the first two axes of their model."""
+SAMPLES_FILE = "samples.png"
+"""Picture of some images of a transfer set."""
+SUMMARY_FILE = "transfer_set.safetensors"
+"""Facts about a transfer set, see `SetSummary`."""
 METRICS = Path("metrics")
 """Folder with one file of figures per student."""
 REPORTS = Path("reports")
-"""Predicted classes of teacher and student on the evaluated images."""
+"""Folder of tables and pictures."""
 STATE = Path(".dfkd")
 WORK = STATE / "work"
 STORE = Path("mlflow.db")
@@ -75,6 +88,16 @@ class TeacherFiles:
         """Folder of its tables and pictures."""
         return REPORTS / "teachers" / self.name
 
+    @property
+    def summary(self) -> Path:
+        """Facts about the transfer set for people, a file, see `SetSummary`."""
+        return self.reports / SUMMARY_FILE
+
+    @property
+    def samples(self) -> Path:
+        """Picture of some of its images."""
+        return self.reports / SAMPLES_FILE
+
 
 @dataclass(frozen=True, slots=True)
 class StudentFiles:
@@ -101,6 +124,16 @@ class StudentFiles:
     def predictions(self) -> Path:
         """The predicted classes of the evaluated images, a file."""
         return self.reports / PREDICTIONS_FILE
+
+    @property
+    def disagreements(self) -> Path:
+        """The evaluated images on which it differs most from its teacher, a file."""
+        return self.reports / DISAGREEMENTS_FILE
+
+    @property
+    def real_axes(self) -> Path:
+        """The teacher's features of labelled images on two axes, a file."""
+        return self.reports / REAL_AXES_FILE
 
     @property
     def notes(self) -> Path:

@@ -8,22 +8,36 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
 from dfkd_core.common.compute import Compute, settled
 from dfkd_core.common.digests import write_json
 from dfkd_core.data.datasets import DataConfig
+from dfkd_core.data.naming import data_label
 from dfkd_core.evaluation.comparison import EvaluationConfig, EvaluationReport, evaluate
-from dfkd_core.evaluation.labelled_images import load_evaluation_data
+from dfkd_core.evaluation.disagreements import find_disagreements, write_disagreements
+from dfkd_core.evaluation.labelled_images import EvaluationData, load_evaluation_data
 from dfkd_core.evaluation.latency import measure_latency
 from dfkd_core.evaluation.predictions import write_predictions
 from dfkd_core.evaluation.proxy import held_out_images
-from dfkd_core.models.classifier import Classifier, ModelCard
+from dfkd_core.models.classifier import Classifier
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.axes import NO_AXES, images_on_axes, write_real_axes
+from dfkd_core.statistics.features import load_statistics
 from dfkd_tasks.caching.policy import cached
 from dfkd_tasks.caching.stored_models import load_allowed_model, load_allowed_teacher
-from dfkd_tasks.caching.workspace import PREDICTIONS_FILE, Artifact, clear_folder, reference
+from dfkd_tasks.caching.workspace import (
+    DISAGREEMENTS_FILE,
+    PREDICTIONS_FILE,
+    REAL_AXES_FILE,
+    Artifact,
+    clear_folder,
+    reference,
+)
 from dfkd_tasks.records.history import read_notes
+from dfkd_tasks.records.pictures import Confusion, class_names_of, write_accuracy_picture, write_confusion_picture
 from dfkd_tasks.records.progress import report
-from dfkd_tasks.records.tables import write_confusion_picture, write_csv
+from dfkd_tasks.records.tables import write_csv
 from dfkd_tasks.records.timing import timed
 
 __all__ = ["make_evaluation", "measure_models"]
@@ -36,24 +50,27 @@ def make_evaluation(
     data: DataConfig,
     config: EvaluationConfig,
     *,
+    statistics: Artifact | None = None,
     data_digest: str = "",
     folder: str,
     compute: Compute,
 ) -> Artifact:
     """Evaluate on the test images, or on held-out synthetic ones if there are none.
 
-    Write `metrics.json`, tables, the confusion matrix, predictions and remarks on the images into `folder`.
+    Write `metrics.json`, tables, pictures, predictions, the worst disagreements, features of labelled images on two
+    axes and remarks on the images into `folder`. `statistics` are those of the features, None without them.
     `data_digest` is the digest of the user's own files, which distinguishes results of different files with the same
     name.
     """
     with timed("evaluate"):
         loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
         images = load_evaluation_data(data, loaded.card)
+        held_out = held_out_images(loaded.card.image_shape, config.num_held_out_images)
         found = evaluate(
             _load(student),
             loaded,
             data=images,
-            held_out=None if images else held_out_images(loaded.card.image_shape, config.num_held_out_images),
+            held_out=None if images else held_out,
             config=config,
             # An order that the user set or that follows from names is more reliable than a confusion matrix.
             check_order=images is not None and images.order == "as is",
@@ -62,7 +79,12 @@ def make_evaluation(
         out = clear_folder(Path(folder))
         (out / "notes.txt").write_text("; ".join(images.notes if images else ()), encoding="utf-8")
         write_predictions(out / PREDICTIONS_FILE, found.predictions)
-        _write_tables(out, found, images.class_names if images else _class_names(loaded.card))
+        worst = find_disagreements(found.predictions, images.images if images else held_out)
+        write_disagreements(out / DISAGREEMENTS_FILE, worst)
+        write_real_axes(out / REAL_AXES_FILE, _real_axes(loaded, images, statistics))
+        names = images.class_names if images else class_names_of(loaded.card)
+        _write_tables(out, found, names)
+        _write_pictures(out, found, names, data.dataset)
     metrics: dict[str, Any] = {**found.to_metrics(), "num_images": found.num_images}
     if images and images.order == "by name":
         metrics["labels_ordered_by_name"] = 1
@@ -88,12 +110,14 @@ def _load(model: Artifact) -> Classifier:
     return load_allowed_model(Path(model.path))
 
 
-def _class_names(card: ModelCard) -> Sequence[str]:
-    return card.class_names or [str(number) for number in range(card.num_classes)]
+def _real_axes(teacher: Teacher, images: EvaluationData | None, statistics: Artifact | None) -> Tensor:
+    if images is None or statistics is None:
+        return NO_AXES
+    return images_on_axes(teacher, load_statistics(Path(statistics.path)), images.images)
 
 
 def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[str]) -> None:
-    """Write the tables; without labels they have no rows, and the picture is of the two models' answers."""
+    """Write the tables; without labels they have no rows."""
     teacher, student = found.teacher.scores, found.student.scores
     confusion = student.confusion if student else ()
     pairs = (
@@ -106,5 +130,23 @@ def _write_tables(folder: Path, found: EvaluationReport, class_names: Sequence[s
     shares = (scores.per_class_accuracy if scores else () for scores in (teacher, student))
     per_class = zip(class_names if student else (), *shares, strict=True)
     write_csv(folder / "per_class.csv", ["class", "teacher_accuracy", "student_accuracy"], per_class)
-    rows = "true class" if student else "teacher's answer on synthetic images (proxy)"
-    write_confusion_picture(folder / "confusion.png", confusion or found.answers, class_names, rows=rows)
+
+
+def _write_pictures(folder: Path, found: EvaluationReport, class_names: Sequence[str], dataset: str) -> None:
+    """Write the pictures; without labels, the first one is of the two models' answers."""
+    teacher, student = found.teacher.scores, found.student.scores
+    confusion, accuracies = folder / "confusion.png", folder / "per_class.png"
+    if teacher is None or student is None:
+        title = f"{found.num_images:,} synthetic images (proxy: no real images are known)"
+        answers = Confusion(title=f"student: agreement {found.agreement:.2%}", counts=found.answers)
+        write_confusion_picture(confusion, [answers], class_names, title=title, rows="teacher's answer")
+        write_accuracy_picture(accuracies, (), (), (), title=title)
+        return
+    title = f"{data_label(dataset)}: {found.num_images:,} labelled images"
+    both = [
+        Confusion(title=f"{name}: accuracy {scores.accuracy:.2%}", counts=scores.confusion)
+        for name, scores in (("teacher", teacher), ("student", student))
+    ]
+    write_confusion_picture(confusion, both, class_names, title=title)
+    shares = (teacher.per_class_accuracy, student.per_class_accuracy)
+    write_accuracy_picture(accuracies, class_names, *shares, title=title)

@@ -10,9 +10,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from safetensors.torch import load_file, save_file
 
-from dfkd_core.common.compute import Compute
+from dfkd_core.common.compute import CPU, Compute
 from dfkd_core.common.digests import canonical_json, write_atomically
-from dfkd_core.statistics.features import load_statistics
+from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.teacher import Teacher
+from dfkd_core.statistics.axes import NO_AXES, drawn_on_axes, images_on_axes
+from dfkd_core.statistics.features import FeatureStatistics, load_statistics
 from dfkd_core.synthesis.base import NO_STATE
 from dfkd_core.synthesis.guards import check_set
 from dfkd_core.synthesis.methods import SynthesisConfig, build_synthesizer, prepare_method
@@ -20,20 +23,20 @@ from dfkd_core.synthesis.shards import shard_indices, synthesize_shard
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.reader import TransferSet
 from dfkd_core.transfer_set.shards import ShardRecord, shard_name, write_shard
+from dfkd_core.transfer_set.summary import SetSummary, summarise_set, write_summary
 from dfkd_core.transfer_set.target import replacing_set
 from dfkd_tasks.caching.code import code_digest
 from dfkd_tasks.caching.policy import cached
 from dfkd_tasks.caching.stored_models import load_allowed_teacher
-from dfkd_tasks.caching.workspace import Artifact, place_file, reference
+from dfkd_tasks.caching.workspace import SAMPLES_FILE, SUMMARY_FILE, Artifact, place_file, reference
+from dfkd_tasks.records.pictures import Sample, class_names_of, write_samples
 from dfkd_tasks.records.progress import noting, report
-from dfkd_tasks.records.tables import write_image_grid
 from dfkd_tasks.records.timing import timed
 
 __all__ = ["assemble_transfer_set", "make_shard", "prepare"]
 
 _STATE_FILE = "state.safetensors"
-_GRID_COLUMNS = 16
-_GRID_IMAGES = 96
+_SHOWN_IMAGES = 48
 
 
 @task(name="prepare method", **cached("synthesize", "compute"))
@@ -89,14 +92,15 @@ def assemble_transfer_set(
     *,
     seed: int,
     folder: str,
-    picture: str | None,
+    reports: str | None,
+    compute: Compute = CPU,
 ) -> Artifact:
-    """Write finished shards and their manifest into `folder` and, with `picture`, a picture of the first images.
+    """Write finished shards and their manifest into `folder` and, with `reports`, a picture and facts into that folder.
 
     An earlier set in `folder` stays until the new one is complete.
     """
     out = Path(folder)
-    loaded = load_allowed_teacher(Path(teacher.path))
+    loaded = load_allowed_teacher(Path(teacher.path), compute=compute)
     features = load_statistics(Path(statistics.path))
     with replacing_set(out) as staged:
         manifest = write_manifest(
@@ -111,11 +115,40 @@ def assemble_transfer_set(
             shards=[_copy(shard, staged) for shard in shards],
         )
         check_set(manifest.class_histogram, config=config)
-    if picture:
-        first = TransferSet(out).images[:_GRID_IMAGES].numpy()
-        write_image_grid(Path(picture), first, columns=_GRID_COLUMNS)
+    if reports:
+        made = TransferSet(out)
+        _write_picture(Path(reports, SAMPLES_FILE), made, loaded.card, config)
+        write_summary(Path(reports, SUMMARY_FILE), _summary(made, loaded, features, config, seed))
     names = ("num_images", "mean_confidence", "target_agreement")
     return reference(out, {name: getattr(manifest, name) for name in names})
+
+
+def _write_picture(path: Path, made: TransferSet, card: ModelCard, config: SynthesisConfig) -> None:
+    """Write a picture of the first images."""
+    first = range(min(_SHOWN_IMAGES, len(made)))
+    rows = slice(first.stop)
+    confidence, answers = made.teacher_logits[rows].softmax(1).max(1)
+    columns = (answers, confidence, made.soft_targets[rows].argmax(1), config.method_config.is_refined(first))
+    samples = [
+        Sample(pixels=pixels.numpy(), answer=answer, confidence=sure, target=target, is_refined=is_refined)
+        for pixels, answer, sure, target, is_refined in zip(
+            made.images[rows], *(column.tolist() for column in columns), strict=True
+        )
+    ]
+    title = f"Transfer set: the first {len(first)} of {len(made):,} images, made by {config.method}"
+    write_samples(path, samples, class_names_of(card), title=title)
+
+
+def _summary(
+    made: TransferSet, teacher: Teacher, statistics: FeatureStatistics, config: SynthesisConfig, seed: int
+) -> SetSummary:
+    has_model = config.method_config.uses_statistics
+    return summarise_set(
+        made,
+        is_refined=config.method_config.is_refined,
+        drawn_axes=drawn_on_axes(statistics, seed=seed) if has_model else NO_AXES,
+        image_axes=images_on_axes(teacher, statistics, made.images) if has_model else NO_AXES,
+    )
 
 
 def _copy(shard: Artifact, folder: Path) -> ShardRecord:

@@ -16,17 +16,22 @@ from dfkd_core.data.datasets import DataConfig
 from dfkd_core.distillation.config import DistillationConfig
 from dfkd_core.errors import TransferSetError
 from dfkd_core.evaluation.comparison import EvaluationConfig
+from dfkd_core.evaluation.disagreements import read_disagreements
+from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import load_model, save_model
 from dfkd_core.models.teacher import load_teacher
+from dfkd_core.statistics.axes import read_real_axes
 from dfkd_core.statistics.estimation import StatisticsConfig
 from dfkd_core.statistics.features import load_statistics
-from dfkd_core.synthesis.methods import SynthesisConfig
+from dfkd_core.synthesis.methods import MethodSettings, SynthesisConfig
+from dfkd_core.synthesis.refinement import RefinementConfig
+from dfkd_core.synthesis.soft_target import SoftTargetConfig
 from dfkd_core.teachers.training import TeacherConfig
 from dfkd_core.transfer_set.manifest import verify_transfer_set
+from dfkd_core.transfer_set.summary import read_summary
 from dfkd_tasks.caching.workspace import Artifact, is_intact, reference
 from dfkd_tasks.records.history import read_notes, read_start
-from dfkd_tasks.records.tables import write_confusion_picture
 from dfkd_tasks.stages.distillation import make_student
 from dfkd_tasks.stages.evaluation import make_evaluation, measure_models
 from dfkd_tasks.stages.statistics import make_statistics
@@ -66,7 +71,7 @@ def shards(teacher: Artifact, statistics: Artifact) -> list[Artifact]:
 
 @pytest.fixture
 def transfer_set(teacher: Artifact, statistics: Artifact, shards: list[Artifact]) -> Artifact:
-    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture="samples.png")
+    return assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", reports="reports")
 
 
 def test_make_teacher__writes_model_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,21 +100,48 @@ def test_assemble_transfer_set__can_be_verified(teacher: Artifact, transfer_set:
     manifest = verify_transfer_set(Path("set"), load_teacher(Path(teacher.path)).digest)
     assert manifest.num_images == 25
     assert manifest.method == "noise"
-    assert Path("samples.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("reports/samples.png").read_bytes().startswith(b"\x89PNG")
     assert is_intact(transfer_set)
+
+
+def test_assemble_transfer_set__writes_the_facts_of_the_set(teacher: Artifact, transfer_set: Artifact) -> None:
+    found = read_summary(Path("reports/transfer_set.safetensors"))
+    assert found.class_counts.sum() == found.num_compared == 25
+    assert len(found.sample_images) == 24
+    assert not found.sample_is_refined.any()
+    # The method uses no statistics.
+    assert len(found.drawn_axes) == len(found.image_axes) == 0
+
+
+def test_assemble_transfer_set__has_features_on_axes_if_the_method_uses_their_model(
+    teacher: Artifact, statistics: Artifact
+) -> None:
+    refinement = RefinementConfig(prior="pixels", iterations=1, refined_share=0.5)
+    methods = MethodSettings(soft_target=SoftTargetConfig(refinement=refinement))
+    config = SynthesisConfig(num_images=20, images_per_shard=20, batch_size=20, methods=methods)
+    settings: dict[str, Any] = {"teacher": teacher, "statistics": statistics, "config": config, "seed": 0}
+    shard = make_shard.fn(0, **settings, folder=".", compute=CPU)
+    for name in ("a", "b"):
+        assemble_transfer_set.fn([shard], **settings, folder="set", reports=name)
+    found = read_summary(Path("a/transfer_set.safetensors"))
+    assert found.drawn_axes.shape == (500, 2)
+    assert found.image_axes.shape == (20, 2)
+    assert found.sample_is_refined.sum() == 10
+    for name in ("transfer_set.safetensors", "samples.png"):
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
 
 
 def test_assemble_transfer_set__replaces_an_earlier_set_and_nothing_else(
     teacher: Artifact, statistics: Artifact, shards: list[Artifact], transfer_set: Artifact
 ) -> None:
     Path("set/notes.txt").write_text("mine")
-    assemble_transfer_set.fn(shards[:1], teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+    assemble_transfer_set.fn(shards[:1], teacher, statistics, SYNTHESIS, seed=0, folder="set", reports=None)
     names = sorted(path.name for path in Path("set").iterdir())
     assert names == ["manifest.json", "notes.txt", "shard-00000.safetensors"]
     assert verify_transfer_set(Path("set")).num_images == 10
     Path(shards[1].path).unlink()
     with pytest.raises(TransferSetError, match="Cannot write set"):
-        assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", picture=None)
+        assemble_transfer_set.fn(shards, teacher, statistics, SYNTHESIS, seed=0, folder="set", reports=None)
     assert verify_transfer_set(Path("set")).num_images == 10
 
 
@@ -147,8 +179,26 @@ def test_make_evaluation__writes_figures_and_tables(teacher: Artifact) -> None:
     rows = Path("out/confusion.csv").read_text().splitlines()
     assert len(rows) == 1 + metrics["num_images"]
     assert Path("out/per_class.csv").read_text().startswith("class,teacher_accuracy,student_accuracy\n0,")
+    assert len(read_disagreements(Path("out/disagreements.safetensors")).index) == 0
+    assert len(read_real_axes(Path("out/real_axes.safetensors"))) == 0
     assert Path("out/confusion.png").read_bytes().startswith(b"\x89PNG")
     assert make_evaluation.fn(teacher, teacher, DATA, EvaluationConfig(), folder="out", compute=CPU) == made
+
+
+def test_make_evaluation__has_features_of_labelled_images_and_the_worst_disagreements(
+    teacher: Artifact, statistics: Artifact
+) -> None:
+    save_model(Path("student"), build_classifier(CARD, seed=1))
+    student = reference(Path("student"))
+    settings: dict[str, Any] = {"statistics": statistics, "folder": "out", "compute": CPU}
+    made = make_evaluation.fn(teacher, student, DATA, EvaluationConfig(), **settings)
+    num_images = json.loads(Path("out/metrics.json").read_text())["num_images"]
+    assert len(read_real_axes(Path("out/real_axes.safetensors"))) == min(500, num_images)
+    predictions = read_predictions(Path("out/predictions.safetensors"))
+    worst = read_disagreements(Path("out/disagreements.safetensors")).index.tolist()
+    assert all(predictions.student[place] != predictions.teacher[place] for place in worst)
+    assert len(worst) == 24
+    assert make_evaluation.fn(teacher, student, DATA, EvaluationConfig(), **settings) == made
 
 
 def test_make_evaluation__without_data_has_a_proxy_and_tables_without_rows(teacher: Artifact) -> None:
@@ -185,21 +235,6 @@ def test_make_evaluation__keeps_remarks_on_the_images(teacher: Artifact) -> None
     data = DataConfig(dataset="folder:pictures")
     make_evaluation.fn(teacher, teacher, data, EvaluationConfig(), folder="out", compute=CPU)
     assert Path("out/notes.txt").read_text() == "the images have 2 of the teacher's 10 classes, by their names"
-
-
-@pytest.mark.parametrize("num_classes", [3, 60, 100, 101, 1000])
-def test_confusion_picture__can_be_read_with_any_number_of_classes(num_classes: int, tmp_path: Path) -> None:
-    from PIL import Image
-
-    confusion = torch.eye(num_classes, dtype=torch.int64).mul(9).roll(1, 1).add(torch.eye(num_classes)).tolist()
-    names = [f"class {number}" for number in range(num_classes)]
-    write_confusion_picture(tmp_path / "one", confusion, names)
-    with Image.open(tmp_path / "one") as picture:
-        assert max(picture.size) < 3000
-    # One matrix with its shares written in it, and one list of pairs.
-    if num_classes in (3, 101):
-        write_confusion_picture(tmp_path / "two", confusion, names)
-        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_measure_models__times_both(teacher: Artifact) -> None:

@@ -34,6 +34,20 @@ def test_predictions__explain_the_figures() -> None:
     assert proxy.truth == found.predictions.teacher
 
 
+def test_confidences__are_the_largest_probabilities_as_they_are_stored() -> None:
+    found = report().predictions
+    with torch.no_grad():
+        logits = [build_classifier(CARD, seed=seed).eval()(IMAGES / 255) for seed in (1, 0)]
+    for sure, expected in zip((found.student_confidence, found.teacher_confidence), logits):
+        torch.testing.assert_close(torch.tensor(sure), expected.softmax(1).amax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_read_predictions__of_an_earlier_version_has_no_confidences(tmp_path: Path) -> None:
+    save_file({"student": CLASSES, "teacher": CLASSES.clone()}, str(tmp_path / "a"), metadata=DIGEST)
+    found = read_predictions(tmp_path / "a")
+    assert found.student_confidence == found.teacher_confidence == ()
+
+
 def test_digest__is_of_images_labels_and_their_order_alone() -> None:
     digest = report().predictions.images_sha256
     assert report(batch_size=5).predictions.images_sha256 == digest
@@ -69,6 +83,8 @@ def test_predictions__are_stored_in_the_same_bytes(tmp_path: Path, labels: torch
 
 DIGEST = {"images_sha256": "0" * 64}
 CLASSES = torch.zeros(3, dtype=torch.int32)
+SURE = torch.ones(3)
+ALL = {"student": CLASSES, "teacher": CLASSES, "student_confidence": SURE, "teacher_confidence": SURE}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +96,15 @@ CLASSES = torch.zeros(3, dtype=torch.int32)
         ({"student": CLASSES[None], "teacher": CLASSES[None]}, DIGEST, "one class per image"),
         ({"student": CLASSES.float(), "teacher": CLASSES.float()}, DIGEST, "are not classes"),
         ({"student": CLASSES[:0], "teacher": CLASSES[:0]}, DIGEST, "it has no images"),
+        (
+            {"student": CLASSES, "teacher": CLASSES, "student_confidence": SURE},
+            DIGEST,
+            "it has the tensors student, stu",
+        ),
+        (ALL | {"teacher_confidence": SURE[:2]}, DIGEST, "one class per image"),
+        (ALL | {"teacher_confidence": 2 * SURE}, DIGEST, "are not from 0 to 1"),
+        (ALL | {"teacher_confidence": SURE * torch.nan}, DIGEST, "are not from 0 to 1"),
+        (ALL | {"teacher_confidence": SURE.double()}, DIGEST, "are not from 0 to 1"),
         ({"student": CLASSES, "teacher": CLASSES}, {}, "no digest"),
         ({"student": CLASSES, "teacher": CLASSES}, {"images_sha256": "../x"}, "no digest"),
     ],

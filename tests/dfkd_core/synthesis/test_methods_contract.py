@@ -143,3 +143,17 @@ def test_asks_for_statistics_in_a_sentence_if_it_uses_them(method, teacher):
             build_synthesizer(config, teacher, None)
     else:
         build_synthesizer(config, teacher, None)
+
+
+def test_refined_images_differ_from_their_starts_and_the_others_do_not(method, teacher, statistics):
+    config = short(method)
+    starts = dataclasses.replace(
+        config,
+        methods=dataclasses.replace(config.methods, **{method: config.method_config.with_iterations(0)}),
+    )
+    made, drawn = (
+        build_synthesizer(each, teacher, statistics).synthesize(range(12), seed=0) for each in (config, starts)
+    )
+    is_changed = (made.images - drawn.images).abs().flatten(1).amax(1) > 0
+    assert torch.equal(config.method_config.is_refined(range(12)), is_changed)
+    assert not starts.method_config.is_refined(range(12)).any()
