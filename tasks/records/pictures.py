@@ -103,9 +103,7 @@ def write_samples(path: Path, samples: Sequence[Sample], class_names: Sequence[s
 
 def _write_header(draw: ImageDraw, title: str) -> None:
     draw.text((_GAP_PX, 6), _legible(title), fill=_INK, font=_font(15))
-    text = (
-        "below each image: class of its target; then the teacher's answer, = if it is the same, ≠ with its class if not"
-    )
+    text = "below each image: class of its target; the teacher's answer (= same class, ≠ another) and its probability"
     draw.text((_GAP_PX, 6 + 1.5 * _LINE_PX), text, fill=_INK, font=_font(11))
     left = _GAP_PX + draw.textlength(text, font=_font(11)) + 2 * _GAP_PX
     for colour, label in ((_REFINED, "refined by gradient steps"), (_DRAWN, "as drawn")):
@@ -134,7 +132,7 @@ def _caption(draw: ImageDraw, left: int, top: int, sample: Sample, names: Sequen
     is_same = sample.target == sample.answer
     share = f"{100 * sample.confidence:.0f} %"
     draw.text((left, top), _cut(draw, names[sample.target]), fill=_INK, font=_font(12))
-    text = f"= {share}" if is_same else f"≠ {_cut(draw, names[sample.answer], beside=f'≠  {share}')} {share}"
+    text = f"= {share}" if is_same else f"≠ {_cut(draw, names[sample.answer], beside=f'≠ , {share}')}, {share}"
     draw.text((left, top + _LINE_PX), text, fill=_SAME if is_same else _OTHER, font=_font(12))
 
 
@@ -242,7 +240,9 @@ def _draw_pairs(models: Sequence[Confusion], shares: Sequence[np.ndarray], names
     pairs = [tuple(map(int, np.unravel_index(cell, confused[-1].shape))) for cell in worst]
     figure = _new_figure(9, 1.5 + 0.25 * len(pairs) * len(models))
     axes = figure.add_subplot(xlabel=f"share of the {rows} in %")
-    axes.set_title(f"the {len(pairs)} pairs of {len(names)} classes that the student confuses most", fontsize=10)
+    axes.set_title(
+        f"the {len(pairs)} pairs of {len(names)} classes that the student confuses most", fontsize=10, loc="left"
+    )
     bars = {model.title: [100 * found[pair] for pair in pairs] for model, found in zip(models, confused, strict=True)}
     _draw_bars(axes, bars, [f"{names[row]} → {names[column]}" for row, column in pairs])
     return figure
@@ -279,7 +279,7 @@ def write_accuracy_picture(
     figure = _new_figure(9, 1.5 + 0.35 * len(shown))
     axes = figure.add_subplot(xlabel="accuracy in % of the class's images", xlim=(0, 100))
     more = f", the {len(shown)} of {len(found)} with the largest loss" if len(shown) < len(found) else ""
-    axes.set_title(f"accuracy per class, sorted by the student's loss{more}", fontsize=10)
+    axes.set_title(f"accuracy per class, sorted by the student's loss{more}", fontsize=10, loc="left")
     columns = {"teacher": [row[1] for row in shown], "student": [row[2] for row in shown]}
     _draw_bars(axes, columns, [f"{name} ({second - first:+.1f})" for name, first, second in shown])
     figure.suptitle(_legible(title), fontsize=11, **_PLAIN)
@@ -295,7 +295,7 @@ def _draw_bars(axes: Axes, columns: dict[str, list[float]], labels: Sequence[str
         axes.barh(places, values, height=thickness, color=colour, label=name)
     axes.set_yticks(range(len(labels)), labels, fontsize=8, **_PLAIN)
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(columns), fontsize=8)
 
 
 def write_curves(path: Path, epochs: Path, *, title: str) -> None:
@@ -312,6 +312,8 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         _write_note(path, title, "loaded, not trained here, so there are no epochs")
         return
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    from matplotlib.ticker import LogFormatter
+
     numbers, rates = columns.pop("epoch"), columns.pop("learning_rate")
     figure = _new_figure(8, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -321,6 +323,8 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         )
     if all(value > 0 for values in columns.values() for value in values):
         upper.set_yscale("log")
+        upper.yaxis.set_major_formatter(LogFormatter())
+        upper.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     upper.set_ylabel("mean over the epoch's steps")
     upper.grid(alpha=0.3)
     upper.legend(fontsize=8)

@@ -135,8 +135,8 @@ def _write_picture(path: Path, made: TransferSet, card: ModelCard, config: Synth
             made.images[rows], *(column.tolist() for column in columns), strict=True
         )
     ]
-    title = f"Transfer set: the first {len(first)} of {len(made):,} images, made by {config.method}"
-    write_samples(path, samples, class_names_of(card), title=title)
+    shown = f"the first {len(first)} of {len(made):,} images, made by {config.method}"
+    write_samples(path, samples, class_names_of(card), title=f"Transfer set of the teacher {path.parent.name}: {shown}")
 
 
 def _summary(

@@ -20,6 +20,7 @@ import torch
 from dfkd_core.models.storage import load_model
 from dfkd_tasks.caching.workspace import StudentFiles
 
+IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
 SECONDS_TO_SEE_A_SHARD = 200
 # Few images, but every one refined for seconds per shard: what a killed run started ends within half a second.
 ITERATIONS = "synthesis.methods.soft_target.refinement.iterations"
@@ -75,6 +76,17 @@ def test_run__leaves_git_and_dvc_clean(first_run: Any) -> None:
     assert "in sync" in workspace.run("dvc", "status", "--cloud")
 
 
+def test_run__has_plots_that_need_no_internet(first_run: Any) -> None:
+    workspace, _ = first_run
+    workspace.run("dvc", "plots", "show")
+    page = (workspace.path / "dvc_plots/index.html").read_text()
+    shown = re.findall('src="([^"]+)"', page)
+    assert len(shown) == 5
+    assert all((workspace.path / "dvc_plots" / place).is_file() for place in shown)
+    assert "http" not in page
+    assert "vega" not in page
+
+
 def test_run_again__does_nothing_but_say_so(first_run: Any) -> None:
     workspace, _ = first_run
     output = workspace.run("dfkd", "run")
@@ -111,6 +123,8 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
 def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     workspace, _ = first_run
     before = workspace.read_lock()
+    subprocess.run(["git", "add", "dvc.lock", "params.yaml"], cwd=workspace.path, check=True)
+    subprocess.run(["git", *IDENTITY, "commit", "-q", "-m", "First results"], cwd=workspace.path, check=True)
     output = workspace.run("dfkd", "run", "--set", "distillation.epochs=3")
     assert "distillation.epochs: 2 -> 3" in output
     assert "Changed: distill; the stages that depend on them follow" in output
@@ -119,6 +133,17 @@ def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     for stage in ("teacher", "statistics", "synthesize"):
         assert after[f"{stage}@default"] == before[f"{stage}@default"]
     assert "version 2" in output
+
+
+def test_change_of_the_student__can_be_compared_by_dvc_with_the_last_commit(first_run: Any) -> None:
+    workspace, _ = first_run
+    difference = json.loads(workspace.run("dvc", "metrics", "diff", "--json"))["metrics/default.json"]
+    assert {"student.kl", "student.ece"} <= difference.keys()
+    assert all(isinstance(found[side], float) for found in difference.values() for side in ("old", "new"))
+    shown = workspace.run("dvc", "exp", "show", "--only-changed", "--drop", "artifacts|dfkd_core|tasks", "--csv")
+    columns = shown.splitlines()[0].split(",")
+    assert "distillation.epochs" in columns
+    assert len(columns) < 10
 
 
 @pytest.mark.slow
