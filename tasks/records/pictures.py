@@ -312,7 +312,7 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         _write_note(path, title, "loaded, not trained here, so there are no epochs")
         return
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     numbers, rates = columns.pop("epoch"), columns.pop("learning_rate")
     figure = _new_figure(8, 5.5)
@@ -323,8 +323,9 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         )
     if all(value > 0 for values in columns.values() for value in values):
         upper.set_yscale("log")
-        upper.yaxis.set_major_formatter(LogFormatter())
-        upper.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        upper.yaxis.set_minor_formatter(NullFormatter())
     upper.set_ylabel("mean over the epoch's steps")
     upper.grid(alpha=0.3)
     upper.legend(fontsize=8)
