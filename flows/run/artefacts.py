@@ -37,7 +37,7 @@ from dfkd_tasks.records.timing import described_seconds
 __all__ = ["show_results"]
 
 # Small enough for the database of a server, and for the page, which also prints the address.
-_PICTURE_WIDTH = 480
+_PICTURE_WIDTH = 900
 _PICTURE_QUALITY = 70
 
 
