@@ -121,14 +121,14 @@ def test_assemble_transfer_set__has_features_on_axes_if_the_method_uses_their_mo
     config = SynthesisConfig(num_images=20, images_per_shard=20, batch_size=20, methods=methods)
     settings: dict[str, Any] = {"teacher": teacher, "statistics": statistics, "config": config, "seed": 0}
     shard = make_shard.fn(0, **settings, folder=".", compute=CPU)
-    for name in ("a", "b"):
-        assemble_transfer_set.fn([shard], **settings, folder="set", reports=name)
-    found = read_summary(Path("a/transfer_set.safetensors"))
+    for name in ("one", "two"):
+        assemble_transfer_set.fn([shard], **settings, folder="set", reports=f"{name}/default")
+    found = read_summary(Path("one/default/transfer_set.safetensors"))
     assert found.drawn_axes.shape == (500, 2)
     assert found.image_axes.shape == (20, 2)
     assert found.sample_is_refined.sum() == 10
     for name in ("transfer_set.safetensors", "samples.png"):
-        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
+        assert Path("one/default", name).read_bytes() == Path("two/default", name).read_bytes()
 
 
 def test_assemble_transfer_set__replaces_an_earlier_set_and_nothing_else(

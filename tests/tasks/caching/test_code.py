@@ -28,7 +28,7 @@ WITHOUT_EFFECT = {
     "a report of progress": ("dfkd_core/progress.py", "unit: str", "unit: str | None"),
     "a check of a range": ("dfkd_core/sections.py", '"at least"', '"not less than"'),
     "the downloader": ("dfkd_core/downloads.py", "Acquire::Retries=1", "Acquire::Retries=3"),
-    "a table of the run's records": ("dfkd_tasks/records/tables.py", 'colour = "white"', 'colour = "yellow"'),
+    "a picture of the run's records": ("dfkd_tasks/records/pictures.py", 'colour = "white"', 'colour = "yellow"'),
     "what MLflow logs": ("dfkd_tasks/mlflow_store/publishing.py", '"reports/student")', '"report")'),
     "the cache itself": ("dfkd_tasks/caching/workspace.py", "_KEPT_WORK_FOLDERS = 3", "_KEPT_WORK_FOLDERS = 4"),
     "an export form": ("dfkd_core/export/forms.py", 'input_names=["images"]', 'input_names=["image"]'),
@@ -43,7 +43,7 @@ WITH_EFFECT = {
     "a check of foreign teachers": ("dfkd_core/teachers/preflight.py", "_SAME = 1e-4", "_SAME = 1e-3", {"teacher"}),
     "how features are sampled": (
         "dfkd_core/statistics/features.py", "+ standard_normal @", "- standard_normal @",
-        {"statistics", "synthesize", "tune"},
+        {"statistics", "synthesize", "evaluate", "tune"},
     ),
     "the held-out prior": (
         "dfkd_core/priors/mosaic.py", "_NUM_BUMPS = 5", "_NUM_BUMPS = 6", {"synthesize", "evaluate", "tune"}
@@ -52,7 +52,7 @@ WITH_EFFECT = {
         "dfkd_core/synthesis/boundary.py", "0.5 * (logits[::2]", "0.4 * (logits[::2]", {"synthesize", "tune"}
     ),
     "a loss": ("dfkd_core/distillation/soft_labels.py", "temperature**2 *", "temperature *", {"distill", "tune"}),
-    "a figure": ("dfkd_core/evaluation/metrics.py", "1, num_bins) - 1", "1, num_bins) - 2", {"evaluate"}),
+    "a figure": ("dfkd_core/evaluation/metrics.py", ".abs().sum() / len", ".abs().max() / len", {"evaluate"}),
     "a default": ("dfkd_core/distillation/config.py", "PositiveInt = 40", "PositiveInt = 41", {"distill", "tune"}),
     "a stage's task": ("dfkd_tasks/stages/distillation.py", '"epochs.csv"', '"epoch.csv"', {"distill"}),
 }  # fmt: skip
