@@ -241,7 +241,8 @@ def _draw_pairs(models: Sequence[Confusion], shares: Sequence[np.ndarray], names
     figure = _new_figure(9, 1.5 + 0.25 * len(pairs) * len(models))
     axes = figure.add_subplot(xlabel=f"share of the {rows} in %")
     axes.set_title(
-        f"the {len(pairs)} pairs of {len(names)} classes that the student confuses most", fontsize=10, loc="left"
+        f"the {len(pairs)} pairs of {len(names)} classes that the student confuses most",
+        fontsize=10,
     )
     bars = {model.title: [100 * found[pair] for pair in pairs] for model, found in zip(models, confused, strict=True)}
     _draw_bars(axes, bars, [f"{names[row]} → {names[column]}" for row, column in pairs])
@@ -279,7 +280,7 @@ def write_accuracy_picture(
     figure = _new_figure(9, 1.5 + 0.35 * len(shown))
     axes = figure.add_subplot(xlabel="accuracy in % of the class's images", xlim=(0, 100))
     more = f", the {len(shown)} of {len(found)} with the largest loss" if len(shown) < len(found) else ""
-    axes.set_title(f"accuracy per class, sorted by the student's loss{more}", fontsize=10, loc="left")
+    axes.set_title(f"accuracy per class, sorted by the student's loss{more}", fontsize=10)
     columns = {"teacher": [row[1] for row in shown], "student": [row[2] for row in shown]}
     _draw_bars(axes, columns, [f"{name} ({second - first:+.1f})" for name, first, second in shown])
     figure.suptitle(_legible(title), fontsize=11, **_PLAIN)
@@ -295,7 +296,8 @@ def _draw_bars(axes: Axes, columns: dict[str, list[float]], labels: Sequence[str
         axes.barh(places, values, height=thickness, color=colour, label=name)
     axes.set_yticks(range(len(labels)), labels, fontsize=8, **_PLAIN)
     axes.invert_yaxis()
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(columns), fontsize=8)
+    axes.margins(y=0.01)
+    axes.figure.legend(loc="outside lower center", ncols=len(columns), fontsize=8)
 
 
 def write_curves(path: Path, epochs: Path, *, title: str) -> None:
