@@ -58,7 +58,7 @@ def collect(params: Params) -> StudentReport:
         data=data,
         is_proxy=predictions.labels is None,
         verdict=verdict(made, figures, data=data, operations=operations),
-        champion=champion.heading if champion else "champion: none",
+        champion=champion.heading if champion else "no other champion",
         rows=tuple(figure_rows(figures, predictions, champion, num_bins=num_bins, operations=operations)),
         warnings=tuple(suspicions(metrics, predictions, manifest, summary, names)),
         class_names=names,

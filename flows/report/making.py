@@ -13,6 +13,7 @@ from dfkd_core.errors import DfkdError
 from dfkd_flows.report.collecting import collect
 from dfkd_flows.report.comparing import compared
 from dfkd_flows.run.outcome import Made
+from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.shown.log import log
@@ -96,4 +97,6 @@ def _report_student(params: Params, run_id: str) -> None:
 
 def _note_fault(error: Exception) -> None:
     text = str(error) if isinstance(error, DfkdError) else f"{type(error).__name__}: {reason(error)}"
-    log(f"The report is not complete: {text}. Make it again with: dfkd report", level=logging.WARNING)
+    text = f"The report is not complete: {text}. Make it again with: dfkd report"
+    say(text)
+    log(text, level=logging.WARNING)

@@ -65,7 +65,8 @@ def machine() -> Iterator[Entry]:
 
 def versions() -> Iterator[Entry]:
     """Yield the versions of dfkd, Python and the packages that matter most."""
-    yield "dfkd", version_text().partition(", code in")[0]
+    yield "dfkd", version_text().partition(",")[0].removeprefix("dfkd ")
+    yield "Python", platform.python_version()
     yield from ((name, metadata.version(name)) for name in _PACKAGES)
 
 

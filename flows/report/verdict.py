@@ -79,9 +79,10 @@ def _quality(figures: Mapping[str, float], data: str) -> Iterator[str]:
     if "student.accuracy" not in figures or "teacher.accuracy" not in figures:
         return
     student, teacher = figures["student.accuracy"], figures["teacher.accuracy"]
-    change = f"{100 * abs(teacher - student):.2f} points {'less' if student <= teacher else 'more'}"
+    lost = 100 * (teacher - student)
+    against = f"{abs(lost):.2f} points {'less' if lost > 0 else 'more'} than" if lost else "as often as"
     yield (
-        f"On {images} real images of {data} the student is right on {share(student)}, {change} than its teacher with "
+        f"On {images} real images of {data} the student is right on {share(student)}, {against} its teacher with "
         f"{share(teacher)}. It answers like its teacher on {share(figures['student.agreement'])}."
     )
 

@@ -90,14 +90,14 @@ def _promotion(published: Publication, params: Params) -> Iterator[str]:
     yield f"\nChampion: version {published.champion}\n" if published.champion else "\nThere is no champion.\n"
     page = version_page(published.model, published.version)
     links = [f"[{name}]({address})" for name, address in (("run", published.page), ("version", page)) if address]
-    if (page := StudentFiles(params.student_name).report).is_file():
-        yield f"Report: {_report_link(published, page)}\n"
+    if (report := StudentFiles(params.student_name).report).is_file():
+        yield f"Report: {_report_link(published, report)}\n"
     yield f"MLflow: {', '.join(links)}" if links else f"MLflow: run {published.run_id}, shown by `{page_command()}`"
 
 
-def _report_link(published: Publication, page: Path) -> str:
+def _report_link(published: Publication, report: Path) -> str:
     """Return a link to the page of a student in MLflow, or its path: browsers follow no link to a local file."""
-    return f"[report]({published.page}/artifacts/{page.name})" if published.page else f"`{page.resolve()}`"
+    return f"[report]({published.page}/artifacts/{report.name})" if published.page else f"`{report.resolve()}`"
 
 
 def _inline(picture: Path) -> str:

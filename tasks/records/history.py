@@ -42,6 +42,8 @@ def read_history(path: Path) -> dict[str, tuple[float, ...]]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             header, *rows = csv.reader(stream)
+        if header[:1] != ["epoch"]:
+            raise ValueError("its first column is not `epoch`")
         return {name: tuple(float(row[place]) for row in rows) for place, name in enumerate(header)}
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise DfkdError(f"{path} cannot be read: {error}. Make it again with: dfkd run") from error

@@ -64,7 +64,11 @@ def class_chart(losses: Sequence[ClassLoss], *, is_proxy: bool) -> Chart:
         if not is_proxy:
             pairs = [(100 * one.student, 100 * one.teacher) for one in shown]
             axes.hlines(rows, *zip(*pairs), color=GRID, linewidth=3)
-            axes.plot([teacher for _, teacher in pairs], rows, "o", color=TEACHER, label="teacher", linestyle="none")
+            # A ring, as the student may be at the same place.
+            axes.plot(
+                [teacher for _, teacher in pairs], rows, "o", markersize=11, markerfacecolor="none", color=TEACHER,
+                label="teacher", linestyle="none",
+            )  # fmt: skip
         axes.plot([100 * one.student for one in shown], rows, "D", color=STUDENT, label="student", linestyle="none")
         axes.set_yticks(rows, [short(one.name) for one in shown])
         axes.invert_yaxis()
@@ -207,14 +211,18 @@ def histogram_chart(answers: np.ndarray, targets: np.ndarray, names: Sequence[st
     def paint(figure: Figure) -> None:
         x = "" if is_named else "classes, the most frequent first"
         axes = plain_axes(figure, x=x, y="images")
-        places, width = np.arange(len(names)), 0.4 if has_targets else 0.8
-        shift = width / 2 if has_targets else 0
-        axes.bar(places - shift, answers[order], width, color=TEACHER, label="the teacher's answers")
-        if has_targets:
-            axes.bar(places + shift, targets[order], width, color=OTHER, label="soft targets")
+        shown = [(answers[order], TEACHER, "the teacher's answers")]
+        shown += [(targets[order], OTHER, "soft targets")] if has_targets else []
+        for place, (counts, colour, label) in enumerate(shown):
+            if is_named:
+                width = 0.8 / len(shown)
+                middles = np.arange(len(names)) + (place - (len(shown) - 1) / 2) * width
+                axes.bar(middles, counts, width, color=colour, label=label)
+            else:
+                axes.plot(counts, _LINES[place], color=colour, label=label)
         axes.axhline(answers.sum() / len(names), color=MUTED, linestyle="--", linewidth=1, label="even")
         if is_named:
-            axes.set_xticks(places, [short(name) for name in names], rotation=90)
+            axes.set_xticks(range(len(names)), [short(name) for name in names], rotation=90)
         figure.legend(loc="outside upper center", ncols=3)
 
     most, least = int(answers.argmax()), int(answers.argmin())
@@ -306,11 +314,13 @@ def loss_chart(history: History, *, model: str) -> Chart:
 
 def _scale(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
     """Use a logarithmic axis if all values allow it; its usual labels would be formulas."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     if all(value > 0 for values in losses.values() for value in values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=7)
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRID",
+    "IN_THE_DARK",
     "MUTED",
     "OTHER",
     "STUDENT",
@@ -33,7 +34,7 @@ __all__ = [
 
 TEXT, MUTED, GRID = "#1f2328", "#57606a", "#d0d7de"
 TEACHER, STUDENT, OTHER = "#0550ae", "#bc4c00", "#1a7f37"
-_IN_THE_DARK = {
+IN_THE_DARK = {
     TEXT: "#e6edf3",
     MUTED: "#9da7b3",
     GRID: "#3d444d",
@@ -41,9 +42,12 @@ _IN_THE_DARK = {
     STUDENT: "#ffa657",
     OTHER: "#7ee787",
 }
+"""Colour on a dark page of each colour on a light one."""
 _PX_PER_INCH = 96
 _LONGEST = 22
-_STYLE: dict[str, Any] = {
+# Its keys are literals for mypy.
+_STYLE: Any = {
+    "svg.hashsalt": "dfkd",
     "svg.fonttype": "none",
     # A class may be called `$100`.
     "text.parse_math": False,
@@ -110,16 +114,17 @@ def draw(
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": "dfkd"}), warnings.catch_warnings():
+    with rc_context(_STYLE), warnings.catch_warnings():
         # The browser draws the letters, so those that the font here lacks are no loss.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure)
         # In place of `savefig`, which draws everything once more to measure it.
-        FigureCanvasSVG(figure).print_svg(stream, metadata=_NO_METADATA)
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(stream, metadata=_NO_METADATA)
     light = stream.getvalue()
     dark = light
-    for colour, other in _IN_THE_DARK.items():
+    for colour, other in IN_THE_DARK.items():
         dark = dark.replace(colour, other)
     size = (round(width * _PX_PER_INCH), round(height * _PX_PER_INCH))
     return Chart(
