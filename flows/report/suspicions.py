@@ -47,7 +47,7 @@ def suspicions(
 
 def _of_training(metrics: Mapping[str, Any]) -> Iterator[str]:
     for note in metrics.get("notes", []):
-        yield f"The student did not start or train as asked: {note}"
+        yield f"The student did not start or train as set: {note}"
 
 
 def _of_set(manifest: Manifest, summary: SetSummary | None, names: Sequence[str]) -> Iterator[str]:

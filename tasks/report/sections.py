@@ -126,7 +126,7 @@ def _confusions(report: StudentReport) -> Section:
     differ = int(matrices[-1].counts.sum() - matrices[-1].counts.trace())
     text = (f"The two models answer differently on {count(differ)} of {count(matrices[-1].counts.sum())} images.",)
     return Section(
-        id="confusion", title="Where the models are wrong, and where they differ", text=text, charts=tuple(charts),
+        id="confusion", title="Mistakes of both models, and their differences", text=text, charts=tuple(charts),
         tables=tuple(tables),
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def _agreement(report: StudentReport) -> Section:
         return Section(id="agreement", title=title, text=(f"The confidence of each answer is missing. {_OLDER}",))
     same = [one == other for one, other in zip(found.teacher, found.student)]
     bins = reliability(found.teacher_confidence, same, num_bins=report.num_bins)
-    text = "Disagreements where the teacher is sure are the costly ones."
+    text = "Disagreements at high confidence are the costly ones."
     return Section(
         id="agreement", title=title, text=(text,), charts=(agreement_chart(bins),), tables=(_bin_table(bins),)
     )
