@@ -71,7 +71,8 @@ def class_chart(losses: Sequence[ClassLoss], *, is_proxy: bool) -> Chart:
             )  # fmt: skip
         axes.plot([100 * one.student for one in shown], rows, "D", color=STUDENT, label="student", linestyle="none")
         axes.set_yticks(rows, [short(one.name) for one in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.margins(x=0.05)
         figure.legend(loc="outside upper center", ncols=2)
 
     worst = shown[0]
@@ -143,9 +144,9 @@ def reliability_chart(bins: Sequence[Bin], *, model: str, error: str) -> Chart:
 
     def paint(figure: Figure) -> None:
         axes = plain_axes(figure, x="confidence, in %", y="right answers, in %", title=f"The {model}", grid="both")
-        axes.plot([0, 100], [0, 100], linestyle="--", color=MUTED, label="perfectly calibrated")
-        _bars(axes, bins, TEACHER if model == "teacher" else STUDENT, "measured")
-        axes.legend(loc="upper left")
+        axes.plot([0, 100], [0, 100], linestyle="--", color=TEXT, label="perfectly calibrated")
+        _bars(axes, bins, TEACHER if model == "teacher" else STUDENT, "measured; the numbers are images")
+        figure.legend(loc="outside upper center", ncols=2)
 
     return draw(
         paint,
@@ -171,7 +172,7 @@ def agreement_chart(bins: Sequence[Bin]) -> Chart:
 def _bars(axes: Axes, bins: Sequence[Bin], colour: str, label: str) -> None:
     middles = [50 * (one.lower + one.upper) for one in bins]
     widths = [92 * (one.upper - one.lower) for one in bins]
-    axes.bar(middles, [100 * one.share for one in bins], widths, color=colour, label=label)
+    axes.bar(middles, [100 * one.share for one in bins], widths, color=colour, alpha=0.6, label=label)
     for middle, one in zip(middles, bins):
         axes.annotate(
             _brief(one.num_images), (middle, 100 * one.share), (0, 2), textcoords="offset points", ha="center",
@@ -332,10 +333,11 @@ def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:
         unit: Unit of the axis: the seconds as they are, a size in kB.
     """
     scale = 1000 if against == "size" else 1
+    what = "time" if against == "seconds" else against
     points = [(row, (getattr(row, against).value or 0) / scale, 100 * (row.accuracy.value or 0)) for row in rows]
 
     def paint(figure: Figure) -> None:
-        axes = plain_axes(figure, x=f"{against}, in {unit}", y="accuracy, in %", grid="both")
+        axes = plain_axes(figure, x=f"{what}, in {unit}", y="accuracy, in %", grid="both")
         for row, x, y in points:
             low, high = row.interval or (y / 100, y / 100)
             bars = [[max(0.0, y - 100 * low)], [max(0.0, 100 * high - y)]]
@@ -346,8 +348,8 @@ def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:
     best = max(points, key=lambda point: point[2])[0]
     return draw(
         paint,
-        caption=f"Accuracy against {against}, with intervals of 95 %"
+        caption=f"Accuracy against {what}, with intervals of 95 %"
         + ("; a square is a proxy" if any(row.is_proxy for row in rows) else ""),
-        alternative=f"Chart of the accuracy of {len(points)} runs against {against}. The most accurate one is "
+        alternative=f"Chart of the accuracy of {len(points)} runs against {what}. The most accurate one is "
         f"{printable(best.name)} with {best.accuracy.text} at {getattr(best, against).text}.",
     )

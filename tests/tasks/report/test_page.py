@@ -141,7 +141,7 @@ def test_comparison__links_pages_and_draws_accuracy_against_time_and_size() -> N
     assert "<i>small</i>" in found.text
     assert [link["href"] for link in found.all("a")] == ["students/small/report.html"]
     alternatives = [image["alt"] for image in found.all("img")]
-    assert ["against seconds" in alternatives[0], "against size" in alternatives[1]] == [True, True]
+    assert ["against time" in alternatives[0], "against size" in alternatives[1]] == [True, True]
     assert "proxy: agreement on synthetic images" in found.text
 
 
