@@ -35,7 +35,7 @@ def champion_of(made: Decided, predictions: Predictions) -> Champion | None:
     # Imported late: MLflow takes seconds.
     from dfkd_tasks.mlflow_store.addresses import use_store
     from dfkd_tasks.mlflow_store.aliases import CHAMPION, IMAGES_TAG, REPLACES_TAG, Version, find_version, version_of
-    from dfkd_tasks.mlflow_store.registered import load_registered, logged_metrics
+    from dfkd_tasks.mlflow_store.registered import load_registered, logged_metrics, logged_predictions
 
     use_store()
     champion: Version | None = version_of(made.model, CHAMPION)
@@ -52,5 +52,6 @@ def champion_of(made: Decided, predictions: Predictions) -> Champion | None:
         heading=f"{'champion before' if is_before else 'champion'}, version {champion.number}"
         + ("" if is_same else ", evaluated on other images"),
         figures=logged_metrics(champion) or {},
+        predictions=logged_predictions(champion),
         operations=operations,
     )

@@ -29,6 +29,7 @@ class Champion:
 
     heading: str
     figures: Figures
+    predictions: Predictions | None = None
     operations: int | None = None
 
 
@@ -73,7 +74,13 @@ def figure_rows(
     """
     others = champion.figures if champion else {}
     yield from _shares(figures, others)
-    yield _calibration(figures, others, predictions, num_bins)
+    yield FigureRow(
+        name="calibration error",
+        meaning="how far its confidence is from its share of right answers",
+        teacher=_calibration(figures, "teacher", predictions, num_bins),
+        student=_calibration(figures, "student", predictions, num_bins),
+        champion=_calibration(others, "student", champion.predictions if champion else None, num_bins),
+    )
     yield _row(
         _Row("KL to the teacher", "how far its probabilities are from the teacher's", "kl", nats), figures, others
     )
@@ -127,23 +134,14 @@ def _share(value: float | None, figures: Figures) -> Number:
     return Number(text=share(value), value=value, within=between(interval))
 
 
-def _calibration(figures: Figures, others: Figures, found: Predictions, num_bins: int) -> FigureRow:
-    def with_interval(model: str) -> Number:
-        error = figures.get(f"{model}.ece")
-        confidence: tuple[float, ...] = getattr(found, f"{model}_confidence")
-        if error is None or found.labels is None or not confidence:
-            return _number(error, share)
-        correct = [answer == label for answer, label in zip(getattr(found, model), found.labels)]
-        interval = calibration_interval(error, confidence, correct, num_bins=num_bins)
-        return Number(text=share(error), value=error, within=between(interval))
-
-    return FigureRow(
-        name="calibration error",
-        meaning="how far its confidence is from its share of right answers",
-        teacher=with_interval("teacher"),
-        student=with_interval("student"),
-        champion=_number(others.get("student.ece"), share),
-    )
+def _calibration(figures: Figures, model: str, found: Predictions | None, num_bins: int) -> Number:
+    error = figures.get(f"{model}.ece")
+    confidence: tuple[float, ...] = getattr(found, f"{model}_confidence", ())
+    if error is None or found is None or found.labels is None or not confidence:
+        return _number(error, share)
+    correct = [answer == label for answer, label in zip(getattr(found, model), found.labels)]
+    interval = calibration_interval(error, confidence, correct, num_bins=num_bins)
+    return Number(text=share(error), value=error, within=between(interval))
 
 
 def _row(row: _Row, figures: Figures, others: Figures) -> FigureRow:

@@ -44,7 +44,7 @@ def verdict(
     """
     rules = tuple(_rule(text) for text in decided.rules) if decided else ()
     answer = _answer(decided, rules)
-    sentences = (_decision(decided), *_quality(figures, data), *_cost(figures, operations))
+    sentences = (_decision(decided, rules), *_quality(figures, data), *_cost(figures, operations))
     return Verdict(answer=answer, title=_TITLES[answer], sentences=tuple(filter(None, sentences)), rules=rules)
 
 
@@ -60,12 +60,22 @@ def _rule(text: str) -> Rule:
     return Rule(holds=not text.startswith(_BROKEN), text=text.removeprefix(_BROKEN))
 
 
-def _decision(decided: Decided | None) -> str:
+def _decision(decided: Decided | None, rules: Sequence[Rule]) -> str:
     if decided is None:
         return "The student is not in the registry, so no rule has judged it. Register it with: dfkd publish"
     name = f"Version {decided.version} of {decided.model}"
-    state = "is the champion" if decided.promoted else "is not the champion"
-    return f"{name} {state}: {decided.reason}."
+    broken = _broken(rules)
+    if not decided.promoted:
+        return f"{name} is not the champion: {broken or decided.reason}."
+    if broken:
+        return f"{name} is the champion, although {broken}."
+    return f"{name} is the champion{f' and keeps all {len(rules)} rules' if rules else f': {decided.reason}'}."
+
+
+def _broken(rules: Sequence[Rule]) -> str:
+    """Return how many rules are broken, empty for none."""
+    number = sum(not rule.holds for rule in rules)
+    return f"{number} of {len(rules)} rules {'is' if number == 1 else 'are'} broken" if number else ""
 
 
 def _quality(figures: Mapping[str, float], data: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, write_shard
 from dfkd_flows.cli import app
 from dfkd_flows.report.collecting import collect
-from dfkd_flows.report.making import report_run
+from dfkd_flows.report.making import make_project_page, report_run
 from dfkd_flows.run.figures import student_figures
 from dfkd_flows.run.outcome import Made
 from dfkd_flows.run.table import table_rows
@@ -119,8 +119,8 @@ def test_report__of_several_runs_is_side_by_side() -> None:
     assert result.output.split() == ["reports/comparison.html"]
     names = [name for name, _ in rows_of(Path("reports/comparison.html").read_text())]
     assert names == ["default", "small"]
-    alone = CliRunner().invoke(app, ["report", "default"])
-    assert alone.output.split() == [str(OWN.report), str(PROJECT_REPORT)]
+    OWN.report.write_text("its page")
+    assert make_project_page(load_params()) == PROJECT_REPORT
     assert '<a href="students/default/report.html">default</a>' in PROJECT_REPORT.read_text()
 
 
@@ -147,6 +147,20 @@ def test_damaged_fact__is_reported_and_fails_no_run(name: str, capsys: pytest.Ca
     assert name in printed
     assert "Make it again with: dfkd report" in printed
     assert not OWN.report.exists()
+
+
+def test_facts__without_real_images() -> None:
+    models = [build_classifier(CARD, seed=seed).eval() for seed in (0, 1)]
+    found = evaluate(models[1], Teacher(models[0]), held_out=torch.zeros(9, 1, 32, 32, dtype=torch.uint8))
+    write_predictions(OWN.predictions, found.predictions)
+    OWN.metrics.write_text(json.dumps({**found.to_metrics(), "num_images": 9}))
+    facts = collect(student())
+    rows = {row.name: row for row in facts.rows}
+    assert facts.is_proxy
+    assert "accuracy" not in rows
+    assert rows["agreement (proxy)"].student.value == found.agreement
+    assert "No real images were given. On 9 synthetic images" in " ".join(facts.verdict.sentences)
+    assert any("The teacher gives 100.00% of the evaluated images one class" in text for text in facts.warnings)
 
 
 def test_facts__of_results_of_an_earlier_version() -> None:
