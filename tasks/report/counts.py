@@ -74,17 +74,21 @@ def class_losses(predictions: Predictions, names: Sequence[str]) -> list[ClassLo
     return sorted(found, key=lambda one: -one.lost)
 
 
-def largest_pairs(counts: np.ndarray, names: Sequence[str]) -> list[Pair]:
-    """Return the largest cells of a confusion matrix beside its diagonal, the largest first; at most 20."""
-    others = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-    totals = np.maximum(counts.sum(1), 1)
-    cells = np.argsort(-others, axis=None, kind="stable")[:MOST_ROWS]
-    places = [tuple(map(int, np.unravel_index(cell, others.shape))) for cell in cells]
-    return [
-        Pair(
-            row=names[row], column=names[column], num_images=int(others[row, column]),
-            share=float(others[row, column] / totals[row]),
-        )
-        for row, column in places
-        if others[row, column]
-    ]  # fmt: skip
+def largest_pairs(rows: Sequence[int], columns: Sequence[int], names: Sequence[str]) -> list[Pair]:
+    """Return the most frequent pairs of different classes, the most frequent first; at most 20.
+
+    Args:
+        rows: Classes of the n images, as in `confusion`; the matrix itself may be too large.
+        columns: Other classes of the same images.
+        names: Names of the k classes.
+    """
+    first, second = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
+    differ = first != second
+    cells, counts = np.unique(first[differ] * len(names) + second[differ], return_counts=True)
+    totals = np.bincount(first, minlength=len(names))
+    found = []
+    for place in np.argsort(-counts, kind="stable")[:MOST_ROWS]:
+        row, column = divmod(int(cells[place]), len(names))
+        number = int(counts[place])
+        found.append(Pair(row=names[row], column=names[column], num_images=number, share=number / int(totals[row])))
+    return found

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from dfkd_core.evaluation.reliability import Bin, reliability
 from dfkd_tasks.records.forms import count, share
 from dfkd_tasks.report.charts import (
@@ -30,6 +28,7 @@ from dfkd_tasks.report.pictures import Picture, disagreeing_pictures, pair_pictu
 
 __all__ = ["Section", "Table", "student_sections"]
 
+_MOST_BINS = 25
 _OLDER = "These results were made by an earlier version, which did not store it. Make them again with: dfkd run"
 
 
@@ -40,6 +39,8 @@ class Table:
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    is_open: bool = False
+    """Whether it is shown at once, and not only when the reader opens it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,46 +90,59 @@ def _classes(report: StudentReport) -> Section:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Matrix:
+class _Answers:
+    """Two classes of each image."""
+
     title: str
     rows: str
     columns: str
-    counts: np.ndarray
+    first: Sequence[int]
+    second: Sequence[int]
 
 
-def _matrices(report: StudentReport) -> Iterator[_Matrix]:
-    found, size = report.predictions, len(report.class_names)
-    labels = found.labels
-    if labels is not None:
+def _compared(report: StudentReport) -> Iterator[_Answers]:
+    found = report.predictions
+    if found.labels is not None:
         for model, answers in (("teacher", found.teacher), ("student", found.student)):
-            counts = confusion(labels, answers, size)
-            yield _Matrix(title=f"The {model}", rows="true classes", columns=f"{model}'s answers", counts=counts)
-    both = confusion(found.teacher, found.student, size)
-    yield _Matrix(title="Both models", rows="teacher's answers", columns="student's answers", counts=both)
+            yield _Answers(
+                title=f"The {model}", rows="true classes", columns=f"{model}'s answers", first=found.labels,
+                second=answers,
+            )  # fmt: skip
+    yield _Answers(
+        title="Both models", rows="teacher's answers", columns="student's answers", first=found.teacher,
+        second=found.student,
+    )  # fmt: skip
 
 
 def _confusions(report: StudentReport) -> Section:
-    names, matrices = report.class_names, list(_matrices(report))
-    charts, tables = [], []
-    for found in matrices:
-        if len(names) <= MOST_MATRIX_CLASSES:
-            charts.append(
-                confusion_chart(found.counts, names, title=found.title, rows=found.rows, columns=found.columns)
-            )
-        pairs = largest_pairs(found.counts, names)
-        tables.append(
-            Table(
-                caption=f"{found.title}: the {len(pairs)} most frequent confusions",
-                head=(found.rows, found.columns, "images", "share of the row"),
-                rows=tuple((one.row, one.column, count(one.num_images), share(one.share)) for one in pairs),
-            )
+    names, compared = report.class_names, list(_compared(report))
+    has_matrices = len(names) <= MOST_MATRIX_CLASSES
+    charts = [
+        confusion_chart(
+            confusion(found.first, found.second, len(names)), names, title=found.title, rows=found.rows,
+            columns=found.columns,
         )
-    differ = int(matrices[-1].counts.sum() - matrices[-1].counts.trace())
-    text = (f"The two models answer differently on {count(differ)} of {count(matrices[-1].counts.sum())} images.",)
+        for found in compared
+        if has_matrices
+    ]  # fmt: skip
+    tables = [_pair_table(found, names, is_open=not has_matrices) for found in compared]
+    both = zip(report.predictions.teacher, report.predictions.student)
+    differ = sum(one != other for one, other in both)
+    text = f"The two models answer differently on {count(differ)} of {count(len(report.predictions.student))} images."
     return Section(
-        id="confusion", title="Mistakes of both models, and their differences", text=text, charts=tuple(charts),
+        id="confusion", title="Mistakes of both models, and their differences", text=(text,), charts=tuple(charts),
         tables=tuple(tables),
     )  # fmt: skip
+
+
+def _pair_table(found: _Answers, names: Sequence[str], *, is_open: bool) -> Table:
+    pairs = largest_pairs(found.first, found.second, names)
+    return Table(
+        caption=f"{found.title}: the {len(pairs)} most frequent confusions",
+        head=(found.rows, found.columns, "images", "share of the row"),
+        rows=tuple((one.row, one.column, count(one.num_images), share(one.share)) for one in pairs),
+        is_open=is_open,
+    )
 
 
 def _calibration(report: StudentReport) -> Section:
@@ -144,7 +158,7 @@ def _calibration(report: StudentReport) -> Section:
         bins = reliability(
             getattr(found, f"{model}_confidence"),
             [answer == label for answer, label in zip(getattr(found, model), found.labels)],
-            num_bins=report.num_bins,
+            num_bins=min(report.num_bins, _MOST_BINS),
         )
         error = getattr(errors, model).text if errors else "not known"
         charts.append(reliability_chart(bins, model=model, error=error))
@@ -157,7 +171,7 @@ def _agreement(report: StudentReport) -> Section:
     if not found.teacher_confidence:
         return Section(id="agreement", title=title, text=(f"The confidence of each answer is missing. {_OLDER}",))
     same = [one == other for one, other in zip(found.teacher, found.student)]
-    bins = reliability(found.teacher_confidence, same, num_bins=report.num_bins)
+    bins = reliability(found.teacher_confidence, same, num_bins=min(report.num_bins, _MOST_BINS))
     text = "Disagreements at high confidence are the costly ones."
     return Section(
         id="agreement", title=title, text=(text,), charts=(agreement_chart(bins),), tables=(_bin_table(bins),)

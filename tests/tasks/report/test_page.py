@@ -116,6 +116,7 @@ def test_many_classes__are_listed_in_place_of_matrices(make_facts: Callable[...,
     many = Page(student_page(make_facts([f"class {number}" for number in range(1000)])))
     assert "the 20 most frequent confusions" in many.text
     assert "matrix of" not in many.source
+    assert [found for found in many.all("details") if "open" in found] == [{"open": ""}] * 3
     assert len(many.source) < 5_000_000
 
 
