@@ -33,6 +33,7 @@ def fetch_page(run_id: str, folder: Path) -> Path:
     use_store()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return Path(mlflow.MlflowClient().download_artifacts(run_id, PAGE_FILE, str(folder)))
+        mlflow.MlflowClient().download_artifacts(run_id, PAGE_FILE, str(folder))
     except (MlflowException, OSError) as error:
         raise DfkdError(f"The run {run_id} has no {PAGE_FILE} in MLflow: {reason(error)}") from error
+    return folder / PAGE_FILE

@@ -49,6 +49,7 @@ MOST_MATRIX_CLASSES = 30
 """Most classes of a confusion matrix; of more classes, pairs are listed."""
 _MOST_WRITTEN_CLASSES = 12
 _DARK_CELL = 0.5
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", ":", "-.")
 _COLOURS = (TEXT, TEACHER, STUDENT, OTHER, MUTED)
 
@@ -338,18 +339,22 @@ def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:
 
     def paint(figure: Figure) -> None:
         axes = plain_axes(figure, x=f"{what}, in {unit}", y="accuracy, in %", grid="both")
-        for row, x, y in points:
+        for place, (row, x, y) in enumerate(points):
             low, high = row.interval or (y / 100, y / 100)
-            bars = [[max(0.0, y - 100 * low)], [max(0.0, 100 * high - y)]]
-            axes.errorbar([x], [y], yerr=bars, fmt="s" if row.is_proxy else "o", color=STUDENT, capsize=3)
-            axes.annotate(short(row.name), (x, y), (6, 4), textcoords="offset points")
-        axes.margins(0.25)
+            # Open marks of different shapes: runs of one network have the same size.
+            axes.errorbar(
+                [x], [y], yerr=[[max(0.0, y - 100 * low)], [max(0.0, 100 * high - y)]], capsize=3, markersize=9,
+                fmt=_MARKS[place % len(_MARKS)], markerfacecolor="none", color=_COLOURS[place % len(_COLOURS)],
+                label=f"{short(row.name)}{' (proxy)' if row.is_proxy else ''}",
+            )  # fmt: skip
+        axes.margins(0.15)
+        figure.legend(loc="outside upper center", ncols=2)
 
     best = max(points, key=lambda point: point[2])[0]
     return draw(
         paint,
-        caption=f"Accuracy against {what}, with intervals of 95 %"
-        + ("; a square is a proxy" if any(row.is_proxy for row in rows) else ""),
+        height=2.9 + 0.1 * len(points),
+        caption=f"Accuracy against {what}, with intervals of 95 %",
         alternative=f"Chart of the accuracy of {len(points)} runs against {what}. The most accurate one is "
         f"{printable(best.name)} with {best.accuracy.text} at {getattr(best, against).text}.",
     )
