@@ -62,7 +62,10 @@ def _rule(text: str) -> Rule:
 
 def _decision(decided: Decided | None, rules: Sequence[Rule]) -> str:
     if decided is None:
-        return "The student is not in the registry, so no rule has judged it. Register it with: dfkd publish"
+        return (
+            "The student is not in the registry, so no rule has judged it. Register what params.yaml describes with: "
+            "dfkd publish"
+        )
     name = f"Version {decided.version} of {decided.model}"
     broken = _broken(rules)
     if not decided.promoted:

@@ -106,7 +106,7 @@ def test_report__has_the_figures_of_metrics_json_to_the_digit_and_the_texts_of_d
 def test_report__warns_and_states_what_is_not_known() -> None:
     found = collect(student())
     assert found.verdict.title == "not decided"
-    assert "Register it with: dfkd publish" in found.verdict.sentences[0]
+    assert "with: dfkd publish" in found.verdict.sentences[0]
     assert "The student did not start or train as set: no thinner copy" in found.warnings
     assert "Only 40 images were evaluated, so the intervals are wide." in found.warnings
 

@@ -31,7 +31,7 @@ def decided(**changes: object) -> Decided:
             "not the champion: 2 of 2 rules are broken.",
         ),
         (decided(promoted=False), "hold", "Version 3 of m is not the champion: why."),
-        (None, "open", "Register it with: dfkd publish"),
+        (None, "open", "with: dfkd publish"),
     ],
 )
 def test_verdict__follows_the_decision(found: Decided | None, answer: str, sentence: str) -> None:
