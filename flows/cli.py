@@ -597,6 +597,29 @@ def compare(
         typer.echo(table(load_params(), names=names or (), metric=metric, as_json=as_json, runs=runs))
 
 
+@app.command(epilog="Examples: dfkd report | dfkd report small | dfkd report small tall")
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Students in params.yaml, or ids of runs in MLflow; all students if none is named.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make the report again, one page per student, and print its path; several runs are set side by side.
+
+    `dfkd run` makes it at its end. The page needs no network.
+    """
+    with _reporting(debug):
+        from dfkd_flows.report.command import report_runs
+        from dfkd_flows.settings.parsing import load_params
+
+        report_runs(load_params(), runs or ())
+
+
 StudentName = Annotated[
     str | None,
     typer.Option("--student", help="Student of the project; the only one if not given.", metavar="NAME", parser=_text),

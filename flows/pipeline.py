@@ -13,6 +13,7 @@ from prefect.states import Failed
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.notify.report import untrusted
+from dfkd_flows.report.making import report_run, report_trial
 from dfkd_flows.run.announcing import announce
 from dfkd_flows.run.artefacts import show_results
 from dfkd_flows.run.outcome import Made
@@ -31,6 +32,7 @@ from dfkd_flows.shown.names import run_name
 from dfkd_flows.shown.parent import end_sub_runs, handing_over, reasons_of_sub_runs
 from dfkd_flows.stages.caching import FLOW_OPTIONS
 from dfkd_flows.stages.names import last_stages, up_to_date
+from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.dvc_project.git_pull import pull_repository
 from dfkd_tasks.dvc_project.status import changed_stages
 from dfkd_tasks.dvc_project.versioning import StageFailedError, push, reproduce
@@ -128,7 +130,7 @@ def _tried(params: Params, preset: str | None, changes: Sequence[str], *, pull: 
     """Make the students with other parameters; nothing of it is published."""
     show_run(f"trial of {run_name(params)}", params)
     with handing_over():
-        run_trial(preset, changes, tuple(params.students), pull=pull)
+        run_trial(preset, changes, tuple(params.students), pull=pull, on_logged=report_trial)
     return Made(params, {})
 
 
@@ -184,12 +186,15 @@ def _deliver(params: Params, failed: tuple[str, ...] = ()) -> Made:
         )
     # One fault of MLflow concerns all students.
     made = Made(params, published, failed, tuple(dict.fromkeys(faults)), flow_page=flow_page(str(flow_run.id)))
+    report_run(made)
     show_results(made)
     return made
 
 
 def _published(params: Params) -> Publication:
     check_store(params.registry.experiment)
+    # One of earlier results would be logged with these.
+    StudentFiles(params.student_name).report.unlink(missing_ok=True)
     from dfkd_flows.run.publishing import publish
 
     with naming(f"MLflow, {described_store()}"):

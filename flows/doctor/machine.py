@@ -12,7 +12,7 @@ from pathlib import Path
 from dfkd_core.errors import ConfigError
 from dfkd_flows.doctor.findings import Finding, fault, note, ok
 
-__all__ = ["check_machine", "device_findings", "num_cores", "parallelism_findings"]
+__all__ = ["check_machine", "cpu_model", "device_findings", "num_cores", "parallelism_findings"]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -65,10 +65,11 @@ def _quota_of_version_1(folder: Path) -> tuple[int, int]:
 
 def _cpu(usable: float, installed: int) -> Finding:
     of = f" of {installed}" if usable < installed else ""
-    return ok("cpu", f"{_cpu_model()}, {usable:g}{of} cores")
+    return ok("cpu", f"{cpu_model()}, {usable:g}{of} cores")
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor."""
     try:
         lines = (_PROC / "cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

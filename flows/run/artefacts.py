@@ -28,7 +28,7 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.log import log
 from dfkd_flows.shown.names import run_name
 from dfkd_flows.stages.names import addresses
-from dfkd_tasks.caching.workspace import TeacherFiles
+from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.addresses import page_command, version_page
 from dfkd_tasks.mlflow_store.publishing import Publication
 from dfkd_tasks.records.foreign import is_foreign, reason
@@ -67,7 +67,9 @@ def _show_student(params: Params, published: Publication | None) -> None:
     if picture.is_file():
         create_image_artifact(_inline(picture), key=_key(model, "samples"), description=f"Transfer set of {about}")
     if published:
-        create_markdown_artifact("\n".join(_promotion(published)), key=_key(model, "promotion"), description=about)
+        create_markdown_artifact(
+            "\n".join(_promotion(published, params)), key=_key(model, "promotion"), description=about
+        )
 
 
 def _table(params: Params) -> Iterator[dict[str, Any]]:
@@ -80,7 +82,7 @@ def _table(params: Params) -> Iterator[dict[str, Any]]:
         yield {"figure": name, "teacher": "", "student": described_seconds(address)}
 
 
-def _promotion(published: Publication) -> Iterator[str]:
+def _promotion(published: Publication, params: Params) -> Iterator[str]:
     outcome = "refused" if published.refused else "is the champion" if published.promoted else "is not the champion"
     yield f"## {published.model} version {published.version} {outcome}\n"
     yield f"{published.reason}\n"
@@ -88,7 +90,14 @@ def _promotion(published: Publication) -> Iterator[str]:
     yield f"\nChampion: version {published.champion}\n" if published.champion else "\nThere is no champion.\n"
     page = version_page(published.model, published.version)
     links = [f"[{name}]({address})" for name, address in (("run", published.page), ("version", page)) if address]
+    if (report := StudentFiles(params.student_name).report).is_file():
+        yield f"Report: {_report_link(published, report)}\n"
     yield f"MLflow: {', '.join(links)}" if links else f"MLflow: run {published.run_id}, shown by `{page_command()}`"
+
+
+def _report_link(published: Publication, report: Path) -> str:
+    """Return a link to the page of a student in MLflow, or its path: browsers follow no link to a local file."""
+    return f"[report]({published.page}/artifacts/{report.name})" if published.page else f"`{report.resolve()}`"
 
 
 def _inline(picture: Path) -> str:

@@ -16,8 +16,9 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
+from dfkd_tasks.records.forms import between, kilobytes, milliseconds, seconds, share
 
-__all__ = ["compare"]
+__all__ = ["FIGURES", "FORMS", "compare"]
 
 _PRESENT, _FAILED = "now", "failed"
 
@@ -99,7 +100,7 @@ def _seconds(figures: Mapping[str, float]) -> float | None:
     return sum(found) if found else None
 
 
-_FIGURES: dict[str, Callable[[Mapping[str, float]], float | None]] = {
+FIGURES: dict[str, Callable[[Mapping[str, float]], float | None]] = {
     "accuracy": lambda figures: figures.get("student.accuracy"),
     "agreement": _agreement,
     "size": lambda figures: figures.get("student.size_bytes"),
@@ -108,15 +109,16 @@ _FIGURES: dict[str, Callable[[Mapping[str, float]], float | None]] = {
 }
 """The columns; size in bytes, latency in milliseconds for one image."""
 _SHARES = ("accuracy", "agreement")
-_FORMS: dict[str, Callable[[float], str]] = {
-    "size": lambda value: f"{value / 1000:,.0f} kB",
-    "latency": lambda value: f"{value:.2f} ms",
-    "seconds": lambda value: f"{value:,.1f} s",
+FORMS: dict[str, Callable[[float], str]] = {
+    "size": kilobytes,
+    "latency": milliseconds,
+    "seconds": seconds,
 }
+"""How the columns that are no shares are written."""
 
 
 def _value(row: _Row, column: str) -> float | None:
-    return _FIGURES[column](row.figures) if column in _FIGURES else row.figures.get(column)
+    return FIGURES[column](row.figures) if column in FIGURES else row.figures.get(column)
 
 
 def _interval(row: _Row, column: str) -> tuple[float, float] | None:
@@ -132,14 +134,14 @@ def _text(row: _Row, column: str) -> str:
         return "-"
     if column in _SHARES:
         interval = _interval(row, column)
-        within = f" ({interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+        within = f" ({between(interval)})" if interval else ""
         proxy = ", proxy" if column == "agreement" and "proxy.agreement" in row.figures else ""
-        return f"{value:.2%}{within}{proxy}"
-    return _FORMS[column](value) if column in _FORMS else f"{value:.6g}"
+        return f"{share(value)}{within}{proxy}"
+    return FORMS[column](value) if column in FORMS else f"{value:.6g}"
 
 
 def _table(rows: Sequence[_Row], metric: str | None) -> Iterator[str]:
-    columns = [metric] if metric is not None else list(_FIGURES)
+    columns = [metric] if metric is not None else list(FIGURES)
     about = {"student": [row.student for row in rows]}
     for name in ("teacher", "data", "run"):
         found = [getattr(row, name) for row in rows]
@@ -161,7 +163,7 @@ def _hints(rows: Sequence[_Row]) -> Iterator[str]:
 def _object(row: _Row, metric: str | None) -> dict[str, Any]:
     """Return a row for JSON: shares from 0 to 1, bytes, milliseconds, seconds; null for what is not known."""
     about = {"student": row.student, "teacher": row.teacher, "data": row.data, "run": row.run}
-    columns = [metric] if metric is not None else list(_FIGURES)
+    columns = [metric] if metric is not None else list(FIGURES)
     found: dict[str, Any] = {column: _finite(_value(row, column)) for column in columns}
     intervals = {f"{column}_interval": _interval(row, column) for column in columns if column in _SHARES}
     return about | found | intervals
@@ -172,7 +174,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _check_metric(metric: str, rows: Sequence[_Row]) -> None:
-    known = dict.fromkeys([*_FIGURES, *(name for row in rows for name in row.figures)])
+    known = dict.fromkeys([*FIGURES, *(name for row in rows for name in row.figures)])
     if metric in known:
         return
     if not any(row.figures for row in rows):

@@ -12,6 +12,7 @@ from dfkd_flows.session.services import check_server, described_server
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.stages.names import addresses, label, up_to_date
+from dfkd_tasks.caching.workspace import PROJECT_REPORT
 from dfkd_tasks.dvc_project.remote import described_remote
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages
 from dfkd_tasks.mlflow_store.addresses import described_store
@@ -61,6 +62,8 @@ def described_delivery(made: Made, params: Params, *, known: Collection[str] = (
         if name not in known:
             start = f"{name}: " if len(params.students) > 1 else ""
             lines.append(f"{start}Registered {published.model} version {published.version}: {published.reason}")
+    if PROJECT_REPORT.is_file():
+        lines.append(f"  report     {PROJECT_REPORT}")
     if not made.faults:
         pages = [published.page for published in made.published.values() if published.page]
         lines += [f"  MLflow     {page}" for page in pages or [described_store()]]

@@ -12,6 +12,7 @@ from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
+from dfkd_tasks.records.forms import between
 from dfkd_tasks.records.timing import stage_seconds
 
 __all__ = ["intervals", "measured_times", "numbers", "share_interval", "student_figures"]
@@ -58,10 +59,6 @@ def intervals(params: Params) -> Iterator[tuple[str, str, str]]:
     found = numbers(read_metrics(StudentFiles(params.student_name)))
     for name in ("accuracy", "agreement"):
         teacher, student = found.get(f"teacher.{name}"), found.get(f"proxy.{name}", found.get(f"student.{name}"))
-        texts = [_between(share_interval(share, found.get("num_images", 0))) for share in (teacher, student)]
+        texts = [between(share_interval(share, found.get("num_images", 0))) for share in (teacher, student)]
         if any(texts):
             yield f"{name}, 95 % interval", texts[0], texts[1]
-
-
-def _between(interval: tuple[float, float] | None) -> str:
-    return f"{interval[0]:.2%} to {interval[1]:.2%}" if interval else ""

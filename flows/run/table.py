@@ -22,6 +22,7 @@ from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles, reference
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
 from dfkd_tasks.mlflow_store.addresses import page_command, publication_place
 from dfkd_tasks.mlflow_store.readiness import has_version
+from dfkd_tasks.records.forms import count, kilobytes, milliseconds, nats, share
 from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import described_seconds, stage_seconds
 
@@ -200,20 +201,20 @@ def _rows(metrics: Mapping[str, Any], params: Params) -> Iterator[tuple[str, str
     if "labels_ordered_by_name" in metrics:
         yield "order of the labels", "", "by class names"
     if "accuracy" in student:
-        yield "accuracy", f"{teacher['accuracy']:.2%}", f"{student['accuracy']:.2%}"
-        yield "calibration error", f"{teacher['ece']:.2%}", f"{student['ece']:.2%}"
-    yield f"agreement{proxy}", "", f"{joint['agreement']:.2%}"
-    yield f"KL to teacher{proxy}", "", f"{joint['kl']:.3f} nats"
+        yield "accuracy", share(teacher["accuracy"]), share(student["accuracy"])
+        yield "calibration error", share(teacher["ece"]), share(student["ece"])
+    yield f"agreement{proxy}", "", share(joint["agreement"])
+    yield f"KL to teacher{proxy}", "", nats(joint["kl"])
     if "proxy" in metrics:
         yield "predicted classes", f"{joint['num_classes']} of {card.num_classes}", ""
-        yield "most frequent class", f"{joint['largest_class']:.2%}", ""
-    yield "parameters", f"{teacher['num_parameters']:,.0f}", f"{student['num_parameters']:,.0f}"
-    yield "size", f"{teacher['size_bytes'] / 1000:,.0f} kB", f"{student['size_bytes'] / 1000:,.0f} kB"
+        yield "most frequent class", share(joint["largest_class"]), ""
+    yield "parameters", count(teacher["num_parameters"]), count(student["num_parameters"])
+    yield "size", kilobytes(teacher["size_bytes"]), kilobytes(student["size_bytes"])
     for size in (1, 64):
         name = f"batch_{size}_ms"
         label = "1 image" if size == 1 else f"{size} images"
         if all(name in latency.get(model, {}) for model in ("teacher", "student")):
-            yield f"latency, {label}", f"{latency['teacher'][name]:.2f} ms", f"{latency['student'][name]:.2f} ms"
+            yield f"latency, {label}", milliseconds(latency["teacher"][name]), milliseconds(latency["student"][name])
 
 
 def heading(dataset: str) -> str:
@@ -251,6 +252,8 @@ def _pointers(params: Params) -> Iterator[str]:
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
     yield "  figures    dvc metrics show; dvc plots show"
+    if own.report.is_file():
+        yield f"  report     {own.report}"
     yield f"  images     {shared.reports}/samples.png, {own.reports}/confusion.png"
     yield f"  flows      {flows_command()}"
     yield f"  transfer   dfkd verify {'' if shared.name == DEFAULT else shared.name}".rstrip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prefect import get_run_logger
@@ -70,7 +70,14 @@ def trial_changes(
     return [f"{path}={value}" for path, value in changes.items()]
 
 
-def run_trial(preset: str | None, overrides: Sequence[str], students: Sequence[str], *, pull: bool = False) -> None:
+def run_trial(
+    preset: str | None,
+    overrides: Sequence[str],
+    students: Sequence[str],
+    *,
+    pull: bool = False,
+    on_logged: Callable[[Params, str], None],
+) -> None:
     """Make students with other parameters in a copy of the project, and log them. Hold the project's lock.
 
     Call it within a flow.
@@ -80,6 +87,7 @@ def run_trial(preset: str | None, overrides: Sequence[str], students: Sequence[s
         overrides: Changes made after it, like `synthesis.num_images=2000`.
         students: Names of the students to make; all if there are none.
         pull: Fetch results from the DVC remote before anything is computed.
+        on_logged: Called in the copy with each student's parameters and the id of its run.
 
     Raises:
         DfkdError: The parameters have a fault, or a stage fails.
@@ -97,6 +105,8 @@ def run_trial(preset: str | None, overrides: Sequence[str], students: Sequence[s
         again = _command(preset, overrides, () if plan.chosen is plan.params else students)
         made = [plan.chosen.for_student(name) for name in plan.students]
         run_ids = [_logged(own) for own in made]
+        for own, run_id in zip(made, run_ids, strict=True):
+            on_logged(own, run_id)
     # The project knows the pages of `dfkd up`, and its copy does not.
     for own, run_id in zip(made, run_ids, strict=True):
         _report(student_label(own), run_id, again)

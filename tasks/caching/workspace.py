@@ -17,6 +17,7 @@ __all__ = [
     "DISAGREEMENTS_FILE",
     "METRICS",
     "PREDICTIONS_FILE",
+    "PROJECT_REPORT",
     "REAL_AXES_FILE",
     "REPORTS",
     "SAMPLES_FILE",
@@ -55,6 +56,8 @@ METRICS = Path("metrics")
 """Folder with one file of figures per student."""
 REPORTS = Path("reports")
 """Folder of tables and pictures."""
+PROJECT_REPORT = REPORTS / "report.html"
+"""Page of the project."""
 STATE = Path(".dfkd")
 WORK = STATE / "work"
 STORE = Path("mlflow.db")
@@ -134,6 +137,11 @@ class StudentFiles:
     def real_axes(self) -> Path:
         """The teacher's features of labelled images on two axes, a file."""
         return self.reports / REAL_AXES_FILE
+
+    @property
+    def report(self) -> Path:
+        """Its page, a file."""
+        return self.reports / "report.html"
 
     @property
     def notes(self) -> Path:

@@ -12,10 +12,11 @@ from mlflow.exceptions import MlflowException
 
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.mlflow_store.addresses import described_store, is_own_store_missing, use_store
+from dfkd_tasks.mlflow_store.aliases import MISSING
 from dfkd_tasks.mlflow_store.publishing import DONE_TAG, RESULTS_TAG, STUDENT_TAG
 from dfkd_tasks.records.foreign import reason
 
-__all__ = ["PublishedRun", "published_runs"]
+__all__ = ["LoggedRun", "PublishedRun", "logged_run", "published_runs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,33 @@ class PublishedRun:
     """When it was logged, in the local time zone."""
     figures: Mapping[str, float]
     """Its figures by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedRun:
+    """Any run."""
+
+    name: str
+    figures: Mapping[str, float]
+    """Its figures by name."""
+
+
+def logged_run(run_id: str) -> LoggedRun | None:
+    """Return a run of the MLflow that is used now by its id; None if there is none, or no store.
+
+    Raises:
+        DfkdError: MLflow cannot be used.
+    """
+    if is_own_store_missing():
+        return None
+    use_store()
+    try:
+        found = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in MISSING:
+            return None
+        raise DfkdError(f"MLflow, {described_store()}: {reason(error)}") from error
+    return LoggedRun(name=found.info.run_name or run_id[:8], figures=dict(found.data.metrics))
 
 
 def published_runs(student: str, *, limit: int) -> list[PublishedRun]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfkd_core.common.digests import write_json
+from dfkd_core.errors import DfkdError
 from dfkd_core.training.loop import EpochRecord
 from dfkd_tasks.caching.stored import read_result
 from dfkd_tasks.records.tables import write_csv
 
-__all__ = ["read_notes", "read_start", "write_history", "write_start"]
+__all__ = ["read_history", "read_notes", "read_start", "write_history", "write_start"]
 
 _START_FILE = "start.json"
 
@@ -29,6 +31,22 @@ def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
         [record.epoch, record.loss, record.learning_rate, *(record.terms[term] for term in terms)] for record in history
     ]
     write_csv(path, ["epoch", "loss", "learning_rate", *terms], rows)
+
+
+def read_history(path: Path) -> dict[str, tuple[float, ...]]:
+    """Return the columns of `write_history` by name, a value per epoch.
+
+    Raises:
+        DfkdError: The file is missing or damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream)
+        if header[:1] != ["epoch"]:
+            raise ValueError("its first column is not `epoch`")
+        return {name: tuple(float(row[place]) for row in rows) for place, name in enumerate(header)}
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise DfkdError(f"{path} cannot be read: {error}. Make it again with: dfkd run") from error
 
 
 def write_start(folder: Path, start: str, notes: Sequence[str]) -> None:

@@ -46,6 +46,12 @@ def test_run__prints_the_table_and_registers_the_student(first_run: Any) -> None
     assert 0 <= metrics["student"]["agreement"] <= 1
     assert metrics["student"]["num_parameters"] == 35_820
     assert "Registered dfkd-student-digits version 1: first champion" in output
+    assert "report     reports/report.html" in output
+    page = (workspace.path / "reports/report.html").read_text()
+    assert "Version 1 of dfkd-student-digits is the champion" in page
+    assert f'<data value="{metrics["student"]["agreement"]}">' in page
+    [logged] = (workspace.path / "mlartifacts").rglob("artifacts/report.html")
+    assert logged.read_text() == page
     for noise in ("Traceback", "Warning", "ERROR"):
         assert noise not in output
     assert _most_at_once(workspace.path, "synthesize@default") <= 2
@@ -133,6 +139,7 @@ def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
     for stage in ("teacher", "statistics", "synthesize"):
         assert after[f"{stage}@default"] == before[f"{stage}@default"]
     assert "version 2" in output
+    assert "champion before, version 1" in (workspace.path / "reports/report.html").read_text()
 
 
 def test_change_of_the_student__can_be_compared_by_dvc_with_the_last_commit(first_run: Any) -> None:
