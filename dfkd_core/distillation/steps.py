@@ -5,13 +5,14 @@ n images, c channels, h height, w width, k classes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd_core.common.devices import autocast_on_gpu
 from dfkd_core.common.pixels import dequantise, load_batch, move_batch, quantise
@@ -30,6 +31,7 @@ from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.layers import recorded
 from dfkd_core.models.passes import PROBED_SIZES, WHOLE_SHARE, PassCost, gibibytes, joined, measure_cost
 from dfkd_core.training.augmentation import augment
+from dfkd_core.training.halves import first_rows, is_divisible, twin_of
 from dfkd_core.training.loop import Schedule
 
 __all__ = ["DistillationStep", "LabelledBatch", "check_memory", "step_cost"]
@@ -156,6 +158,29 @@ class DistillationStep:
             outputs = [values.get(path) for path in paths]
             found["features"] = self._config.feature_weight * self.matcher(outputs, batch.outputs)
         return found
+
+    def twin(self) -> tuple[nn.Module, DistillationStep] | None:
+        """Return a copy of the student and the map with the same weights, and the same step on it.
+
+        None if an image's outputs depend on the others of its batch, as with BatchNorm in training, or if images are
+        changed against the student: both halves would then read the teacher at once.
+        """
+        example = load_batch(self._images, first_rows(len(self._images)), self._device)
+        if self._config.disagreement.share or not is_divisible(self._student, example):
+            return None
+        twin = copy.copy(self)
+        twin._student = twin_of(self._student)
+        twin.matcher = twin_of(self.matcher) if self.matcher else None
+        return nn.ModuleList([part for part in (twin._student, twin.matcher) if part]), twin
+
+    def halves(self, batch: LabelledBatch) -> tuple[LabelledBatch, LabelledBatch, float]:
+        """Return the two halves of a batch, the first one larger if they differ, and its share."""
+        middle = (len(batch.images) + 1) // 2
+        first, second = (
+            LabelledBatch(batch.images[part], batch.logits[part], [output[part] for output in batch.outputs])
+            for part in (slice(middle), slice(middle, None))
+        )
+        return first, second, middle / len(batch.images)
 
     @torch.no_grad()
     def _label(self, images: Tensor) -> LabelledBatch:

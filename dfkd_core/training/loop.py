@@ -18,6 +18,7 @@ from dfkd_core.common.cuda_graphs import recorded_on_gpu
 from dfkd_core.common.prefetching import prefetched
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.errors import DfkdError
+from dfkd_core.training.halves import add_gradients, both
 
 __all__ = ["EpochRecord", "Schedule", "Step", "build_optimizer", "epoch_batches", "run_epochs"]
 
@@ -87,6 +88,12 @@ class Step(Protocol[Batch]):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the named terms of a batch's loss, scalars whose sum is the loss."""
 
+    def twin(self) -> tuple[nn.Module, Step[Batch]] | None:
+        """Return a `twin_of` all that is trained, in its mode, and the same step on it; None to keep batches whole."""
+
+    def halves(self, batch: Batch) -> tuple[Batch, Batch, float]:
+        """Return a batch in two parts, and the share of its images in the first one; 1 for a single image."""
+
 
 def epoch_batches(schedule: Schedule, epoch: int, *, seed: int) -> tuple[torch.Generator, tuple[Tensor, ...]]:
     """Return the generator of an epoch's draws and the positions of its batches, int64 [m] each; all images once.
@@ -126,12 +133,13 @@ def run_epochs(
         seed: Seed of the shuffles and of the generator that `step.load` receives.
         error: Class of the exception for a loss that is not finite.
         first_epoch: Number of the first epoch to run.
-        prefetch: Number of batches that a second thread loads and labels ahead on a CPU; does not affect the result.
+        prefetch: Number of batches that a second thread loads and labels ahead on a CPU. Above 0, the two halves of a
+            batch are computed at once, if the step allows it. Does not affect the result.
 
     Raises:
         DfkdError: A term of the loss is not finite; of class `error`, names the first such term, epoch and step.
     """
-    steps: _Steps = (_RecordedSteps if _is_on_gpu(trained) else _PlainSteps)(optimizer, step)
+    steps = _steps(trained.train(), optimizer, step, at_once=prefetch > 0)
     for epoch in range(first_epoch, schedule.epochs + 1):
         trained.train()
         step.begin(epoch)
@@ -207,6 +215,13 @@ def _set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
             group["lr"] = group["peak"] * factor
 
 
+def _steps(trained: nn.Module, optimizer: torch.optim.Optimizer, step: Step[Batch], *, at_once: bool) -> _Steps:
+    if _is_on_gpu(trained):
+        return _RecordedSteps(optimizer, step)
+    twin = step.twin()
+    return _HalvedSteps(optimizer, step, trained, *twin, at_once) if twin else _PlainSteps(optimizer, step)
+
+
 class _Steps(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
@@ -236,6 +251,44 @@ class _PlainSteps(Generic[Batch]):
         self._optimizer.step()
         self.names = tuple(terms)
         return torch.stack([term.detach() for term in terms.values()])
+
+
+class _HalvedSteps(_PlainSteps[Batch]):
+    """Steps on a CPU on two halves of each batch, with a copy of the network for the second one."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: Step[Batch],
+        trained: nn.Module,
+        twin: nn.Module,
+        twin_step: Step[Batch],
+        at_once: bool,
+    ) -> None:
+        super().__init__(optimizer, step)
+        self._trained, self._twin, self._twin_step, self._at_once = trained, twin, twin_step, at_once
+
+    def take(self, batch: Batch) -> Tensor:
+        first, second, share = self._step.halves(batch)
+        if share == 1:
+            return super().take(batch)
+        self._optimizer.zero_grad()
+        terms = both(
+            lambda: self._backward(self._step, first, share),
+            lambda: self._backward(self._twin_step, second, 1 - share),
+            at_once=self._at_once,
+        )
+        add_gradients(self._trained, self._twin)
+        self._optimizer.step()
+        return terms[0] + terms[1]
+
+    def _backward(self, step: Step[Batch], half: Batch, share: float) -> Tensor:
+        """Add the gradient of a half's part of the loss; return the parts of the terms, [t]."""
+        terms = step.terms(half)
+        self.names = tuple(terms)
+        parts = torch.stack(tuple(terms.values())) * share
+        torch.autograd.backward(parts.sum())
+        return parts.detach()
 
 
 class _RecordedSteps(Generic[Batch]):

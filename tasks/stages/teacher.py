@@ -35,7 +35,8 @@ def make_teacher(data: DataConfig, config: TeacherConfig, *, seed: int, folder: 
     """Train on the labelled images and write `model/` and `epochs.csv` into `folder`."""
     with timed("teacher"):
         images = load_dataset(data, "train")
-        result = train_teacher(config, images, seed=seed, device=settled(compute).device, on_progress=report)
+        on = settled(compute)
+        result = train_teacher(config, images, seed=seed, device=on.device, prefetch=on.prefetch, on_progress=report)
     out = clear_folder(Path(folder))
     save_model(out / "model", result.classifier)
     write_history(out / "epochs.csv", result.history)
