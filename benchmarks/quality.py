@@ -1,10 +1,12 @@
-"""Tables of students' accuracies; each row has its seeds, spread and seconds.
+r"""Tables of students' accuracies; each row has its seeds, spread and seconds.
 
     python benchmarks/quality.py presets --seeds 0 1 2                  # the presets, both starts
     python benchmarks/quality.py starts --preset digits                 # a preset against real data, both starts
     python benchmarks/quality.py methods --dataset digits               # every method on an equal budget
     python benchmarks/quality.py parts --dataset digits                 # the default, one part changed at a time
     python benchmarks/quality.py questions --dataset digits             # questions that the paper leaves open
+    python benchmarks/quality.py colour --set teacher.source.model=nets:resnet20 --set teacher.source.weights=r20.pt \
+        --set data.dataset=folder:cifar/test --real folder:cifar/train  # a teacher of yours and its real images
 
 Results of each (row, seed) are cached in `.dfkd/benchmarks/` under a key of all their inputs. Each row is a change to
 `params.yaml`; the student of the last epoch is measured, and nothing is chosen on real labels.
@@ -18,6 +20,7 @@ import json
 import shlex
 import statistics as stats
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,16 +40,19 @@ from dfkd_core.common.seeding import derive_generator
 from dfkd_core.data.datasets import LabelledImages, load_dataset
 from dfkd_core.distillation.run import distill_images
 from dfkd_core.evaluation.comparison import evaluate
+from dfkd_core.evaluation.labelled_images import load_evaluation_data
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.storage import save_model
 from dfkd_core.models.teacher import Teacher, load_teacher
 from dfkd_core.statistics.estimation import estimate_statistics
 from dfkd_core.synthesis.methods import build_synthesizer
 from dfkd_core.synthesis.shards import num_shards, synthesize_shard
+from dfkd_core.teachers.loading import bring_teacher
 from dfkd_core.teachers.training import train_teacher
 from dfkd_core.transfer_set.shards import Shard
 from dfkd_flows.settings.overrides import apply_overrides, apply_preset
 from dfkd_flows.settings.params import ExecutionConfig, Params
+from dfkd_tasks.caching.source_files import teacher_digest
 
 CACHE = Path(".dfkd/benchmarks")
 REFINEMENT = "synthesis.methods.{}.refinement.{}"
@@ -158,6 +164,32 @@ def part_rows(params: Params) -> list[Row]:
     return [Row(name=name, changes=changes) for name, changes in parts.items()]
 
 
+STRONG = {"flip": True, "shift": 0.125, "scale": 0.2, "rotation_degrees": 15.0}
+
+
+def colour_rows(params: Params) -> list[Row]:
+    """Return real-data KD, the default and changes of it that helped colour teachers, with both starts."""
+    refinement = partial(REFINEMENT.format, "soft_target")
+    strong = {f"distillation.augmentation.{name}": value for name, value in STRONG.items()}
+    changes: dict[str, dict[str, Any]] = {
+        "data-free": {},
+        "one draw per image": {refinement("draws_per_image"): 1},
+        "four draws per image": {refinement("draws_per_image"): 4},
+        "four draws of shaders": {refinement("draws_per_image"): 4, refinement("prior"): "shaders"},
+        "four draws, feature weight 2, strong augmentation": {
+            refinement("draws_per_image"): 4,
+            "distillation.feature_weight": 2.0,
+            **strong,
+        },
+    }
+    rows = [Row(name=f"real-data KD, {start} start", real="kd", changes=_start(start)) for start in STARTS]
+    return rows + [
+        Row(name=f"{name}, {start} start", changes={**_start(start), **change})
+        for name, change in changes.items()
+        for start in STARTS
+    ]
+
+
 def _start(start: str) -> dict[str, Any]:
     return {"distillation.start": start}
 
@@ -185,7 +217,9 @@ def question_rows(params: Params) -> list[Row]:
     return rows
 
 
-def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dict[str, float]:
+def measure(
+    params: Params, row: Row, seed: int, *, teacher_folder: Path, real: LabelledImages | None
+) -> dict[str, float]:
     """Make one student and return its accuracy, agreement and seconds."""
     if row.preset:
         own = apply_preset(row.preset)
@@ -198,12 +232,13 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         )
     params = apply_overrides(params, [f"seed={seed}", *(f"{key}={value}" for key, value in row.changes.items())])
     device = resolve_device(params.execution.device)
-    teacher = _with_layer(load_teacher(teacher_folder, compute=Compute(device=device)), params.teacher.layer)
-    train, test = load_dataset(params.data, "train"), load_dataset(params.data, "test")
+    teacher = _with_layer(_load(params, teacher_folder, device), params.teacher.layer)
+    test = load_evaluation_data(params.data, teacher.card)
+    assert test is not None
     start = time.perf_counter()
     if row.real:
         synthesis_seconds = 0.0
-        student = _train_on_real(params, row, teacher, train)
+        student = _train_on_real(params, row, teacher, real or load_dataset(params.data, "train"))
     else:
         shards = _synthesize(params, teacher_folder)
         synthesis_seconds = time.perf_counter() - start
@@ -221,6 +256,19 @@ def measure(params: Params, row: Row, seed: int, *, teacher_folder: Path) -> dic
         "synthesis_seconds": synthesis_seconds,
         "distillation_seconds": seconds - synthesis_seconds,
     }
+
+
+def _load(params: Params, folder: Path, device: torch.device | str = "cpu") -> Teacher:
+    # The command line named the factory, and may run it.
+    return load_teacher(folder, compute=Compute(device=device), trusted_factories=(params.teacher.source.model,))
+
+
+def read_real(address: str, params: Params, teacher_folder: Path) -> LabelledImages:
+    """Return the labelled images of another data set, `folder:PATH` or `file:PATH`, at the teacher's size."""
+    card = _load(params, teacher_folder).card
+    found = load_evaluation_data(dataclasses.replace(params.data, dataset=address), card)
+    assert found is not None
+    return LabelledImages(found.images[torch.arange(len(found.images))], found.labels, tuple(found.class_names))
 
 
 def _with_layer(teacher: Teacher, layer: str) -> Teacher:
@@ -241,7 +289,7 @@ def _synthesize_one(job: tuple[Params, Path, int]) -> Shard:
     params, teacher_folder, index = job
     torch.set_num_threads(1)
     device = resolve_device(params.execution.device)
-    teacher = _with_layer(load_teacher(teacher_folder, compute=Compute(device=device)), params.teacher.layer)
+    teacher = _with_layer(_load(params, teacher_folder, device), params.teacher.layer)
     statistics = estimate_statistics(teacher, params.statistics, seed=params.seed)
     synthesizer = build_synthesizer(params.synthesis, teacher, statistics)
     return synthesize_shard(synthesizer, teacher, shard_index=index, config=params.synthesis, seed=params.seed)
@@ -273,7 +321,14 @@ def _train_on_real(params: Params, row: Row, teacher: Teacher, train: LabelledIm
 
 
 def prepare_teacher(params: Params) -> Path:
-    """Train the data set's teacher once (seed 0) and return its folder."""
+    """Train the data set's teacher once (seed 0), or load the one of `teacher.source`; return its folder."""
+    if params.teacher.source.model:
+        source = params.teacher.source
+        folder = CACHE / "teachers" / f"own-{json_digest([source, teacher_digest(source)])[:12]}"
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory() as scratch:
+                save_model(folder, bring_teacher(source, scratch=Path(scratch), layer=params.teacher.layer).classifier)
+        return folder
     key = json_digest([params.data, dataclasses.replace(params.teacher, layer="")])[:12]
     folder = CACHE / "teachers" / f"{params.data.dataset}-{key}"
     if not (folder / "config.json").is_file():
@@ -284,11 +339,12 @@ def prepare_teacher(params: Params) -> Path:
 
 
 def measured(
-    params: Params, rows: list[Row], seeds: list[int], report: Callable[[str], None]
+    params: Params, rows: list[Row], seeds: list[int], report: Callable[[str], None], *, real: str = ""
 ) -> Iterator[tuple[Row, list[dict[str, float]]]]:
     """Yield each row with one result per seed, from the cache if possible."""
     folder = prepare_teacher(params)
-    digest = load_teacher(folder).digest
+    digest = _load(params, folder).digest
+    images = read_real(real, params, folder) if real else None
     for row in rows:
         results = []
         for seed in seeds:
@@ -298,7 +354,7 @@ def measured(
             address = [decisive, row, seed, digest, torch.__version__]
             path = CACHE / "results" / f"{json_digest(address)}.json"
             if not path.is_file():
-                write_json(path, measure(params, row, seed, teacher_folder=folder))
+                write_json(path, measure(params, row, seed, teacher_folder=folder, real=images))
             results.append(json.loads(path.read_text()))
             report(f"{row.name:40s} seed {seed}: {100 * results[-1]['accuracy']:.2f} %")
         yield row, results
@@ -309,8 +365,9 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
     settings = params.synthesis
     teacher = found[0][1][0]["teacher_accuracy"]
     workers = params.execution.num_workers
+    name = params.teacher.source.model or params.teacher.network
     lines = [
-        f"### {params.data.dataset}: {params.teacher.network} ({100 * teacher:.2f} %) → {params.distillation.student}",
+        f"### {params.data.dataset}: {name} ({100 * teacher:.2f} %) → {params.distillation.student}",
         "",
         f"`{command}`",
         "",
@@ -334,6 +391,7 @@ def table(params: Params, found: list[tuple[Row, list[dict[str, float]]]], comma
 
 
 TABLES: dict[str, Callable[[Params], list[Row]]] = {
+    "colour": colour_rows,
     "presets": preset_rows,
     "starts": start_rows,
     "methods": method_rows,
@@ -356,6 +414,9 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change for all rows, such as a budget"
     )
+    parser.add_argument(
+        "--real", default="", help="training images for the rows with real data: folder:PATH or file:PATH"
+    )
     parser.add_argument("--rows", nargs="+", help="only rows whose names contain one of these words")
     parser.add_argument("--write", type=Path, help="Markdown file to append the table to")
     arguments = parser.parse_args()
@@ -366,7 +427,11 @@ def main() -> None:
     rows = TABLES[arguments.table](params)
     if arguments.rows:
         rows = [row for row in rows if any(word in row.name for word in arguments.rows)]
-    text = table(params, list(measured(params, rows, arguments.seeds, _say)), shlex.join(["python", *sys.argv]))
+    text = table(
+        params,
+        list(measured(params, rows, arguments.seeds, _say, real=arguments.real)),
+        shlex.join(["python", *sys.argv]),
+    )
     print(text)
     if arguments.write:
         with arguments.write.open("a") as stream:
