@@ -88,8 +88,7 @@ def preset_rows(params: Params) -> list[Row]:
     rows = start_rows(params)[: -len(STARTS)]
     for preset in PRESETS:
         rows += [Row(name=f"{preset}, {start} start", preset=preset, changes=_start(start)) for start in STARTS]
-    short = {"synthesis.num_images": 30_000, "distillation.epochs": 20}
-    return rows + [Row(name=f"a quarter, {start} start", changes={**_start(start), **short}) for start in STARTS]
+    return rows
 
 
 def start_rows(params: Params) -> list[Row]:

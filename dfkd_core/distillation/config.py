@@ -41,7 +41,7 @@ class DistillationConfig:
     start: Literal["auto", "random", "pruned"] = "auto"
     """First weights: drawn (`random`), or a thinner or shorter copy of the teacher (`pruned`), which most papers do not
     use; `auto` takes the copy if the student's network allows it."""
-    epochs: PositiveInt = 40
+    epochs: PositiveInt = 20
     """Passes over the transfer set."""
     batch_size: PositiveInt = 256
     """Images per step; 128 to 512 are the fastest on a CPU."""

@@ -85,7 +85,7 @@ class MethodConfig(ABC):
     @property
     def couples_images(self) -> bool:
         """Whether an image depends on the others in its batch, so that `batch_size` affects more than rounding."""
-        return self.steps is not None and self.steps.couples_images
+        return False
 
     @property
     def target_temperature(self) -> float:

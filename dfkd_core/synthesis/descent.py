@@ -52,11 +52,6 @@ class DescentConfig:
     smoothing_px: NonNegative = 0.0
     """Standard deviation, in pixels, of the blur of every step, to change shapes, not single pixels; 0 is off."""
 
-    @property
-    def couples_images(self) -> bool:
-        """Whether an image depends on the others in its batch."""
-        return False
-
     def is_refined(self, image_indices: Sequence[int]) -> Tensor:
         """Return whether the images at these positions of the set are changed, bool [n]; the others stay as drawn."""
         return torch.full((len(image_indices),), self.iterations > 0)

@@ -68,7 +68,7 @@ class SynthesisConfig:
 
     method: Annotated[str, OneOf(method_names)] = "soft_target"
     """The method that makes the images."""
-    num_images: PositiveInt = 60_000
+    num_images: PositiveInt = 30_000
     """Images in the transfer set, at least one per class; time and disk space grow with it."""
     images_per_shard: PositiveInt = 5_000
     """Images in one shard (a file), the unit of resumption and of parallel work; the last shard may hold fewer."""

@@ -10,6 +10,7 @@ n images, c channels, h height, w width, d features, k classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Annotated
 
 import torch
@@ -30,10 +31,14 @@ __all__ = [
     "RefinementConfig",
     "choose_of_classes",
     "descend",
-    "draw_of_classes",
+    "draw_evenly",
     "refine",
     "target_losses",
 ]
+
+
+# Enough for even classes, and a divisor of the usual batches, for which no draws outside of the batch are made.
+_CHOSEN_TOGETHER = 250
 
 
 @config_section
@@ -43,18 +48,12 @@ class RefinementConfig(DescentConfig):
     refined_share: Fraction = 1.0
     """Share of the images that are refined, spread evenly; the others stay as drawn, at about 1 % of the cost."""
     draws_per_image: Annotated[int, Ge(1), Le(100)] = 1
-    """Images drawn for each one that stays as drawn. Above 1, the teacher labels all of them, and those stay whose
-    classes are the most likely ones of the soft targets, as far as the batch's draws allow. Drawn images fall into a
-    few classes; this evens them out."""
+    """Images drawn for each one that stays as drawn. Above 1, the teacher labels all of them, and those stay that even
+    out its classes, as far as the draws of 250 images allow. As drawn, most images fall into a few classes."""
     temperature: Positive = 20.0
     """Temperature of the soft targets and of the teacher outputs compared with them."""
     activation_weight: NonNegative = 0.0
     """lambda_a, the weight of -mean|features| of the modelled layer; 0.05 to 0.1 in the paper; 0 skips the term."""
-
-    @property
-    def couples_images(self) -> bool:
-        """The images of a batch are chosen among all its draws."""
-        return self.draws_per_image > 1 and self.refined_share < 1
 
     def is_refined(self, image_indices: Sequence[int]) -> Tensor:
         """Return whether the images at these positions of the set are changed, bool [n]; the others stay as drawn."""
@@ -107,8 +106,8 @@ def refine(
     images = torch.empty(len(image_indices), *teacher.card.image_shape)
     if not chosen.all():
         drawn = [index for index, is_chosen in zip(image_indices, chosen.tolist()) if not is_chosen]
-        wanted, draws = soft_targets[~chosen].argmax(1), config.draws_per_image
-        images[~chosen] = draw_of_classes(teacher, prior, wanted, drawn, seed=seed, draws_per_image=draws)
+        draws, share = config.draws_per_image, config.refined_share
+        images[~chosen] = draw_evenly(teacher, prior, drawn, seed=seed, draws_per_image=draws, refined_share=share)
     if chosen.any():
         indices = [index for index, is_chosen in zip(image_indices, chosen.tolist()) if is_chosen]
         images[chosen] = descend(
@@ -125,47 +124,63 @@ def refine(
 
 
 @torch.no_grad()
-def draw_of_classes(
+def draw_evenly(
     teacher: Labeller,
     prior: ImagePrior,
-    wanted: Tensor,
     image_indices: Sequence[int],
     *,
     seed: int,
     draws_per_image: int,
+    refined_share: float = 0.0,
 ) -> Tensor:
-    """Draw several images for each one that is wanted, and return those that fit the wanted classes.
+    """Draw several images for each one that stays as drawn, and return those that even out the classes.
+
+    The choice is made within fixed groups of consecutive images, so an image depends on its index alone.
 
     Args:
         teacher: Labels the draws.
         prior: Draws them.
-        wanted: Classes, int64 [n].
-        image_indices: The images' positions in the whole transfer set, which determine the random draws.
+        image_indices: Ascending positions in the whole transfer set of the images to return, none of them refined.
         seed: The run's seed.
         draws_per_image: Draws for each image; 1 returns the draws as they are.
+        refined_share: Share of the set that is refined, and takes no part in the choice.
 
     Returns:
         Images float32 [n, c, h, w] in [0, 1] on the CPU.
     """
     # The first draws are those of a set without a choice.
     streams = ["prior", *(f"prior/{number}" for number in range(1, draws_per_image))]
-
-    def draw(stream: str, positions: Sequence[int]) -> Tensor:
-        indices = [image_indices[position] for position in positions]
-        return prior.decode(prior.start(indices, seed=seed, stream=stream)).float()
-
-    everything = range(len(image_indices))
     if draws_per_image == 1:
-        return draw(streams[0], everything)
-    logits = [teacher.label(draw(stream, everything).to(teacher.device)).cpu() for stream in streams]
-    chosen = choose_of_classes(torch.cat(logits).softmax(1), wanted)
+        return _drawn(prior, image_indices, seed, streams[0])
+    parts = []
+    for group, found in groupby(image_indices, lambda index: int(index) // _CHOSEN_TOGETHER):
+        everyone = range(group * _CHOSEN_TOGETHER, (group + 1) * _CHOSEN_TOGETHER)
+        members = [index for index, is_refined in zip(everyone, _is_chosen(everyone, refined_share)) if not is_refined]
+        wanted = torch.tensor(members) % teacher.card.num_classes
+        logits = [teacher.label(_drawn(prior, members, seed, name).to(teacher.device)).cpu() for name in streams]
+        chosen = dict(zip(members, choose_of_classes(torch.cat(logits).softmax(1), wanted).tolist(), strict=True))
+        parts.append(_redrawn(prior, [chosen[int(index)] for index in found], members, seed, streams))
+    return torch.cat(parts)
+
+
+def _drawn(prior: ImagePrior, image_indices: Sequence[int], seed: int, stream: str) -> Tensor:
+    return prior.decode(prior.start(image_indices, seed=seed, stream=stream)).float()
+
+
+def _redrawn(
+    prior: ImagePrior, chosen: Sequence[int], members: Sequence[int], seed: int, streams: Sequence[str]
+) -> Tensor:
+    """Return chosen draws of a group again, since all of its draws together may not fit into memory."""
+    number, member = (
+        torch.tensor(chosen).div(len(members), rounding_mode="floor"),
+        torch.tensor(chosen) % len(members),
+    )
     images = torch.empty(0)
-    # Drawn again, since all draws together may not fit into memory.
-    for number, stream in enumerate(streams):
-        places = (chosen // len(wanted) == number).nonzero()[:, 0]
-        made = draw(stream, (chosen[places] % len(wanted)).tolist())
-        images = images if len(images) else made.new_empty(len(wanted), *made.shape[1:])
-        images[places] = made
+    for place, stream in enumerate(streams):
+        rows = (number == place).nonzero()[:, 0]
+        made = _drawn(prior, [members[position] for position in member[rows].tolist()], seed, stream)
+        images = images if len(images) else made.new_empty(len(chosen), *made.shape[1:])
+        images[rows] = made
     return images
 
 

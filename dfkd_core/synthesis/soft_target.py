@@ -30,7 +30,14 @@ _BALANCING_DRAWS = 32
 
 
 def _settled_refinement() -> RefinementConfig:
-    return RefinementConfig(prior="mixed", toned_share=0.5, learning_rate=0.03, smoothing_px=1.0, refined_share=0.25)
+    return RefinementConfig(
+        prior="mixed",
+        toned_share=0.5,
+        learning_rate=0.03,
+        smoothing_px=1.0,
+        refined_share=0.25,
+        draws_per_image=4,
+    )
 
 
 @config_section

@@ -7,7 +7,7 @@ import torch
 from dfkd_core.errors import ConfigError, SynthesisError
 from dfkd_core.priors.table import build_prior, prior_names
 from dfkd_core.progress import Progress
-from dfkd_core.synthesis.refinement import RefinementConfig, choose_of_classes, refine, target_losses
+from dfkd_core.synthesis.refinement import RefinementConfig, choose_of_classes, draw_evenly, refine, target_losses
 
 TARGETS = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
 
@@ -100,8 +100,8 @@ def test_draws_of_the_wanted_classes_come_first_and_then_the_likeliest() -> None
 
 
 def test_more_draws_even_out_the_classes_and_one_draw_is_the_prior(teacher):
-    targets = torch.eye(3).repeat(40, 1)
-    prior, indices = build_prior("mosaic", (1, 8, 8)), range(120)
+    targets = torch.eye(3).repeat(84, 1)[:250]
+    prior, indices = build_prior("mosaic", (1, 8, 8)), range(250)
 
     def drawn(draws_per_image):
         config = RefinementConfig(prior="mosaic", refined_share=0.0, draws_per_image=draws_per_image)
@@ -112,13 +112,24 @@ def test_more_draws_even_out_the_classes_and_one_draw_is_the_prior(teacher):
     assert fitting == sorted(fitting)
     assert fitting[-1] > 1.5 * fitting[0]
     assert torch.equal(drawn(4), drawn(4))
-    assert len(drawn(4).flatten(1).unique(dim=0)) == 120
+    assert len(drawn(4).flatten(1).unique(dim=0)) == 250
 
 
-def test_a_choice_among_draws_couples_the_images_of_a_batch():
-    assert RefinementConfig(refined_share=0.5, draws_per_image=2).couples_images
-    assert not RefinementConfig(refined_share=1.0, draws_per_image=2).couples_images
-    assert not RefinementConfig(refined_share=0.5).couples_images
+def test_a_chosen_draw_does_not_depend_on_the_images_around_it(teacher):
+    prior, settings = build_prior("mosaic", (1, 8, 8)), {"seed": 0, "draws_per_image": 3}
+    whole = draw_evenly(teacher, prior, range(240, 270), **settings)
+    parts = [draw_evenly(teacher, prior, part, **settings) for part in (range(240, 247), [247], range(248, 270))]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_refined_images_take_no_part_in_the_choice(teacher):
+    prior = build_prior("mosaic", (1, 8, 8))
+    drawn = [index for index in range(250) if index % 2 == 0]
+    images = draw_evenly(teacher, prior, drawn, seed=0, draws_per_image=8, refined_share=0.5)
+    counts = torch.bincount(teacher.label(images).argmax(1), minlength=3)
+    as_drawn = torch.bincount(teacher.label(prior.decode(prior.start(drawn, seed=0))).argmax(1), minlength=3)
+    assert counts.sum() == 125
+    assert counts.float().std() < as_drawn.float().std()
 
 
 @pytest.mark.parametrize(
