@@ -10,7 +10,11 @@ from .errors import DfkdError as DfkdError
 from .evaluation.comparison import EvaluationReport as EvaluationReport
 from .evaluation.comparison import evaluate as evaluate
 from .evaluation.proxy import proxy_score as proxy_score
+from .export.calibration import Calibration as Calibration
+from .export.calibration import make_calibration as make_calibration
+from .export.calibration import write_calibration as write_calibration
 from .export.run import export_model as export_model
+from .export.sets import write_set as write_set
 from .models.classifier import Classifier as Classifier
 from .models.classifier import ModelCard as ModelCard
 from .models.classifier import build_classifier as build_classifier

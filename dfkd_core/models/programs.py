@@ -39,11 +39,13 @@ from dfkd_core.models.program_checks import check_exported, check_script
 __all__ = [
     "PROGRAM_FILES",
     "Program",
+    "ProgramInput",
     "ProgramKind",
     "export_program",
     "in_one_file",
     "load_program",
     "program_files",
+    "program_input",
     "program_kind",
     "trace_program",
 ]
@@ -66,6 +68,27 @@ class Program:
     """Takes normalised float32 images [n, c, h, w], any n."""
     image_shape: tuple[int | None, ...] | None
     """(c, h, w) of an image, None for a dimension that the file leaves open."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInput:
+    """The form in which a network's own file takes its images, as opposed to the module that dfkd makes of it."""
+
+    channels_last: bool
+    """Whether it takes [n, h, w, c], not [n, c, h, w]."""
+    dtype: torch.dtype
+    batch_size: int | None
+    """Number of images that it takes at once; None for any."""
+
+
+def program_input(network: nn.Module) -> ProgramInput:
+    """Return how the file of a network takes images; a network that is no program takes float32 [n, c, h, w]."""
+    dtype, batch_size = torch.float32, None
+    if isinstance(network, _InPrecision):
+        dtype, network = network.precision, network.program
+    if isinstance(network, _FixedBatch):
+        batch_size, network = network.batch_size, network.program
+    return ProgramInput(isinstance(network, ChannelsFirst), dtype, batch_size)
 
 
 def program_kind(path: Path) -> ProgramKind | None:
@@ -289,7 +312,7 @@ def _load_onnx(path: Path, content: bytes) -> tuple[nn.Module, _InputShape, Perm
             f"{path} uses an operation that onnx2torch cannot convert: {error}. Export it with opset {_ONNX_OPSET} or "
             "lower, or export the network as .pt2"
         ) from None
-    return network, shape, onnx_permutation(model.graph, inputs[0].name)
+    return network.eval(), shape, onnx_permutation(model.graph, inputs[0].name)
 
 
 def _readable(model: Any) -> Any:
@@ -328,10 +351,10 @@ class _FixedBatch(nn.Module):
     def __init__(self, program: nn.Module, batch_size: int) -> None:
         super().__init__()
         self.program = program
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def forward(self, images: Tensor) -> Any:
-        size = self._batch_size
+        size = self.batch_size
         missing = -len(images) % size
         padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
         outputs = [self.program(part) for part in torch.split(padded, size)]
@@ -349,10 +372,10 @@ class _InPrecision(nn.Module):
     def __init__(self, program: nn.Module, precision: torch.dtype) -> None:
         super().__init__()
         self.program = program
-        self._precision = precision
+        self.precision = precision
 
     def forward(self, images: Tensor) -> Any:
-        return _as_float(self.program(images.to(self._precision)))
+        return _as_float(self.program(images.to(self.precision)))
 
 
 def _as_float(output: Any) -> Any:

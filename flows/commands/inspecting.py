@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
-from dfkd_core.errors import ConfigError
 from dfkd_core.inspection import Fit, Inspection, inspect_teacher
 from dfkd_core.models.layers import layer_candidates
-from dfkd_core.models.storage import CONFIG_FILE
 from dfkd_core.models.teacher import Teacher
-from dfkd_core.teachers.loading import WARNING, BroughtTeacher, bring_teacher
+from dfkd_core.teachers.loading import WARNING, BroughtTeacher
 from dfkd_core.teachers.preflight import probe_images
+from dfkd_flows.commands.loading import loaded_teacher
 from dfkd_flows.settings.params import Params
-from dfkd_flows.settings.trust import allow
-from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.trust import trusted_factories
-from dfkd_tasks.caching.workspace import TeacherFiles
-from dfkd_tasks.mlflow_store.registry import local_source
 
 __all__ = ["describe_teacher", "list_layers"]
 
@@ -30,7 +21,7 @@ def list_layers(params: Params, *, trusted: Collection[str] = ()) -> str:
     `params` are those of one teacher, see `Params.for_teacher`. `trusted` are the factories that the user allows a
     stored teacher to call.
     """
-    with _loaded(params, trusted) as brought:
+    with loaded_teacher(params, trusted) as brought:
         classifier = brought.classifier
         found = layer_candidates(classifier, probe_images(classifier.card.image_shape, 2))
         chosen = classifier.card.layer
@@ -43,37 +34,13 @@ def list_layers(params: Params, *, trusted: Collection[str] = ()) -> str:
 
 def describe_teacher(params: Params, *, trusted: Collection[str] = ()) -> str:
     """Return the properties of the parameters' teacher, one a line; arguments as in `list_layers`."""
-    with _loaded(params, trusted) as brought:
+    with loaded_teacher(params, trusted) as brought:
         found = inspect_teacher(Teacher(brought.classifier), params.statistics, params.synthesis, seed=params.seed)
         lines = [f"{name:<24}{value}" for name, value in _facts(brought, found)]
         warnings = [note for note in brought.notes if note.startswith(WARNING)]
         notes = [f"  {note}" for note in brought.notes if note not in warnings]
     shown = [*lines, *(["", "Detected and assumed:", *notes] if notes else [])]
     return "\n".join([*shown, *(["", *(note[0].upper() + note[1:] for note in warnings)] if warnings else [])])
-
-
-@contextmanager
-def _loaded(params: Params, trusted: Collection[str]) -> Iterator[BroughtTeacher]:
-    """Yield the teacher that the parameters name, or the one that was trained in the project."""
-    source = params.teacher.source
-    if not source.model:
-        stored = TeacherFiles(params.teacher_name).network
-        if not (stored / CONFIG_FILE).is_file():
-            raise ConfigError("There is no teacher yet. Name one with --teacher SOURCE, or train one with: dfkd run")
-        allow(params, trusted)
-        yield BroughtTeacher(load_allowed_model(stored), ())
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        local = local_source(source, folder)
-        allow(params, trusted, Path(local.model))
-        yield bring_teacher(
-            local,
-            scratch=folder,
-            layer=params.teacher.layer,
-            image_size_hint=params.data.image_size,
-            trusted_factories=trusted_factories(Path(local.model)),
-        )
 
 
 def _facts(brought: BroughtTeacher, found: Inspection) -> Iterator[tuple[str, str]]:
