@@ -491,6 +491,36 @@ def inspect(
 
 
 @app.command(
+    epilog="Examples: dfkd calibrate model.onnx --out calib.npz | "
+    "dfkd calibrate torchvision:resnet18 --weights ckpt.pt --out calib.npz --num-images 300"
+)
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A file or a name as for --teacher of dfkd inspect, or a teacher in params.yaml.",
+            parser=_text,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New file for the images, .npz.", metavar="FILE", parser=_path)],
+    num_images: Annotated[int, typer.Option(help="Number of images.", metavar="N")] = 512,
+    weights: Weights = None,
+    trust_pickle: TrustPickle = False,
+    trust_factory: TrustFactory = None,
+    assignments: NotWritten = None,
+    debug: Debug = False,
+) -> None:
+    """Write calibration images for ONNX Runtime's, torchao's and other quantisers, made from the model alone."""
+    here = Path.cwd()
+    with _reporting(debug, place="anywhere"):
+        from dfkd_flows.commands.calibrating import write_calibration_file
+
+        params = _with_teacher(here, model, weights, trust_pickle, assignments)
+        write_calibration_file(params, here / out, num_images=num_images, trusted=trust_factory or ())
+
+
+@app.command(
     epilog="Examples: dfkd export --out exported | dfkd export --out with_int8 --int8 | "
     "dfkd export --student my_student --out exported --format onnx --bake-preprocessing"
 )
@@ -533,6 +563,9 @@ def export(
             help="Smallest share of images for which int8 must answer with the student's class.", metavar="SHARE"
         ),
     ] = 0.9,
+    card: Annotated[
+        bool, typer.Option("--card", help="Add cards of the student and its transfer set, in Hugging Face's form.")
+    ] = False,
     trust_factory: TrustFactory = None,
     debug: Debug = False,
 ) -> None:
@@ -550,8 +583,54 @@ def export(
             int8=int8,
             transfer_set=transfer_set and here / transfer_set,
             min_agreement=min_agreement,
+            card=card,
             trusted=trust_factory or (),
         )
+
+
+@app.command(
+    name="export-set",
+    epilog="Examples: dfkd export-set --format webdataset --out shards | dfkd export-set my_set --format parquet "
+    "--out for_datasets",
+)
+def export_set(
+    out: Annotated[Path, typer.Option(help="New or empty folder.", metavar="DIR", parser=_path)],
+    format: Annotated[str, typer.Option(help="webdataset, imagefolder or parquet.", metavar="NAME", parser=_text)],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="NAME|DIR",
+            help="Teacher in params.yaml, or a transfer set; that of the only teacher if not given.",
+            parser=_path,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a transfer set for other training programs: pictures, the teacher's classes and its logits."""
+    here = Path.cwd()
+    with _reporting(debug, place="anywhere" if folder else "project"):
+        from dfkd_flows.commands.exporting_sets import export_transfer_set
+
+        export_transfer_set(folder, here, here / out, format=format)
+
+
+@app.command(epilog="Example: dfkd push exported --hub OWNER/NAME")
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of dfkd export or dfkd export-set.", parser=_path),
+    ],
+    hub: Annotated[str, typer.Option(help="Repository of Hugging Face.", metavar="OWNER/NAME", parser=_text)],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public, not private.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without a question.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Upload an export to Hugging Face. The files are listed first. The token is read from HF_TOKEN."""
+    here = Path.cwd()
+    with _reporting(debug, place="anywhere"):
+        from dfkd_flows.commands.pushing import push_to_hub
+
+        push_to_hub(here / folder, hub, public=public, yes=yes)
 
 
 @app.command(epilog="Examples: dfkd show | dfkd show small")

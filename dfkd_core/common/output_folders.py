@@ -15,7 +15,7 @@ from dfkd_core.common.digests import file_sha256, write_json
 from dfkd_core.common.json_files import read_json_object
 from dfkd_core.errors import ConfigError
 
-__all__ = ["Stale", "check_output_folder", "finish_replacing", "is_vacant", "replacing_files"]
+__all__ = ["Stale", "check_output_folder", "filling_folder", "finish_replacing", "is_vacant", "replacing_files"]
 
 _PLAN = ".plan.json"
 # States of a folder of staged files: being written; all written, stale files being deleted; files being moved.
@@ -92,6 +92,35 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
         ConfigError: As for `check_output_folder`.
         OSError: A file cannot be written or moved.
     """
+    with _staged(folder, last) as staged:
+        yield staged
+        plan = _write_plan(staged, folder, stale)
+        complete = _in_state(staged, _COMPLETE)
+    _exchange(complete, folder, last, plan)
+
+
+@contextmanager
+def filling_folder(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield an empty folder, and move the files and folders that the block makes there to `folder` if it succeeds.
+
+    Args:
+        folder: Folder to fill; made if it does not exist. The caller has checked that it is vacant.
+        last: Name of the file that is moved after the others, so that it marks a whole result.
+
+    Raises:
+        ConfigError: As for `check_output_folder`.
+        OSError: A file cannot be written or moved.
+    """
+    with _staged(folder, last) as staged:
+        yield staged
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
+            path.rename(folder / path.name)
+        staged.rmdir()
+
+
+@contextmanager
+def _staged(folder: Path, last: str) -> Iterator[Path]:
+    """Yield an empty folder within `folder`; it is deleted if the block fails, and `folder` with it if it is new."""
     check_output_folder(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +132,12 @@ def replacing_files(folder: Path, *, last: str, stale: Stale) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(dir=folder, prefix=f"{_UNFINISHED}{os.getpid()}-"))
     try:
         yield staged
-        plan = _write_plan(staged, folder, stale)
-        complete = _in_state(staged, _COMPLETE)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
         raise
-    _exchange(complete, folder, last, plan)
 
 
 def finish_replacing(folder: Path, *, last: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -25,7 +26,7 @@ from dfkd_core.export.fidelity import Predict
 from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import Classifier
 from dfkd_core.models.programs import trace_program
-from dfkd_core.models.storage import load_model, read_card
+from dfkd_core.models.storage import WEIGHTS_FILE, load_model, read_card, save_model
 
 __all__ = [
     "ONNX_SETTINGS",
@@ -40,6 +41,7 @@ __all__ = [
     "read_safetensors",
     "write_onnx",
     "write_pt2",
+    "write_safetensors",
 ]
 
 # Packages of each extra of pyproject.toml.
@@ -128,6 +130,14 @@ def capture(graph: nn.Module, image_shape: tuple[int, int, int]) -> ExportedProg
         for note in _NOTES:
             node.meta.pop(note, None)
     return program
+
+
+def write_safetensors(student: Classifier, folder: Path) -> None:
+    """Write `model.safetensors`, with the format that transformers expects in its header, and `config.json`."""
+    save_model(folder, student)
+    if student.program is None:
+        path = folder / WEIGHTS_FILE
+        save_file(load_file(path), path, metadata={"format": "pt"})
 
 
 def write_pt2(program: ExportedProgram, path: Path) -> None:

@@ -29,10 +29,12 @@ from dfkd_core.export.forms import (
     read_safetensors,
     write_onnx,
     write_pt2,
+    write_safetensors,
 )
 from dfkd_core.export.report import ExportedForm, ExportFormat, FailedForm, Precision
+from dfkd_core.export.timm_files import add_timm_fields
 from dfkd_core.models.classifier import Classifier
-from dfkd_core.models.storage import CONFIG_FILE, save_model
+from dfkd_core.models.storage import CONFIG_FILE
 
 __all__ = ["GRAPHS", "Checks", "Graphs", "Plan", "accuracy_of", "make_forms", "plan_forms"]
 
@@ -189,8 +191,10 @@ def accuracy_of(
 
 
 def _make(plan: Plan, student: Classifier, graphs: Graphs, folder: Path, checks: Checks) -> ExportedForm:
+    loads_in_timm = False
     if plan.format == "safetensors":
-        save_model(folder, student)
+        write_safetensors(student, folder)
+        loads_in_timm = add_timm_fields(folder, student, checks.images, checks.student_logits)
     else:
         _GRAPH_WRITERS[plan.format](graphs.program(plan.precision), folder / plan.file)
     prepare = None if plan.normalises else student.normalise
@@ -209,6 +213,7 @@ def _make(plan: Plan, student: Classifier, graphs: Graphs, folder: Path, checks:
         size_bytes=(folder / plan.file).stat().st_size,
         fidelity=fidelities.pop("default"),
         other_settings=fidelities,
+        loads_in_timm=loads_in_timm,
         accuracy=accuracy_of(_READERS[plan.format](folder / plan.file), labelled, prepare),
     )
 

@@ -63,6 +63,8 @@ class ExportedForm:
     """The same for further settings of the runtime, see `ONNX_SETTINGS`; empty except for int8 ONNX files."""
     accuracy: float | None
     """Accuracy on the labelled images; None for float32 and without such images."""
+    loads_in_timm: bool = False
+    """Whether `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the same network from the folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 A form that cannot be made or fails its check is left out, with the reason in the report; the others are kept.
 
     folder/
-    ├── model.safetensors, config.json     for this package; takes images in [0, 1]
+    ├── model.safetensors, config.json     for this package and, for a network of timm, for timm
     ├── model.pt2                          torch.export
     ├── model.onnx                         ONNX
     ├── model_int8.pt2, model_int8.onnx    the same two with int8 weights and activations
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -42,6 +42,7 @@ from dfkd_core.export.report import (
     EXPORT_FILE,
     MADE_BY,
     PREPROCESSING_FILE,
+    ExportedForm,
     ExportFormat,
     ExportReport,
     describe_preprocessing,
@@ -125,6 +126,7 @@ def export_model(
     min_agreement: float = 0.9,
     labelled: EvaluationData | LabelledImages | None = None,
     on_file: Callable[[str], None] = lambda file: None,
+    describe: Callable[[Sequence[ExportedForm]], Mapping[str, str]] = lambda forms: {},
 ) -> ExportReport:
     """Write a student in several forms, check every one, and only then put those that passed into `out`.
 
@@ -143,6 +145,7 @@ def export_model(
         min_agreement: Smallest agreement of an int8 form with the student, in [0, 1].
         labelled: Images on which the accuracy of the student and of int8 forms is measured; no check depends on it.
         on_file: Called with the name of each form's file before it is made.
+        describe: Returns the texts of further files, such as a model card, by their names.
 
     Raises:
         ConfigError: `out` cannot be written or holds something else, there is nothing to export, or `min_agreement` is
@@ -182,6 +185,8 @@ def export_model(
         forms, failures = make_forms(plans, student, graphs, folder, checks, on_file)
         if not forms:
             raise ExportError("; ".join(dict.fromkeys(failure.reason for failure in failures)))
+        for name, text in describe(forms).items():
+            (folder / name).write_text(text, encoding="utf-8")
         digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
         write_json(folder / PREPROCESSING_FILE, describe_preprocessing(student.card, forms, digests))
         report = ExportReport(

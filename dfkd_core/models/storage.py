@@ -22,10 +22,12 @@ from dfkd_core.models.limits import limited
 from dfkd_core.models.programs import PROGRAM_FILES, load_program
 from dfkd_core.models.weights import read_safetensors, state_faults
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "load_model", "model_digest", "read_card", "save_model"]
+__all__ = ["CONFIG_FILE", "TIMM_FIELDS", "WEIGHTS_FILE", "load_model", "model_digest", "read_card", "save_model"]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+TIMM_FIELDS = ("architecture", "model_args", "pretrained_cfg")
+"""Further fields of config.json in an export, which timm reads and dfkd does not."""
 
 _LARGEST = {"in_channels": 10_000, "image_size": 16_384, "num_classes": 10_000_000}
 # Pixel values, after division by 255 or not.
@@ -228,6 +230,7 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: One is missing, unknown, of the wrong type or too large.
     """
+    fields = {name: value for name, value in fields.items() if name not in TIMM_FIELDS}
     if unknown := sorted(fields.keys() - _KINDS.keys()):
         raise ValueError(f"unknown fields {', '.join(unknown)}; known: {', '.join(_KINDS)}")
     if missing := sorted(_REQUIRED - fields.keys()):

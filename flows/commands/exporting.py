@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,10 @@ from dfkd_core.export.report import EXPORT_FILE, ExportedForm, ExportFormat, Exp
 from dfkd_core.export.run import check_export_target, choose_images, default_formats, export_model, probe_images
 from dfkd_core.installing import install_command
 from dfkd_core.models.classifier import ModelCard
+from dfkd_core.models.storage import read_card
+from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_core.transfer_set.reader import TransferSet
+from dfkd_flows.commands.cards import MODEL_CARD, SET_CARD, check_results, model_card, set_card
 from dfkd_flows.session.anywhere import in_project
 from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
@@ -40,6 +44,7 @@ def export_student(
     int8: bool,
     transfer_set: Path | None,
     min_agreement: float,
+    card: bool = False,
     trusted: Collection[str] = (),
 ) -> None:
     """Export a stored student; print each file when it is begun, and a line for each form at the end.
@@ -55,6 +60,7 @@ def export_student(
         transfer_set: Images for check and calibration; None takes the project's if the project's student becomes
             int8, and otherwise generic shapes for the check.
         min_agreement: Smallest agreement of an int8 form with the student.
+        card: Whether to write cards of the student and of its transfer set too.
         trusted: Factories that the student may call.
 
     Raises:
@@ -79,6 +85,8 @@ def export_student(
     if out.resolve() == folder.resolve():
         raise ConfigError(f"--out {out} is the student's own folder. Give another one")
     check_export_target(out)
+    if card:
+        _check_card(params, name)
     if name:
         allow(params, trusted)
     else:
@@ -104,13 +112,31 @@ def export_student(
         min_agreement=min_agreement,
         labelled=labelled,
         on_file=lambda file: say(f"Making and checking {file} ..."),
+        describe=partial(_cards, params.for_student(name), loaded.card) if card and name else lambda forms: {},
     )
     _print_report(report, out, note)
+    if card:
+        say(f"Cards: {out / MODEL_CARD}, {out / SET_CARD}")
     if not formats and "onnx" not in chosen:
         say(f"Left out: onnx. Install its packages with: {install_command('onnx')}")
     if report.failures:
         reasons = " ".join(f"{failure.reason.rstrip('.')}." for failure in report.failures)
         raise ExportError(f"{reasons} The forms in the table are in {out}")
+
+
+def _check_card(params: Params, name: str | None) -> None:
+    if name is None:
+        raise ConfigError("--card needs the figures of a run. Name a student of the project: --student NAME")
+    check_results(params.for_student(name))
+    read_manifest(TeacherFiles(params.teacher_of(name)).transfer_set)
+
+
+def _cards(params: Params, card: ModelCard, forms: Sequence[ExportedForm]) -> dict[str, str]:
+    """Return the cards of a student and its transfer set by the names of their files."""
+    shared = TeacherFiles(params.teacher_name)
+    manifest = read_manifest(shared.transfer_set)
+    of_set = set_card(manifest, read_card(shared.network))
+    return {MODEL_CARD: model_card(params, card, forms), SET_CARD: of_set}
 
 
 def _parse_formats(names: Sequence[str]) -> tuple[ExportFormat, ...]:
@@ -149,6 +175,8 @@ def _print_report(report: ExportReport, out: Path, note: str) -> None:
     say(f"{'':<20} {'size':>10}  {'takes':<17} {'difference':>10}  {'agreement':>9}  {'accuracy':>8}")
     for form in report.forms:
         say(_line(form))
+    if any(form.loads_in_timm for form in report.forms):
+        say(f'timm loads it too: timm.create_model("local-dir:{out}", pretrained=True), for normalised images')
     if report.student_accuracy is not None:
         say(
             f"Accuracy of the student itself on the same {report.num_labelled_images} images: "
