@@ -91,9 +91,9 @@ def quantise(whole: Path, small: Path, inputs: Tensor) -> None:
     with needing("onnx"):
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        class Reader(CalibrationDataReader):
+        class Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
             def __init__(self) -> None:
-                self._batches = iter([{"images": batch.contiguous().numpy()} for batch in inputs.split(64)])
+                self._batches = iter([{"images": batch.contiguous().numpy()} for batch in torch.split(inputs, 64)])
 
             def get_next(self) -> dict[str, Any] | None:
                 return next(self._batches, None)

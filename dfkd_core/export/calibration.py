@@ -131,7 +131,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
         (4, 1, 32, 32)
     """
     with write_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **{ARRAY: calibration.inputs.numpy()})
+        np.savez(stream, **{ARRAY: calibration.inputs.numpy()})  # type: ignore[arg-type]  # it has a flag too
 
 
 def _inputs(classifier: Classifier, images: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _deviations(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the network's classes [m] for images, and the deviations [m, d] whose mean over images should be zero."""
     layers = [m for m in teacher.network.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
     classes, rows = [], []
-    for pixels in images.split(_IN_A_PASS):
+    for pixels in torch.split(images, _IN_A_PASS):
         for part in teacher.passes.split(dequantise(pixels)):
             with _recording(layers, len(part)) as found:
                 logits = teacher(part)

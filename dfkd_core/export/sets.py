@@ -127,7 +127,7 @@ def write_set(
 def _samples(transfer_set: TransferSet, on_progress: OnProgress) -> Iterator[_Sample]:
     total = len(transfer_set)
     mode = _MODES[transfer_set.manifest.image_shape[0]]
-    for positions in torch.arange(total).split(_AT_ONCE):
+    for positions in torch.split(torch.arange(total), _AT_ONCE):
         images, logits = transfer_set.images[positions], transfer_set.teacher_logits[positions]
         for position, image, row in zip(positions.tolist(), images, logits):
             yield _Sample(f"{position:08d}", _png(image, mode), int(row.argmax()), row)

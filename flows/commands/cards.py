@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from dfkd_core.common.digests import file_sha256
 from dfkd_core.errors import DfkdError
 from dfkd_core.export.report import ExportedForm
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
-from dfkd_core.transfer_set.manifest import Manifest, read_manifest
+from dfkd_core.transfer_set.manifest import MANIFEST_NAME, Manifest, read_manifest
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.names import data_label
 from dfkd_flows.stages.names import addresses, label
@@ -77,6 +78,7 @@ def model_card(params: Params, card: ModelCard, forms: Sequence[ExportedForm]) -
     metrics = _read_metrics(params)
     shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     manifest = read_manifest(shared.transfer_set)
+    is_random = read_start(own.network) == "random"
     is_proxy, data = "proxy" in metrics, data_label(params.data.dataset)
     num_images = int(metrics["num_images"])
     teacher_network = read_card(shared.network).network
@@ -103,7 +105,8 @@ def model_card(params: Params, card: ModelCard, forms: Sequence[ExportedForm]) -
         "method": manifest.method,
         "photographs": _photographs(manifest),
         "epochs": params.distillation.epochs,
-        "start": "random" if read_start(own.network) == "random" else "the teacher's, thinned,",
+        "start": "from random weights" if is_random else "as a smaller copy of the teacher",
+        "manifest_digest": file_sha256(shared.transfer_set / MANIFEST_NAME),
         "seed": params.seed,
         "commit": git_commit(),
         "results": (results_digest(addresses(params)) if LOCK.is_file() else None) or "unknown",
@@ -182,7 +185,8 @@ def _worst_classes(path: Path) -> list[tuple[str, str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             found = [(row["class"], row["teacher_accuracy"], row["student_accuracy"]) for row in csv.DictReader(stream)]
-        return sorted(found, key=lambda row: float(row[2]) - float(row[1]))[:_NUM_WORST]
+        lost = [row for row in found if float(row[2]) < float(row[1])]
+        return sorted(lost, key=lambda row: float(row[2]) - float(row[1]))[:_NUM_WORST]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DfkdError(f"{path} cannot be read: {error}. Make it again with: dfkd run") from error
 

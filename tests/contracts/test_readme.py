@@ -67,7 +67,7 @@ def test_deploy__every_loader_gives_the_students_logits(tmp_path: Path, monkeypa
 
 
 def test_commands__exist_with_these_options() -> None:
-    lines = re.findall(r"^ *dfkd ([a-z]+)([^#\n]*)", README, re.MULTILINE)
+    lines = re.findall(r"^ *dfkd ([a-z-]+)([^#\n]*)", README, re.MULTILINE)
     assert len(lines) >= 4
     for command, arguments in lines:
         text = CliRunner().invoke(app, [command, "--help"]).output

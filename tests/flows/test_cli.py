@@ -19,7 +19,21 @@ def call(*arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "tune", "stage", "synthesize", "verify", "export", "show", "doctor", "init"]
+    "command",
+    [
+        "run",
+        "tune",
+        "stage",
+        "synthesize",
+        "verify",
+        "export",
+        "export-set",
+        "calibrate",
+        "push",
+        "show",
+        "doctor",
+        "init",
+    ],
 )
 def test_help__ends_in_an_example(command: str) -> None:
     result = call(command, "--help")
@@ -154,6 +168,11 @@ def test_debug__shows_the_traceback(project: Path) -> None:
         ["export", "--out", ""],
         ["export", "--out", "new", "--student", ""],
         ["export", "--out", "new", "--transfer-set", ""],
+        ["export-set", "--out", "", "--format", "parquet"],
+        ["export-set", "", "--out", "new", "--format", "parquet"],
+        ["calibrate", "", "--out", "calib.npz"],
+        ["push", "", "--hub", "me/small"],
+        ["push", "new", "--hub", ""],
     ],
 )
 def test_an_empty_value__is_refused_by_the_name_of_its_option(project: Path, arguments: list[str]) -> None:

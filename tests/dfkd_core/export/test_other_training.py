@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +82,15 @@ def test_timm__distils_on_the_folder_with_the_exported_network_as_teacher(tmp_pa
     with torch.no_grad():
         assert add_timm_fields(stored, teacher, images, teacher(images / 255))
     timm = import_timm()
-    from timm.data import create_dataset, create_loader
-    from timm.task import LogitDistillationTask
-
     torch.manual_seed(0)
     of_timm = timm.create_model(f"local-dir:{stored}", pretrained=True)
     student = timm.create_model("test_resnet", num_classes=4)
-    data = create_dataset("", root=str(out), split="train", class_map=str(out / "class_map.txt"))
-    loader = create_loader(
+    data = timm.data.create_dataset("", root=str(out), split="train", class_map=str(out / "class_map.txt"))
+    loader = timm.data.create_loader(
         data, input_size=(3, 32, 32), batch_size=64, is_training=True, no_aug=True, use_prefetcher=False, num_workers=0,
         mean=teacher.card.mean, std=teacher.card.std, device=torch.device("cpu"),
     )  # fmt: skip
-    task = LogitDistillationTask(
+    task = importlib.import_module("timm.task").LogitDistillationTask(
         student, of_timm, criterion=torch.nn.CrossEntropyLoss(), distill_loss_weight=1.0, task_loss_weight=0.1,
         temperature=2.0, device=torch.device("cpu"), verbose=False,
     )  # fmt: skip

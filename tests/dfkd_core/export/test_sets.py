@@ -133,12 +133,9 @@ def test_folders__are_in_the_order_of_the_classes_and_inside(tmp_path: Path) -> 
 
 @_LEAVES_FILES_OPEN
 def test_timm__numbers_the_classes_alike(tmp_path: Path) -> None:
-    import_timm()
-    from timm.data import create_dataset
-
     transfer_set = make_set(tmp_path / "set")
     out = written(transfer_set, tmp_path / "out", "imagefolder")
-    read = create_dataset("", root=str(out), split="train", class_map=str(out / "class_map.txt"))
+    read = import_timm().data.create_dataset("", root=str(out), split="train", class_map=str(out / "class_map.txt"))
     labels = {int(Path(read.filename(number)).stem): read[number][1] for number in range(len(read))}
     answers = [int(transfer_set.teacher_logits[number].argmax()) for number in range(25)]
     assert [labels[number] for number in range(25)] == answers

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from dfkd_core.common.compute import CPU
+from dfkd_core.common.digests import file_sha256
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.evaluation.comparison import EvaluationConfig
 from dfkd_core.export.run import probe_images
@@ -93,6 +94,8 @@ def test_model_card__has_the_figures_of_the_run_to_the_digit(project: Path) -> N
     assert f"Measured on the {metrics['num_images']} labelled images of digits" in text
     assert "**without any of its training data**" in text
     assert "proxy" not in text
+    assert f"manifest `{file_sha256(TEACHER.transfer_set / 'manifest.json')}`" in text
+    assert "The student started as a smaller copy of the teacher" in text
     with (STUDENT.reports / "per_class.csv").open(newline="") as stream:
         of_teacher, of_student = max(
             ((row["teacher_accuracy"], row["student_accuracy"]) for row in csv.DictReader(stream)),
