@@ -504,7 +504,7 @@ def calibrate(
         ),
     ],
     out: Annotated[Path, typer.Option(help="New file for the images, .npz.", metavar="FILE", parser=_path)],
-    num_images: Annotated[int, typer.Option(help="Number of images.", metavar="N")] = 512,
+    num_images: Annotated[int, typer.Option(help="Number of images.", metavar="N")] = 256,
     weights: Weights = None,
     trust_pickle: TrustPickle = False,
     trust_factory: TrustFactory = None,

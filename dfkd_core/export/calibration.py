@@ -73,7 +73,7 @@ class Calibration:
 
 
 def make_calibration(
-    classifier: Classifier, num_images: int = 512, *, seed: int = 0, on_progress: OnProgress = ignore
+    classifier: Classifier, num_images: int = 256, *, seed: int = 0, on_progress: OnProgress = ignore
 ) -> Calibration:
     """Make calibration images for a network, without any of its data.
 
@@ -97,7 +97,7 @@ def make_calibration(
         (torch.Size([20, 1, 32, 32]), torch.float32, 20)
     """
     if num_images < 1:
-        raise ConfigError(f"The number of calibration images must be at least 1, got {num_images}. Try: 512")
+        raise ConfigError(f"The number of calibration images must be at least 1, got {num_images}. Try: 256")
     teacher = Teacher(classifier)
     prior, parts, labels = _PRIOR.build_prior(classifier.card), [], []
     total = torch.zeros(())

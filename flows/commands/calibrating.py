@@ -19,6 +19,8 @@ from dfkd_flows.settings.params import Params
 __all__ = ["write_calibration_file"]
 
 _SUFFIX = ".npz"
+# Starts of notes on the modelled layer, which does not matter here.
+_OF_LAYERS = ("modelled layer:", "its layers are not accessible")
 
 
 def write_calibration_file(params: Params, out: Path, *, num_images: int, trusted: Collection[str] = ()) -> None:
@@ -36,10 +38,11 @@ def write_calibration_file(params: Params, out: Path, *, num_images: int, truste
     """
     _check_file(out)
     if num_images < 1:
-        raise ConfigError(f"--num-images must be at least 1, got {num_images}. Try: --num-images 512")
+        raise ConfigError(f"--num-images must be at least 1, got {num_images}. Try: --num-images 256")
     with loaded_teacher(params, trusted) as brought, Display("calibrate") as display:
         for note in brought.notes:
-            say(note if note.startswith(WARNING) else f"Note: {note}")
+            if not note.startswith(_OF_LAYERS):
+                say(note[0].upper() + note[1:] if note.startswith(WARNING) else f"Note: {note}")
         made = make_calibration(brought.classifier, num_images, seed=params.seed, on_progress=display.show)
         batch_size = program_input(brought.classifier.network).batch_size
         card = brought.classifier.card

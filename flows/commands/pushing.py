@@ -61,12 +61,11 @@ def push_to_hub(folder: Path, repository: str, *, public: bool, yes: bool) -> No
     api = hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repository, repo_type=upload.kind, private=not public, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repository,
-            repo_type=upload.kind,
-            folder_path=folder,
-            allow_patterns=[_literal(file) for file in upload.files],
+        done = api.create_commit(
+            repository,
+            [hub.CommitOperationAdd(file.as_posix(), folder / file) for file in upload.files],
             commit_message="Upload by dfkd push",
+            repo_type=upload.kind,
         )
     # The package raises errors of its own, of httpx and of the system.
     except Exception as error:
@@ -133,8 +132,3 @@ def _ask() -> None:
         answer = ""
     if not answer.strip().lower().startswith("y"):
         raise DfkdError("Nothing was uploaded")
-
-
-def _literal(file: Path) -> str:
-    """Return a pattern that matches this file alone."""
-    return re.sub(r"([*?\[])", r"[\1]", file.as_posix())

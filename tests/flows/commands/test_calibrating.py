@@ -1,5 +1,6 @@
 """`dfkd calibrate` as a user calls it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,23 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["calibrate", *arguments])
 
 
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Change into a folder that is no project and holds a network as a file."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a network."""
     batch = torch.export.Dim("batch")
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
-    program = torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, "net.pt2")
-    return "net.pt2"
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    program = torch.export.export(linear, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    path = tmp_path_factory.mktemp("network") / "net.pt2"
+    torch.export.save(program, path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Path) -> str:
+    """Change into a folder that is no project and holds a network as a file."""
+    monkeypatch.chdir(tmp_path)
+    return str(shutil.copy2(network, "net.pt2"))
 
 
 def test_a_file__outside_of_a_project(model: str) -> None:
@@ -70,7 +78,7 @@ def test_a_teacher_of_the_project__by_its_name(project: Path) -> None:
         (
             ["--out", "calib.npz", "--num-images", "0"],
             2,
-            "--num-images must be at least 1, got 0. Try: --num-images 512",
+            "--num-images must be at least 1, got 0. Try: --num-images 256",
         ),
         (["--out", ""], 2, "it is empty. Give a value, or leave the option out"),
     ],

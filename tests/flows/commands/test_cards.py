@@ -196,3 +196,25 @@ def test_set_formats__in_the_message(project: Path) -> None:
     result = call("export-set", "--format", "tfrecord", "--out", "set")
     assert result.exit_code == 2
     assert "No format 'tfrecord'. Formats: webdataset, imagefolder, parquet" in result.output
+
+
+@pytest.mark.slow
+def test_of_a_real_run__and_not_of_one_that_is_out_of_date(make_workspace: Any, small: dict[str, Any]) -> None:
+    workspace = make_workspace("cards")
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    workspace.run("dfkd", "run", *settings)
+    card = ["dfkd", "export", "--card", "--format", "safetensors", "--out"]
+    workspace.run(*card, "exported")
+    text = (workspace.path / "exported" / "README.md").read_text()
+    metrics = workspace.read_json("metrics/default.json")
+    (entry,) = fields(text)["model-index"]
+    (result,) = entry["results"]
+    assert {each["type"]: each["value"] for each in result["metrics"]} == {
+        name: metrics["student"][name] for name in ("accuracy", "ece", "agreement", "kl")
+    }
+    assert "unknown" not in text
+    params = workspace.path / "params.yaml"
+    params.write_text(params.read_text().replace("temperature: 4.0", "temperature: 3.0"))
+    output = workspace.run(*card, "again", code=1)
+    assert "The figures for the card are older than what they depend on: distill" in output
+    assert not (workspace.path / "again").exists()

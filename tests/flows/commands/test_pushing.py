@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,19 +109,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
-@pytest.fixture
-def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Change into a folder that is no project, with an export and a file of the user's beside it."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export with a card, and a file of the user's beside it."""
     card = ModelCard(
         network="lenet5_half", in_channels=1, image_size=32, num_classes=10, mean=(0.3,), std=(0.4,), layer="fc1"
     )
-    images = torch.zeros(4, 1, 32, 32, dtype=torch.uint8)
-    texts = {"README.md": "# A card\n"}
-    export_model(
-        build_classifier(card, seed=0), Path("out"), formats=("safetensors",), images=images, describe=lambda _: texts
-    )
-    Path("out/private.txt").write_text("not for others")
+    images, texts = torch.zeros(4, 1, 32, 32, dtype=torch.uint8), {"README.md": "# A card\n"}
+    out = tmp_path_factory.mktemp("made") / "out"
+    export_model(build_classifier(card, seed=0), out, formats=("safetensors",), images=images, describe=lambda _: texts)
+    (out / "private.txt").write_text("not for others")
+    return out
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path) -> Path:
+    """Change into a folder that is no project, with a copy of the export."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "out")
     return Path("out")
 
 
