@@ -35,7 +35,7 @@ _LAYOUTS: dict[SetFormat, str] = {
 _FILES: dict[SetFormat, str] = {"webdataset": "train-*.tar", "imagefolder": "train/**", "parquet": "train-*.parquet"}
 _READERS: dict[SetFormat, str] = {
     "webdataset": 'webdataset.WebDataset("{out}/{first}").decode("pil").to_tuple("png", "cls", "logits.npy")',
-    "imagefolder": 'datasets.load_dataset("imagefolder", data_dir="{out}")',
+    "imagefolder": 'datasets.load_dataset("{out}")',
     "parquet": 'datasets.load_dataset("{out}")',
 }
 

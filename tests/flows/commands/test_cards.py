@@ -159,6 +159,16 @@ def test_an_exported_set__has_a_card_that_names_its_files(project: Path, format:
     assert "is not empty. Give a new or an empty folder" in again.output
 
 
+@pytest.mark.parametrize("format", ["webdataset", "imagefolder", "parquet"])
+def test_the_card__shows_datasets_where_the_files_are(project: Path, tmp_path: Path, format: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    store_results("digits")
+    assert call("export-set", "--format", format, "--out", "set").exit_code == 0
+    read = datasets.load_dataset(str(Path("set").resolve()), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(read) == 256
+    assert {"image", "label", "logits"} <= {*read.features} or {"png", "cls", "logits.npy"} <= {*read.features}
+
+
 def _lose_metrics() -> None:
     STUDENT.metrics.unlink()
 
