@@ -37,7 +37,7 @@ def export(student: Classifier, out: Path) -> bool:
         {"network": "timm:test_resnet"},
         {"network": "timm:test_resnet.r160_in1k", "channels": 1},
         {"network": "timm:test_vit", "size": 48},
-        {"network": "timm:test_convnext", "drop_path_rate": 0.1},
+        pytest.param({"network": "timm:test_convnext", "drop_path_rate": 0.1}, marks=pytest.mark.slow),
     ],
     ids=lambda student: student["network"],
 )

@@ -145,7 +145,9 @@ def test_set_card__has_the_figures_of_the_manifest(project: Path) -> None:
     assert f"| zero | {manifest['class_histogram'][0]} |" in text
 
 
-@pytest.mark.parametrize("format", ["webdataset", "imagefolder", "parquet"])
+@pytest.mark.parametrize(
+    "format", ["webdataset", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imagefolder", "parquet"))]
+)
 def test_an_exported_set__has_a_card_that_names_its_files(project: Path, format: str) -> None:
     store_results("digits")
     result = call("export-set", "--format", format, "--out", "set")
