@@ -8,25 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd_core.common.digests import file_sha256, write_json
+from dfkd_core.common.digests import write_json
 from dfkd_core.data.datasets import NO_DATA
-from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.transfer_set.manifest import read_manifest
 from dfkd_flows.registry.promotion import continued, decide_and_record
-from dfkd_flows.run.figures import measured_times, numbers
+from dfkd_flows.run.described import described_result, model_note
 from dfkd_flows.run.table import published_note, read_metrics
-from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
-from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.settings.trust import allow
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.stored import read_note
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
-from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
+from dfkd_tasks.dvc_project.status import results_digest
 from dfkd_tasks.mlflow_store.addresses import publication_place
-from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
 from dfkd_tasks.mlflow_store.publishing import (
-    STUDENT_TAG,
     Publication,
     discard_unfinished,
     find_publication,
@@ -37,6 +32,7 @@ from dfkd_tasks.mlflow_store.publishing import (
     page_of,
     register_student,
 )
+from dfkd_tasks.mlflow_store.results import Result
 
 __all__ = ["log_only", "note_champion", "publish", "registered_name"]
 
@@ -84,37 +80,34 @@ def _store(params: Params) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Logged:
-    """Results that are in MLflow."""
+    """A result that is in MLflow."""
 
     run_id: str
     model_uri: str
-    tags: dict[str, str]
-    figures: dict[str, float]
-    notes: list[str]
+    result: Result
+    remarks: list[str]
 
 
 def _log(params: Params, experiment: str, results: str) -> _Logged:
     """Log results unless they are logged."""
-    teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    tags, found = _lineage(results, teacher, student), read_metrics(student)
-    figures = {**numbers(found), **measured_times(params)}
-    run_id, model_uri = find_run(results) or log_run(
-        experiment, _settings(params), figures, tags, teacher=teacher, student=student
-    )
-    return _Logged(run_id=run_id, model_uri=model_uri, tags=tags, figures=figures, notes=found.get("notes", []))
+    found = read_metrics(StudentFiles(params.student_name))
+    result = described_result(params, found, results)
+    run_id, model_uri = find_run(results) or log_run(experiment, result)
+    return _Logged(run_id=run_id, model_uri=model_uri, result=result, remarks=found.get("notes", []))
 
 
 def _publish(params: Params, experiment: str, results: str) -> Publication:
     made = _log(params, experiment, results)
-    name = params.model_name(made.tags["dfkd.teacher_digest"])
-    version = register_student(made.run_id, made.model_uri, name, made.tags)
-    return decide_and_record(params, name, version, made.figures, notes=made.notes)
-
-
-def _settings(params: Params) -> dict[str, Any]:
-    """Return the settings of a result by dotted name; the changes of the teacher and the student are made in them."""
-    others = {*GROUPS, "notify"}
-    return {name: value for name, value in flatten(params).items() if name.partition(".")[0] not in others}
+    name = params.model_name(made.result.lineage["teacher_digest"])
+    version = register_student(
+        made.run_id,
+        made.model_uri,
+        name,
+        made.result.tags,
+        note=made.result.note,
+        model_note=model_note(params, name),
+    )
+    return decide_and_record(params, name, version, made.result.figures, notes=made.remarks)
 
 
 def registered_name(params: Params) -> str:
@@ -136,18 +129,3 @@ def note_champion(params: Params, model: str, number: str) -> None:
     noted = read_note(path, dict[str, Any])
     if noted and noted.get("model") == model:
         write_json(path, {**noted, "promoted": noted.get("version") == number})
-
-
-def _lineage(results: str, teacher: TeacherFiles, student: StudentFiles) -> dict[str, str]:
-    manifest = read_manifest(teacher.transfer_set)
-    return {
-        "dfkd.git_commit": git_commit(),
-        "dfkd.lock_sha256": file_sha256(LOCK),
-        "dfkd.results_sha256": results,
-        "dfkd.teacher": teacher.name,
-        STUDENT_TAG: student.name,
-        "dfkd.teacher_digest": manifest.teacher_digest,
-        "dfkd.transfer_set_sha256": file_sha256(teacher.transfer_set / "manifest.json"),
-        "dfkd.student_sha256": file_sha256(student.network / "model.safetensors"),
-        IMAGES_TAG: read_predictions(student.predictions).images_sha256,
-    }

@@ -24,6 +24,7 @@ __all__ = [
     "IMAGES_TAG",
     "MISSING",
     "PREVIOUS",
+    "PROMOTED_TAG",
     "REASON_TAG",
     "REPLACES_TAG",
     "ROLLED_BACK_TAG",
@@ -45,6 +46,8 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
 DECISION_TAG = "dfkd.promoted"
 """Tag of a run and a version: `true` or `false` once it is decided."""
+PROMOTED_TAG = "promoted"
+"""The same for readers: `yes` or `no`."""
 REASON_TAG = "dfkd.promotion_reason"
 RULES_TAG = "dfkd.promotion_rules"
 """Tag of a run and a version with the outcome of every rule, as JSON."""
@@ -124,7 +127,7 @@ def refuse(version: Version, tags: Mapping[str, str], run_tags: Mapping[str, str
         run_tags: Further tags of the run.
     """
     _pending(version).unlink(missing_ok=True)
-    decided = {**tags, DECISION_TAG: "false"}
+    decided = {**tags, DECISION_TAG: "false", PROMOTED_TAG: "no"}
     _tag_version(version, decided)
     _drop_alias(version, CHALLENGER)
     _tag_run(version, {**decided, **run_tags})
@@ -145,7 +148,7 @@ def promote(version: Version, tags: Mapping[str, str], run_tags: Mapping[str, st
     if champion and champion.number != version.number:
         tags = {**tags, REPLACES_TAG: champion.number}
         mlflow.MlflowClient().set_registered_model_alias(version.model, PREVIOUS, champion.number)
-    decided = {**tags, DECISION_TAG: "true"}
+    decided = {**tags, DECISION_TAG: "true", PROMOTED_TAG: "yes"}
     _tag_version(version, decided)
     if ROLLED_BACK_TAG in version.tags:
         mlflow.MlflowClient().delete_model_version_tag(version.model, version.number, ROLLED_BACK_TAG)

@@ -14,6 +14,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH,
 
 from dfkd_core.errors import DfkdError
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
+from dfkd_tasks.mlflow_store.inputs import Images
 
 __all__ = ["NOT_FINITE_TAG", "epoch_metrics", "log_figures", "make_metrics"]
 
@@ -52,16 +53,20 @@ def _fitting(run_id: str, name: str, text: str) -> str:
     return f"{len(text)} characters, see the run's file {file}"
 
 
-def make_metrics(values: Mapping[str, float], *, step: int = 0, model_id: str | None = None) -> list[Metric]:
+def make_metrics(
+    values: Mapping[str, float], *, step: int = 0, model_id: str | None = None, images: Images | None = None
+) -> list[Metric]:
     """Return figures for `log_figures`.
 
     Args:
         values: Figures by name.
         step: The epoch, 0 for a single figure.
         model_id: The logged model that they are also of.
+        images: The input of the run that they were measured on.
     """
     now = int(1000 * time.time())
-    return [Metric(name, float(value), now, step, model_id=model_id) for name, value in values.items()]
+    data = {"dataset_name": images.name, "dataset_digest": images.digest} if images else {}
+    return [Metric(name, float(value), now, step, model_id=model_id, **data) for name, value in values.items()]
 
 
 def epoch_metrics(teacher: TeacherFiles, student: StudentFiles, model_id: str | None = None) -> list[Metric]:

@@ -21,8 +21,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dfkd_core.common.digests import json_digest, write_atomically
 from dfkd_core.errors import DfkdError
-from dfkd_tasks.caching.stored_models import load_allowed_model
-from dfkd_tasks.caching.workspace import STATE, StudentFiles, TeacherFiles
+from dfkd_tasks.caching.workspace import STATE
 from dfkd_tasks.mlflow_store.addresses import (
     is_own_store,
     is_own_store_missing,
@@ -35,14 +34,14 @@ from dfkd_tasks.mlflow_store.addresses import (
     use_store,
 )
 from dfkd_tasks.mlflow_store.aliases import DECISION_TAG, REASON_TAG, RULES_TAG, RUN_TAG, find_version
-from dfkd_tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
-from dfkd_tasks.mlflow_store.student import log_student
+from dfkd_tasks.mlflow_store.results import Result, log_content, source_tags
 
 __all__ = [
     "DONE_TAG",
     "MODEL_TAG",
     "RESULTS_TAG",
     "STUDENT_TAG",
+    "TEACHER_TAG",
     "VERSION_TAG",
     "Publication",
     "discard_unfinished",
@@ -67,6 +66,8 @@ VERSION_TAG = "dfkd.model_version"
 """Tag of a run with the version of the registered model."""
 STUDENT_TAG = "dfkd.student"
 """Tag of a run with the name of its student in the project."""
+TEACHER_TAG = "dfkd.teacher"
+"""Tag of a run with the name of its teacher in the project."""
 
 _ORIGIN_TAG = "dfkd.origin"
 _LOCK = STATE / "publish.lock"
@@ -204,33 +205,18 @@ def find_run(results_sha256: str) -> tuple[str, str] | None:
 
 
 @task(name="log run", cache_policy=NO_CACHE)
-def log_run(
-    experiment_id: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    tags: Mapping[str, str],
-    *,
-    teacher: TeacherFiles,
-    student: StudentFiles,
-) -> tuple[str, str]:
-    """Log parameters, figures, reports and the student; return the ids of the run and of its model.
-
-    The figures are on the run and on the model. The run is finished when everything is logged.
-    """
-    with mlflow.start_run(experiment_id=experiment_id, tags={**tags, _ORIGIN_TAG: _origin()}) as run:
-        # The model takes over the run's parameters; figures are logged on both afterwards.
-        log_figures(run.info.run_id, [], params)
-        model_uri = log_student(load_allowed_model(student.network))
-        model_id = model_uri.removeprefix("models:/")
-        log_figures(
-            run.info.run_id, [*epoch_metrics(teacher, student, model_id), *make_metrics(metrics, model_id=model_id)], {}
-        )
-        _log_files(teacher, student)
+def log_run(experiment_id: str, result: Result) -> tuple[str, str]:
+    """Log a result; return the ids of the run and of its model. The run is finished when everything is logged."""
+    tags = {**result.tags, **source_tags(result), _ORIGIN_TAG: _origin()}
+    with mlflow.start_run(experiment_id=experiment_id, run_name=result.name, description=result.note, tags=tags) as run:
+        model_uri = log_content(run.info.run_id, result)
     return run.info.run_id, model_uri
 
 
 @task(name="register student", cache_policy=NO_CACHE)
-def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, str]) -> str:
+def register_student(
+    run_id: str, model_uri: str, name: str, tags: Mapping[str, str], *, note: str = "", model_note: str = ""
+) -> str:
     """Return the version of the student, registered unless it was before, with its tags.
 
     Args:
@@ -238,6 +224,8 @@ def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, 
         model_uri: Its logged model.
         name: Name of the registered model.
         tags: Tags of the version, with `RESULTS_TAG`.
+        note: Description of the version. One that it has already stays.
+        model_note: Description of the registered model. One that it has already stays.
     """
     client = mlflow.MlflowClient()
     tags = {**tags, RUN_TAG: run_id}
@@ -248,6 +236,10 @@ def register_student(run_id: str, model_uri: str, name: str, tags: Mapping[str, 
             made = _register(run_id, model_uri, name, tags)
     for key in tags.keys() - {key for key, value in made.tags.items() if tags.get(key) == value}:
         client.set_model_version_tag(name, made.version, key, tags[key])
+    if note and not made.description:
+        client.update_model_version(name, made.version, note)
+    if model_note and not client.get_registered_model(name).description:
+        client.update_registered_model(name, model_note)
     return str(made.version)
 
 
@@ -310,10 +302,3 @@ def _register(run_id: str, model_uri: str, name: str, tags: Mapping[str, str]) -
 def _origin() -> str:
     """Return a name for this folder on this machine."""
     return json_digest([socket.gethostname(), str(Path.cwd())])[:16]
-
-
-def _log_files(teacher: TeacherFiles, student: StudentFiles) -> None:
-    mlflow.log_artifact(str(teacher.transfer_set / "manifest.json"), "transfer_set")
-    mlflow.log_artifacts(str(teacher.reports), "reports/teacher")
-    mlflow.log_artifacts(str(student.reports), "reports/student")
-    mlflow.log_artifacts(str(student.network), "student")

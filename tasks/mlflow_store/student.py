@@ -1,45 +1,94 @@
-"""A student as a model of MLflow, in a form that needs no unpickling."""
+"""A student as a model of MLflow, in a form that needs no unpickling and no dfkd.
+
+The folder of a logged model has two flavours. `pytorch` is the program of torch.export that returns logits. `pyfunc`
+is a copy of `served_model`, which runs the same program and answers with label, probability and logits.
+"""
 
 from __future__ import annotations
 
+import shutil
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import mlflow.pyfunc
 import mlflow.pytorch
 import torch
-from mlflow.models import Model, infer_signature
-from mlflow.models.model import MLMODEL_FILE_NAME, MODEL_CONFIG
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.pyfunc.loaders import code_model
+from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
+from dfkd_core.common.digests import write_json
 from dfkd_core.common.pixels import grey_images
-from dfkd_core.models.classifier import Classifier
+from dfkd_core.data import fitting
+from dfkd_core.models.classifier import Classifier, ModelCard
 
-__all__ = ["log_student"]
+__all__ = ["Pictures", "log_student", "names_of_classes"]
+
+Pictures = Literal["resize", "resize_and_crop"]
+"""Function of `dfkd_core.data.fitting` that fits a picture to the student's input."""
+
+_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "torch")
+_CODE = "served_model.py"
+_PROGRAM, _CARD, _FITTING = "data/model.pt2", "data/student.json", "data/fitting.py"
+_ANSWER = Schema(
+    [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.double), "logits"),
+    ]
+)
 
 
-def log_student(student: Classifier) -> str:
-    """Log a student as a model of the active run and return the model's address."""
+def log_student(student: Classifier, *, pictures: Pictures = "resize_and_crop") -> str:
+    """Log a student as a model of the active run and return the model's address.
+
+    Args:
+        student: In eval mode, on the CPU.
+        pictures: How the model fits pictures that it gets in base64.
+    """
     # With at least two images the exported program takes batches of any size.
     example = grey_images(2, student.card.image_shape)
     with torch.no_grad():
         signature = infer_signature(example.numpy(), student(example).numpy())
+    card = _described(student.card, pictures)
     with warnings.catch_warnings():
         # torch.export warns of weights that are not on the CPU; these are on it.
         warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
         made = Model.log(
             artifact_path=None,
             name="student",
-            flavor=_PYTORCH_ON_CPU,
+            flavor=SimpleNamespace(__name__=mlflow.pytorch.__name__, save_model=partial(_save, card=card)),
+            metadata=card,
             pytorch_model=student,
             serialization_format="pt2",
             signature=signature,
             input_example=example.numpy(),
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in ("mlflow", "numpy", "torch")],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
+            # It would load the model once more; a publication compares the registered program with the student.
+            validate_serving_input=False,
         )
     return str(made.model_uri)
+
+
+def names_of_classes(card: ModelCard) -> tuple[str, ...]:
+    """Return the names of the k classes; their numbers if they have none."""
+    return card.class_names or tuple(map(str, range(card.num_classes)))
+
+
+def _described(card: ModelCard, pictures: Pictures) -> dict[str, Any]:
+    """Return what users of the model need to know of its input and output."""
+    return {
+        "class_names": list(names_of_classes(card)),
+        "image_shape": list(card.image_shape),
+        "image_range": [0, 1],
+        "pictures": pictures,
+    }
 
 
 def _public_version(package: str) -> str:
@@ -47,14 +96,28 @@ def _public_version(package: str) -> str:
     return version(package).partition("+")[0]
 
 
-def _save_for_cpu(path: str, mlflow_model: Model, **options: Any) -> None:
-    """Save a model as MLflow does, but for the CPU, even if there is a GPU.
+def _save(
+    path: str, mlflow_model: Model, *, card: Mapping[str, Any], validate_serving_input: bool, **options: Any
+) -> None:
+    """Save a model as MLflow does, but with our own answers, for the CPU.
 
-    MLflow loads a model onto a GPU that it finds, and refuses an exported program that was made on another device.
+    MLflow's pyfunc of a PyTorch model loads it onto a GPU that it finds, and refuses an exported program that was made
+    on another device.
     """
     mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **options)
-    mlflow_model.flavors[mlflow.pyfunc.FLAVOR_NAME][MODEL_CONFIG] = {"device": "cpu"}
-    mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
-
-
-_PYTORCH_ON_CPU = SimpleNamespace(__name__=mlflow.pytorch.__name__, save_model=_save_for_cpu)
+    folder = Path(path)
+    write_json(folder / _CARD, card)
+    shutil.copyfile(fitting.__file__, folder / _FITTING)
+    shutil.copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
+    files = {"program": _PROGRAM, "card": _CARD, "fitting": _FITTING}
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module=code_model.__name__,
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+        model_code_path=_CODE,
+        artifacts={name: {"path": place, "uri": place} for name, place in files.items()},
+    )
+    # Without a schema of the input, as it is an array or a list of pictures: MLflow would refuse one of them.
+    mlflow_model.signature = ModelSignature(outputs=_ANSWER)
+    mlflow_model.save(str(folder / MLMODEL_FILE_NAME))

@@ -111,19 +111,52 @@ def test_champion__predicts_what_the_stored_student_predicts(first_run: Any, mon
     images = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
     with torch.no_grad():
         expected = load_model(workspace.path / StudentFiles("default").network)(torch.from_numpy(images))
-    np.testing.assert_allclose(model.predict(images), expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.stack(model.predict(images)["logits"]), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert model.metadata.metadata["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = first_run
+    monkeypatch.chdir(workspace.path)
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{workspace.path}/mlflow.db")
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    lineage = {
-        "git_commit",
-        "lock_sha256",
-        "results_sha256",
-        "teacher_digest",
-        "transfer_set_sha256",
-        "promotion_reason",
+    client, figures = mlflow.MlflowClient(), workspace.read_json("metrics/default.json")
+    assert run.info.run_name == "digits lenet5→lenet5@0.5 pruned"
+    accuracy, agreement = (f"{figures['student'][name]:.2%}" for name in ("accuracy", "agreement"))
+    shown = {"accuracy": accuracy, "agreement": agreement, "data": "digits", "promoted": "yes"}
+    [version] = client.search_model_versions("name = 'dfkd-student-digits'")
+    assert shown.items() <= run.data.tags.items() & version.tags.items()
+    digests = [name for name in run.data.tags if name.startswith("dfkd.") and name.endswith(("sha256", "digest"))]
+    assert sorted(digests) == ["dfkd.images_sha256", "dfkd.results_sha256"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note == version.description
+    assert f"| accuracy | {figures['teacher']['accuracy']:.2%} | {accuracy} |" in note
+    assert "models:/dfkd-student-digits@champion" in client.get_registered_model("dfkd-student-digits").description
+    # Files: the digests, and the answers that differ.
+    read = {
+        name: mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{name}.json")
+        for name in ("lineage", "disagreements")
     }
-    assert {f"dfkd.{name}" for name in lineage} <= run.data.tags.keys()
+    assert read["lineage"]["results_sha256"] == run.data.tags["dfkd.results_sha256"]
+    assert re.fullmatch("[0-9a-f]{40}-dirty", read["lineage"]["git_commit"])
+    assert read["disagreements"]["columns"] == ["image", "teacher", "student", "label"]
+    num_different = round(figures["num_images"] * (1 - figures["student"]["agreement"]))
+    assert len(read["disagreements"]["data"]) == num_different
+    assert len(mlflow.load_table("disagreements.json", run_ids=[run.info.run_id])) == num_different
+    # Inputs: no image is copied.
+    inputs = {each.dataset.name: (each.tags[0].value, each.dataset.digest) for each in run.inputs.dataset_inputs}
+    assert inputs == {
+        "transfer set of lenet5, soft_target": ("training", read["lineage"]["transfer_set_sha256"][:36]),
+        "digits, test images": ("evaluation", read["lineage"]["images_sha256"][:36]),
+    }
+    [logged] = client.search_logged_models([run.info.experiment_id])
+    [metric] = [metric for metric in logged.metrics if metric.key == "student.accuracy"]
+    assert (metric.value, metric.dataset_name) == (figures["student"]["accuracy"], "digits, test images")
+    assert run.data.metrics["student.accuracy"] == figures["student"]["accuracy"]
     assert run.data.params["synthesis.num_images"] == "400"
-    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "student_training.loss")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "student_training.loss")) == 2
 
 
 def test_change_of_the_student__leaves_the_synthesis(first_run: Any) -> None:
