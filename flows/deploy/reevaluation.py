@@ -18,6 +18,7 @@ from dfkd_core.evaluation.metrics import label_scores
 from dfkd_core.evaluation.predictions import predict_images
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.storage import CONFIG_FILE, read_card
+from dfkd_flows.run.described import evaluated_on
 from dfkd_flows.run.publishing import registered_name
 from dfkd_flows.session.display import say
 from dfkd_flows.session.environment import enter_project, prepare_environment
@@ -25,10 +26,11 @@ from dfkd_flows.settings.overrides import with_values
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.shown.log import show_run
-from dfkd_flows.shown.names import reevaluation_name
+from dfkd_flows.shown.names import data_label, reevaluation_name
 from dfkd_flows.stages.caching import FLOW_OPTIONS, compute_for
 from dfkd_tasks.caching.workspace import TeacherFiles
 from dfkd_tasks.mlflow_store.aliases import CHAMPION, Version, version_of
+from dfkd_tasks.mlflow_store.inputs import Images
 from dfkd_tasks.mlflow_store.publishing import open_store, use_filled_store
 from dfkd_tasks.mlflow_store.reevaluation import log_reevaluation
 from dfkd_tasks.mlflow_store.registered import load_registered
@@ -58,9 +60,10 @@ def reevaluate(students: list[str] | None = None, dataset: str | None = None) ->
     data = {name: _with_data(params.for_student(name), dataset) for name in chosen.students}
     use_filled_store()
     champions = {name: _champion(own) for name, own in data.items()}
-    found = {name: _figures(data[name], version) for name, version in champions.items()}
-    for name, figures in found.items():
-        _report(data[name], champions[name], figures)
+    evaluated = {name: _evaluate(data[name], version) for name, version in champions.items()}
+    found = {name: figures for name, (figures, _) in evaluated.items()}
+    for name, (figures, images) in evaluated.items():
+        _report(data[name], champions[name], figures, images)
     create_table_artifact(key="reevaluation", table=[_row(name, found[name], champions[name]) for name in found])
     return found
 
@@ -82,23 +85,26 @@ def _champion(params: Params) -> Version:
     return champion
 
 
-def _figures(params: Params, champion: Version) -> dict[str, float]:
+def _evaluate(params: Params, champion: Version) -> tuple[dict[str, float], Images]:
     student, compute = load_registered(champion), compute_for(params.execution)
     data = load_evaluation_data(params.data, _card(params, student.card))
     assert data
     config = params.evaluation
-    logits, _ = predict_images(
+    logits, digest = predict_images(
         student, data.images, batch_size=config.batch_size, device=settled(compute).device, memory=compute.memory
     )
     scores = label_scores(logits, data.labels, config.num_bins)
     low, high = wilson_interval(scores.accuracy, len(data), Z_95)
-    return {
+    figures = {
         "accuracy": scores.accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
         "ece": scores.ece,
         "num_images": float(len(data)),
     }
+    sha256 = digest.of(data.images, data.labels)
+    shape = student.card.image_shape
+    return figures, evaluated_on(params.data.dataset, sha256, num_images=len(data), image_shape=shape)
 
 
 def _card(params: Params, student: ModelCard) -> ModelCard:
@@ -108,8 +114,9 @@ def _card(params: Params, student: ModelCard) -> ModelCard:
     return dataclasses.replace(student, class_names=names if len(names or ()) == student.num_classes else ())
 
 
-def _report(params: Params, champion: Version, figures: Mapping[str, float]) -> None:
-    log_reevaluation(open_store(params.registry.experiment), champion, params.data.dataset, figures)
+def _report(params: Params, champion: Version, figures: Mapping[str, float], images: Images) -> None:
+    tags = {"accuracy": f"{figures['accuracy']:.2%}", "data": data_label(params.data.dataset)}
+    log_reevaluation(open_store(params.registry.experiment), champion, images, figures, tags)
     text = (
         f"{champion.model} version {champion.number} on {params.data.dataset}: accuracy {figures['accuracy']:.4f} "
         f"({figures['accuracy_low']:.4f} to {figures['accuracy_high']:.4f}), {figures['num_images']:.0f} images"

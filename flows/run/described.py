@@ -15,7 +15,7 @@ from dfkd_flows.run.table import table_rows
 from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
-from dfkd_flows.shown.names import data_label, student_label, teacher_label
+from dfkd_flows.shown.names import data_label, result_name, student_label, teacher_label
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.dvc_project.status import LOCK, git_commit
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
@@ -24,7 +24,7 @@ from dfkd_tasks.mlflow_store.publishing import RESULTS_TAG, STUDENT_TAG, TEACHER
 from dfkd_tasks.mlflow_store.results import DISAGREEMENTS_FILE, LINEAGE_FILE, Result
 from dfkd_tasks.records.history import read_start
 
-__all__ = ["described_result", "model_note"]
+__all__ = ["described_result", "evaluated_on", "model_note"]
 
 # The registry's limit for a description is 5000.
 _LONGEST_NOTE = 4900
@@ -50,15 +50,39 @@ def described_result(params: Params, found: Mapping[str, Any], results_sha256: s
     return Result(
         teacher=teacher,
         student=student,
-        name=_name(params),
+        name=result_name(params, read_start(student.network)),
         note=_clipped("\n".join(_note(params, found))),
         params=_settings(params),
         figures={**figures, **measured_times(params)},
         tags={**_short_tags(params, figures), **_found_by(lineage)},
         lineage=lineage,
         transfer_set=_transfer_set(params, manifest, lineage["transfer_set_sha256"]),
-        evaluated=_evaluated(params, predictions),
+        evaluated=evaluated_on(
+            params.data.dataset,
+            predictions.images_sha256,
+            num_images=len(predictions.truth),
+            image_shape=read_card(teacher.network).image_shape,
+        ),
         pictures="resize" if is_built_in(_dataset(params)) else "resize_and_crop",
+    )
+
+
+def evaluated_on(dataset: str, images_sha256: str, *, num_images: int, image_shape: tuple[int, int, int]) -> Images:
+    """Return the images of an evaluation as MLflow lists them.
+
+    Args:
+        dataset: As in `data.dataset`.
+        images_sha256: Digest of images and labels.
+        num_images: Their number n.
+        image_shape: Shape (c, h, w) of an image.
+    """
+    return Images(
+        label="held-out synthetic images" if dataset == NO_DATA else f"{data_label(dataset)}, test images",
+        sha256=images_sha256,
+        source=dataset,
+        num_images=num_images,
+        image_shape=image_shape,
+        context="evaluation",
     )
 
 
@@ -80,12 +104,6 @@ student.predict(images)  # [n, c, h, w] in [0, 1], or a list of PNG or JPEG file
 
 The answer has a row for each image: `label`, `probability` and `logits`. `student.metadata.metadata` has the names of \
 the classes and the shape of an image. A server: `mlflow models serve -m models:/{name}@champion --env-manager local`"""
-
-
-def _name(params: Params) -> str:
-    """Return the name of the run, like `digits lenet5→lenet5@0.5 pruned`."""
-    start = "random" if read_start(StudentFiles(params.student_name).network) == "random" else "pruned"
-    return f"{data_label(params.data.dataset)} {teacher_label(params)}→{student_label(params)} {start}"
 
 
 def _note(params: Params, found: Mapping[str, Any]) -> Iterator[str]:
@@ -162,16 +180,4 @@ def _transfer_set(params: Params, manifest: Manifest, sha256: str) -> Images:
         num_images=manifest.num_images,
         image_shape=manifest.image_shape,
         context="training",
-    )
-
-
-def _evaluated(params: Params, predictions: Predictions) -> Images:
-    dataset = params.data.dataset
-    return Images(
-        label="held-out synthetic images" if dataset == NO_DATA else f"{data_label(dataset)}, test images",
-        sha256=predictions.images_sha256,
-        source=dataset,
-        num_images=len(predictions.truth),
-        image_shape=read_card(TeacherFiles(params.teacher_name).network).image_shape,
-        context="evaluation",
     )

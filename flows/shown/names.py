@@ -12,7 +12,16 @@ from dfkd_core.models.factories import split_width
 from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
 
-__all__ = ["data_label", "network_label", "reevaluation_name", "run_name", "run_tags", "student_label", "teacher_label"]
+__all__ = [
+    "data_label",
+    "network_label",
+    "reevaluation_name",
+    "result_name",
+    "run_name",
+    "run_tags",
+    "student_label",
+    "teacher_label",
+]
 
 _LONGEST = 40
 _MOST_LISTED = 3
@@ -24,6 +33,17 @@ def run_name(params: Params) -> str:
     origins = list(dict.fromkeys(_origin(params.for_teacher(name)) for name in params.teachers))
     origin = origins[0] if len(origins) == 1 else f"{len(origins)} teachers"
     return f"{origin} -> {_listed(params)}" if params.students else origin
+
+
+def result_name(params: Params, start: str) -> str:
+    """Return the name of a result: `digits lenet5→lenet5@0.5 pruned`.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+        start: Kind of the first weights, see `read_start`.
+    """
+    weights = "random" if start == "random" else "pruned"
+    return f"{_data(params)} {teacher_label(params)}→{student_label(params)} {weights}"
 
 
 def reevaluation_name(params: Params, dataset: str | None = None) -> str:

@@ -144,7 +144,7 @@ def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, mon
     assert read["disagreements"]["columns"] == ["image", "teacher", "student", "label"]
     num_different = round(figures["num_images"] * (1 - figures["student"]["agreement"]))
     assert len(read["disagreements"]["data"]) == num_different
-    assert len(mlflow.load_table("disagreements.json", run_ids=[run.info.run_id])) == num_different
+    assert len(client.load_table(run.info.experiment_id, "disagreements.json", [run.info.run_id])) == num_different
     # Inputs: no image is copied.
     inputs = {each.dataset.name: (each.tags[0].value, each.dataset.digest) for each in run.inputs.dataset_inputs}
     assert inputs == {

@@ -117,6 +117,7 @@ def test_champion__is_served_by_mlflow(published: Path, student: Classifier, ser
     )
 
 
+@pytest.mark.timeout(1800)
 def test_champion__is_loaded_in_a_fresh_environment_from_its_own_requirements(
     published: Path, student: Classifier, tmp_path: Path
 ) -> None:
