@@ -15,7 +15,7 @@ from dfkd_flows.run.table import table_rows
 from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
-from dfkd_flows.shown.names import data_label, result_name, student_label, teacher_label
+from dfkd_flows.shown.names import data_label, result_name, teacher_label
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.dvc_project.status import LOCK, git_commit
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
@@ -50,7 +50,7 @@ def described_result(params: Params, found: Mapping[str, Any], results_sha256: s
     return Result(
         teacher=teacher,
         student=student,
-        name=result_name(params, read_start(student.network)),
+        name=result_name(params, read_card(student.network).network, read_start(student.network)),
         note=_clipped("\n".join(_note(params, found))),
         params=_settings(params),
         figures={**figures, **measured_times(params)},
@@ -109,10 +109,7 @@ the classes and the shape of an image. A server: `mlflow models serve -m models:
 def _note(params: Params, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the run's description, in Markdown."""
     (data, *headings), *rows = table_rows(params)
-    yield (
-        f"Student **{student_label(params)}** of the teacher **{teacher_label(params)}**, trained without its training "
-        "images.\n"
-    )
+    yield f"A student of the teacher **{teacher_label(params)}**, trained without its training images.\n"
     if "proxy" in found:
         yield "**Only a proxy is known:** the two were compared on synthetic images, and on no real ones.\n"
     yield _row(data, *headings)

@@ -35,15 +35,16 @@ def run_name(params: Params) -> str:
     return f"{origin} -> {_listed(params)}" if params.students else origin
 
 
-def result_name(params: Params, start: str) -> str:
-    """Return the name of a result: `digits lenet5→lenet5@0.5 pruned`.
+def result_name(params: Params, network: str, start: str) -> str:
+    """Return the name of a result: `digits lenet5→lenet5_half pruned`.
 
     Args:
         params: Parameters of one student, see `Params.for_student`.
-        start: Kind of the first weights, see `read_start`.
+        network: Network of the student that was made, as in its card; `distillation.student` can be `auto`.
+        start: Kind of its first weights, see `read_start`.
     """
-    weights = "random" if start == "random" else "pruned"
-    return f"{_data(params)} {teacher_label(params)}→{student_label(params)} {weights}"
+    student = network_label(network) if params.student_name == DEFAULT else params.student_name
+    return f"{_data(params)} {teacher_label(params)}→{student} {'random' if start == 'random' else 'pruned'}"
 
 
 def reevaluation_name(params: Params, dataset: str | None = None) -> str:

@@ -123,7 +123,7 @@ def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, mon
     mlflow.set_tracking_uri(f"sqlite:///{workspace.path}/mlflow.db")
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     client, figures = mlflow.MlflowClient(), workspace.read_json("metrics/default.json")
-    assert run.info.run_name == "digits lenet5→lenet5@0.5 pruned"
+    assert run.info.run_name == "digits lenet5→lenet5_half pruned"
     accuracy, agreement = (f"{figures['student'][name]:.2%}" for name in ("accuracy", "agreement"))
     shown = {"accuracy": accuracy, "agreement": agreement, "data": "digits", "promoted": "yes"}
     [version] = client.search_model_versions("name = 'dfkd-student-digits'")

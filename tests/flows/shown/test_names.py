@@ -8,7 +8,7 @@ import pytest
 
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import parse_params
-from dfkd_flows.shown.names import data_label, network_label, reevaluation_name, run_name, run_tags
+from dfkd_flows.shown.names import data_label, network_label, reevaluation_name, result_name, run_name, run_tags
 
 
 def params(**content: Any) -> Params:
@@ -55,6 +55,20 @@ def test_run__of_one_teacher_and_one_student() -> None:
     assert run_tags(Params()) == ["dfkd", "lenet5", "lenet5@0.5", "fashion_mnist"]
     own = params(data={"dataset": "none"}, teacher={"source": {"model": "nets/big.onnx"}})
     assert run_name(own) == "big without real images -> auto"
+
+
+def test_result__names_data_teacher_student_and_start() -> None:
+    own = params(data={"dataset": "digits"})
+    assert result_name(own, "lenet5_half", "pruned") == "digits lenet5→lenet5_half pruned"
+    shop = params(
+        data={"dataset": "folder:/me/shop"},
+        teachers={"big": {}},
+        students={"tiny": {"teacher": "big"}},
+        teacher={"source": {"model": "timm:resnet34"}},
+    ).for_student("tiny")
+    assert result_name(shop, "timm:resnet34@0.5", "random") == "shop big→tiny random"
+    brought = params(data={"dataset": "none"}, teacher={"source": {"model": "nets/big.onnx"}})
+    assert result_name(brought, "my_nets:make@0.5", "pruned") == "no real images big→make@0.5 pruned"
 
 
 def test_run__of_several_students_is_a_short_sum() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -11,13 +12,16 @@ import torch
 from mlflow.entities import Metric
 
 from dfkd_core.models.classifier import ModelCard, build_classifier
+from dfkd_tasks.mlflow_store.aliases import Version
 from dfkd_tasks.mlflow_store.figures import NOT_FINITE_TAG, log_figures
+from dfkd_tasks.mlflow_store.inputs import Images
 from dfkd_tasks.mlflow_store.publishing import (
     RESULTS_TAG,
     discard_unfinished,
     find_publication,
     open_store,
 )
+from dfkd_tasks.mlflow_store.reevaluation import log_reevaluation
 from dfkd_tasks.mlflow_store.student import log_student
 
 NAME = "dfkd-student-digits"
@@ -132,6 +136,27 @@ def test_discard_unfinished__leaves_finished_runs_and_those_of_others(store: Pat
     assert RESULTS_TAG not in mlflow.get_run(killed).data.tags
     assert client.search_logged_models([experiment]) == []
     discard_unfinished.fn()
+
+
+def test_log_reevaluation__names_the_version_and_has_the_images_as_an_input(store: Path) -> None:
+    version = Version(model=NAME, number="3", created=0.0, run_id="", tags={}, aliases=())
+    images = Images(
+        label="odd shop, test images",
+        sha256="a" * 64,
+        source="folder:shop",
+        num_images=7,
+        image_shape=(3, 8, 8),
+        context="evaluation",
+    )
+    run_id = log_reevaluation(open_store("dfkd"), version, images, {"accuracy": 0.5}, {"accuracy": "50.00%"})
+    run = mlflow.get_run(run_id)
+    assert run.info.run_name == f"reevaluation of {NAME} 3"
+    assert {"accuracy": "50.00%", "dfkd.reevaluated_version": "3"}.items() <= run.data.tags.items()
+    assert (run.data.params, run.data.metrics) == ({"data.dataset": "folder:shop"}, {"student.accuracy": 0.5})
+    [found] = run.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == (images.label, "a" * 36)
+    assert json.loads(found.dataset.profile) == {"num_images": 7, "sha256": "a" * 64}
+    assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "evaluation")]
 
 
 def register(*, run_id: str | None = None, tags: dict[str, str] | None = None) -> str:

@@ -37,8 +37,14 @@ def test_a_real_server__takes_a_student_with_its_files(
     )
     with mlflow.start_run(experiment_id=experiment) as run:
         uri = log_student(build_classifier(card, seed=0).eval())
-    assert register_student.fn(run.info.run_id, uri, NAME, {"dfkd.results_sha256": "a"}) == "1"
-    assert register_student.fn(run.info.run_id, uri, NAME, {"dfkd.results_sha256": "a"}) == "1"
+    tags = {"dfkd.results_sha256": "a", "accuracy": "97.00%"}
+    for note in ("first", "second"):
+        assert register_student.fn(run.info.run_id, uri, NAME, tags, note=note, model_note=f"{note} model") == "1"
+    # Descriptions that are there stay: a person may have written them.
+    client = mlflow.MlflowClient()
+    version, model = client.get_model_version(NAME, "1"), client.get_registered_model(NAME)
+    assert (version.description, model.description) == ("first", "first model")
+    assert tags.items() <= version.tags.items()
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1"))
     # The index has no builds like 2.13.0+cpu.
     assert "+" not in (folder / "requirements.txt").read_text()
