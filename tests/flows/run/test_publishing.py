@@ -25,7 +25,7 @@ WHOLE = {
     "reason": "first champion, accuracy 0.9000, agreement 0.9000",
     "same_reason": True,
     "rules": True,
-    "described": ["digits lenet5→lenet5_half random", True],
+    "described": ["digits lenet5→lenet5 random", True],
     "inputs": 2,
     "same_run": True,
     "points_of_run": 3,

@@ -155,7 +155,7 @@ def test_log_reevaluation__names_the_version_and_has_the_images_as_an_input(stor
     assert (run.data.params, run.data.metrics) == ({"data.dataset": "folder:shop"}, {"student.accuracy": 0.5})
     [found] = run.inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == (images.label, "a" * 36)
-    assert json.loads(found.dataset.profile) == {"num_images": 7, "sha256": "a" * 64}
+    assert json.loads(str(found.dataset.profile)) == {"num_images": 7, "sha256": "a" * 64}
     assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", "evaluation")]
 
 

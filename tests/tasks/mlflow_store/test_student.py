@@ -6,6 +6,7 @@ import ast
 import base64
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,11 @@ SHAPE = "(n, 1, 32, 32) with n of at least 1"
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
     """Return the address of a logged student."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("student"))
+        shutil.copy2(empty_store, "mlflow.db")
         with mlflow.start_run(experiment_id=open_store("dfkd")):
             uri = log_student(STUDENT)
         yield uri
@@ -163,11 +165,6 @@ def test_pictures__are_fitted_like_those_of_the_evaluation(served: Any, given: I
             [in_base64(Image.new("I;16", (9, 9)), "PNG")],
             "Picture 0 has more than 8 bits per channel: convert it to 8 bits.",
         ),
-        (
-            [in_base64(Image.new("L", (2000, 1)), "PNG")],
-            "Picture 0 has 2000 x 1 pixels: send at most 67,108,864, and no",
-        ),
-        ([in_base64(Image.new("1", (9000, 9000)), "PNG")], "Picture 0 has 9000 x 9000 pixels: send at most 67,108,864"),
     ],
 )
 def test_other_input__is_refused_in_one_sentence(served: Any, given: Any, sentence: str) -> None:
@@ -176,6 +173,14 @@ def test_other_input__is_refused_in_one_sentence(served: Any, given: Any, senten
     assert caught.value.message.startswith(sentence)
     assert caught.value.message.endswith(".")
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (9000, 9000)])
+def test_picture__that_would_fill_the_memory_is_refused(served: Any, size: tuple[int, int]) -> None:
+    with pytest.raises(
+        MlflowException, match=f"^Picture 0 has {size[0]} x {size[1]} pixels: send at most 67,108,864, "
+    ):
+        served.predict([in_base64(Image.new("1", size), "PNG")])
 
 
 def test_server__answers_arrays_and_pictures_and_does_not_repeat_what_it_refuses(server: TestClient) -> None:
