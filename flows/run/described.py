@@ -109,7 +109,7 @@ the classes and the shape of an image. A server: `mlflow models serve -m models:
 def _note(params: Params, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the run's description, in Markdown."""
     (data, *headings), *rows = table_rows(params)
-    yield f"A student of the teacher **{teacher_label(params)}**, trained without its training images.\n"
+    yield f"{_headline(params, numbers(found))}\n"
     if "proxy" in found:
         yield "**Only a proxy is known:** the two were compared on synthetic images, and on no real ones.\n"
     yield _row(data, *headings)
@@ -118,6 +118,20 @@ def _note(params: Params, found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"\nNote: {note}" for note in found.get("notes", []))
     yield f"\nFiles of the run: digests and commit in `{LINEAGE_FILE}`, the images that the two answer differently in"
     yield f"`{DISAGREEMENTS_FILE}`, curves and pictures in `reports`."
+
+
+def _headline(params: Params, figures: Mapping[str, float]) -> str:
+    """Return the figures that matter most, which MLflow's page shows before a click."""
+    is_proxy = "proxy.agreement" in figures
+    where = "synthetic images" if is_proxy else data_label(params.data.dataset)
+    accuracy = ""
+    if "student.accuracy" in figures:
+        accuracy = f"**Accuracy {figures['student.accuracy']:.2%}**, the teacher's {figures['teacher.accuracy']:.2%}. "
+    share = figures["proxy.agreement" if is_proxy else "student.agreement"]
+    agreement = f"**Agreement {share:.2%}** with the teacher {teacher_label(params)}, on {where}. "
+    own, others = (f"{figures[f'{model}.size_bytes'] / 1000:,.0f} kB" for model in ("student", "teacher"))
+    size = f"Size {own}, the teacher's {others}. "
+    return f"{accuracy}{agreement}{size}Trained without the teacher's training images."
 
 
 def _row(*cells: str) -> str:

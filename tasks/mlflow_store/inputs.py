@@ -11,9 +11,11 @@ from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from mlflow.utils.validation import MAX_DATASET_DIGEST_SIZE, MAX_DATASET_NAME_SIZE
+from mlflow.utils.validation import MAX_DATASET_NAME_SIZE
 
 __all__ = ["Images", "data_input"]
+
+_DIGEST_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,8 @@ class Images:
 
     @property
     def digest(self) -> str:
-        """The beginning of the digest, as long as MLflow allows."""
-        return self.sha256[:MAX_DATASET_DIGEST_SIZE]
+        """The beginning of the digest, as long as MLflow's own ones; the profile has the whole."""
+        return self.sha256[:_DIGEST_LENGTH]
 
 
 def data_input(images: Images) -> DatasetInput:

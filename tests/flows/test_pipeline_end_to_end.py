@@ -132,6 +132,7 @@ def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, mon
     assert sorted(digests) == ["dfkd.images_sha256", "dfkd.results_sha256"]
     note = run.data.tags["mlflow.note.content"]
     assert note == version.description
+    assert note.startswith(f"**Accuracy {accuracy}**, the teacher's {figures['teacher']['accuracy']:.2%}. **Agreement ")
     assert f"| accuracy | {figures['teacher']['accuracy']:.2%} | {accuracy} |" in note
     assert "models:/dfkd-student-digits@champion" in client.get_registered_model("dfkd-student-digits").description
     # Files: the digests, and the answers that differ.
@@ -148,8 +149,8 @@ def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, mon
     # Inputs: no image is copied.
     inputs = {each.dataset.name: (each.tags[0].value, each.dataset.digest) for each in run.inputs.dataset_inputs}
     assert inputs == {
-        "transfer set of lenet5, soft_target": ("training", read["lineage"]["transfer_set_sha256"][:36]),
-        "digits, test images": ("evaluation", read["lineage"]["images_sha256"][:36]),
+        "transfer set of lenet5, soft_target": ("training", read["lineage"]["transfer_set_sha256"][:8]),
+        "digits, test images": ("evaluation", read["lineage"]["images_sha256"][:8]),
     }
     [logged] = client.search_logged_models([run.info.experiment_id])
     [metric] = [metric for metric in logged.metrics if metric.key == "student.accuracy"]
