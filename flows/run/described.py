@@ -93,8 +93,10 @@ def model_note(params: Params, name: str) -> str:
         params: Parameters of one student, see `Params.for_student`.
         name: Name of the registered model.
     """
+    dataset = params.data.dataset
+    data = "without real images" if dataset == NO_DATA else f"on **{data_label(dataset)}**"
     return f"""Students of the teacher **{teacher_label(params)}**, trained without its training images and evaluated \
-on **{data_label(params.data.dataset)}**. `champion` is the version in use, `challenger` the newest one that was not \
+{data}. `champion` is the version in use, `challenger` the newest one that was not \
 refused, `previous` the champion before. The description of a version has its figures.
 
 ```python
