@@ -17,7 +17,7 @@ from dfkd_core.common.tensor_files import read_tensors, write_tensors
 from dfkd_core.errors import DataError
 from dfkd_core.evaluation.predictions import Predictions
 
-__all__ = ["Disagreements", "find_disagreements", "read_disagreements", "write_disagreements"]
+__all__ = ["Disagreements", "find_disagreements", "read_disagreements", "worst_places", "write_disagreements"]
 
 _MOST_IMAGES = 24
 _FORMS = {"images": "uint8 m c h w", "index": "int64 m"}
@@ -40,14 +40,24 @@ def find_disagreements(predictions: Predictions, images: Rows) -> Disagreements:
         predictions: Classes and confidences of an evaluation.
         images: Its images, uint8 [n, c, h, w].
     """
-    student, teacher = torch.tensor(predictions.student), torch.tensor(predictions.teacher)
-    places = (student != teacher).nonzero()[:, 0]
-    sure = torch.tensor(predictions.student_confidence).double() * torch.tensor(predictions.teacher_confidence).double()
-    # A stable order of positions that rise, so equal products are in the order of the images.
-    order = sure[places].argsort(descending=True, stable=True)
-    worst = places[order][:_MOST_IMAGES]
+    worst = worst_places(predictions)[:_MOST_IMAGES]
     shown = images[worst] if len(worst) else torch.empty(0, *images.shape[1:], dtype=torch.uint8)
     return Disagreements(shrunk(shown), worst)
+
+
+def worst_places(predictions: Predictions) -> Tensor:
+    """Return the positions of all images with different classes, int64 [m], the surest pair of answers first.
+
+    Args:
+        predictions: Classes and confidences of an evaluation; without confidences, the images keep their order.
+    """
+    student, teacher = torch.tensor(predictions.student), torch.tensor(predictions.teacher)
+    places = (student != teacher).nonzero()[:, 0]
+    if not predictions.student_confidence:
+        return places
+    sure = torch.tensor(predictions.student_confidence).double() * torch.tensor(predictions.teacher_confidence).double()
+    # A stable order of positions that rise, so equal products are in the order of the images.
+    return places[sure[places].argsort(descending=True, stable=True)]
 
 
 def write_disagreements(path: Path, disagreements: Disagreements) -> None:

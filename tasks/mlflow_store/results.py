@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 
+from dfkd_core.evaluation.disagreements import worst_places
 from dfkd_core.evaluation.predictions import Predictions, read_predictions
 from dfkd_core.models.classifier import Classifier
 from dfkd_tasks.caching.stored_models import load_allowed_model
@@ -86,14 +87,12 @@ def log_content(run_id: str, result: Result) -> str:
 
 
 def _log_disagreements(run_id: str, predictions: Predictions, student: Classifier) -> None:
-    names = names_of_classes(student.card)
-    pairs = enumerate(zip(predictions.teacher, predictions.student))
-    differing = [position for position, (teacher, student) in pairs if teacher != student][:_MOST_ROWS]
+    names, places = names_of_classes(student.card), worst_places(predictions)[:_MOST_ROWS].tolist()
     answers = {"teacher": predictions.teacher, "student": predictions.student, "label": predictions.labels}
-    columns: dict[str, list[Any]] = {"image": differing}
-    for column, classes in answers.items():
-        if classes is not None:
-            columns[column] = [names[classes[position]] for position in differing]
+    sure = {"teacher": predictions.teacher_confidence, "student": predictions.student_confidence}
+    columns: dict[str, list[Any]] = {"image": places}
+    columns |= {name: [names[found[place]] for place in places] for name, found in answers.items() if found}
+    columns |= {f"{name}_confidence": [found[place] for place in places] for name, found in sure.items() if found}
     mlflow.MlflowClient().log_table(run_id, columns, DISAGREEMENTS_FILE)
 
 

@@ -142,7 +142,8 @@ def test_mlflow__shows_what_ran_with_which_data_and_how_well(first_run: Any, mon
     }
     assert read["lineage"]["results_sha256"] == run.data.tags["dfkd.results_sha256"]
     assert re.fullmatch("[0-9a-f]{40}-dirty", read["lineage"]["git_commit"])
-    assert read["disagreements"]["columns"] == ["image", "teacher", "student", "label"]
+    assert read["disagreements"]["columns"][:4] == ["image", "teacher", "student", "label"]
+    assert read["disagreements"]["columns"][4:] == ["teacher_confidence", "student_confidence"]
     num_different = round(figures["num_images"] * (1 - figures["student"]["agreement"]))
     assert len(read["disagreements"]["data"]) == num_different
     assert len(client.load_table(run.info.experiment_id, "disagreements.json", [run.info.run_id])) == num_different

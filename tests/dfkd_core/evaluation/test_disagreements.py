@@ -9,7 +9,7 @@ import torch
 
 from dfkd_core.common.rows import ShardedRows
 from dfkd_core.errors import DataError
-from dfkd_core.evaluation.disagreements import find_disagreements, read_disagreements, write_disagreements
+from dfkd_core.evaluation.disagreements import find_disagreements, read_disagreements, worst_places, write_disagreements
 from dfkd_core.evaluation.predictions import Predictions
 
 
@@ -33,6 +33,11 @@ def test_worst__are_by_the_product_of_confidences_then_by_position() -> None:
     found = find_disagreements(made, ShardedRows(IMAGES.split(2)))
     assert found.index.tolist() == [2, 4, 1, 3]
     assert found.images[:, 0, 0, 0].tolist() == [2, 4, 1, 3]
+
+
+def test_worst_places__keep_the_order_of_the_images_without_confidences() -> None:
+    made = Predictions(student=(0, 1, 2), teacher=(1, 1, 0), labels=None, images_sha256="0" * 64)
+    assert worst_places(made).tolist() == [0, 2]
 
 
 def test_worst__are_at_most_24_small_images() -> None:
