@@ -25,12 +25,14 @@ class Drawing(nn.Module):
 
 
 class Counting(nn.Module):
+    calls: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, maps):
-        self.calls += 1
+        self.calls.add_(1)
         return maps
 
 

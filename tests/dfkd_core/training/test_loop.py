@@ -60,6 +60,9 @@ def collect(loss_terms, *, num_images=10, batch_size=4, epochs=2, **changes):
         def twin(self):
             return None
 
+        def halves(self, batch):
+            return batch, batch, 1.0
+
         def terms(self, batch):
             return loss_terms(classifier, *batch)
 
