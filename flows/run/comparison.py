@@ -11,7 +11,7 @@ from typing import Any
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.run.figures import share_interval, student_figures
 from dfkd_flows.run.table import heading
-from dfkd_flows.settings.members import closest
+from dfkd_flows.settings.hints import closest
 from dfkd_flows.settings.params import Params
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
