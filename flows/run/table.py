@@ -16,6 +16,7 @@ from dfkd_flows.session.services import flows_command
 from dfkd_flows.settings.members import DEFAULT
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.names import data_label
+from dfkd_flows.stages.changes import older_note
 from dfkd_flows.stages.names import addresses, label
 from dfkd_tasks.caching.stored import read_note, read_result
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles, reference
@@ -165,7 +166,7 @@ def render(params: Params) -> str:
     rows = list(_rows(found, params))
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
-    notes = [f"Note: {note}" for note in found.get("notes", [])]
+    notes = [f"Note: {note}" for note in filter(None, (older_note(params), *found.get("notes", [])))]
     return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(params), "", *_pointers(params), ""])
 
 

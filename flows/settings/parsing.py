@@ -19,7 +19,7 @@ from dfkd_flows.settings.notify import NotifyConfig
 from dfkd_flows.settings.params import Params, Sections
 from dfkd_flows.settings.yaml_text import read_yaml, value_text
 
-__all__ = ["PARAMS_FILE", "check_complete", "flatten", "load_notify", "load_params", "parse_params"]
+__all__ = ["PARAMS_FILE", "check_complete", "flatten", "has_values", "load_notify", "load_params", "parse_params"]
 
 PARAMS_FILE = Path("params.yaml")
 _LONGEST_SHOWN = 80
@@ -90,6 +90,18 @@ def parse_params(content: Any, *, source: str) -> Params:
         return Params(**_fields(sections), **changes)
     except ConfigError as error:
         raise ConfigError(_listed([str(error)], source)) from None
+
+
+def has_values(section: Any, name: str, content: Any) -> bool:
+    """Return whether a section has the values in plain mappings, such as those of dvc.lock; missing keys are defaults.
+
+    Args:
+        section: The section, or a value beside the sections.
+        name: Its key in params.yaml.
+        content: The mappings; with a fault, such as a key of an earlier version, they are other values.
+    """
+    made, _ = _checked({name: content})
+    return made is not None and getattr(made, name) == section
 
 
 def _parted(content: Any) -> tuple[Any, dict[str, Any]]:

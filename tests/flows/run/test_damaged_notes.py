@@ -16,7 +16,9 @@ from dfkd_core.models.storage import save_model
 from dfkd_flows.cli import app
 from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics, render
 from dfkd_flows.session.environment import TELEMETRY_OFF
+from dfkd_flows.settings.overrides import apply_overrides, changes_between, write_params
 from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import STATE, STORE, StudentFiles, TeacherFiles, reference
 from dfkd_tasks.dvc_project.status import results_digest
@@ -68,6 +70,17 @@ def test_render__shows_what_the_notes_say() -> None:
     text = render(Params())
     for part in ("1.25 ms", "of 12.5 s in the last run", "version 7: first", "models:/m@champion"):
         assert part in text
+
+
+def test_show__notes_that_params_yaml_has_changed_since() -> None:
+    path = "outs: [{path: evaluate@"
+    Path("dvc.lock").write_text(LOCK.replace(path, f"params: {{params.yaml: {{data: {{}}}}}}, {path}"))
+    assert "has changed" not in CliRunner().invoke(app, ["show"]).output
+    write_params(changes_between(load_params(), apply_overrides(load_params(), ["data.dataset=mnist"])))
+    note = "Note: params.yaml has changed since these results were made: data. Make them again with: dfkd run default"
+    assert note in CliRunner().invoke(app, ["show"]).output
+    result = CliRunner().invoke(app, ["export", "--out", "exported", "--format", "safetensors"])
+    assert note in result.output
 
 
 @pytest.mark.parametrize("content", DAMAGED)
