@@ -13,7 +13,7 @@ from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
 from dfkd_flows.session.environment import activation
 from dfkd_flows.session.services import flows_command
-from dfkd_flows.settings.members import DEFAULT
+from dfkd_flows.settings.choosing import student_option, teacher_argument
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.names import data_label
 from dfkd_flows.stages.changes import older_note
@@ -248,7 +248,7 @@ def _pointers(params: Params) -> Iterator[str]:
         yield from (
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
-        yield f"  versions   dfkd history{params.student_option}"
+        yield f"  versions   dfkd history{student_option(params)}"
     # The pages of the project's own store have another address at each `dfkd up`.
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
@@ -257,4 +257,4 @@ def _pointers(params: Params) -> Iterator[str]:
         yield f"  report     {own.report}"
     yield f"  images     {shared.reports}/samples.png, {own.reports}/confusion.png"
     yield f"  flows      {flows_command()}"
-    yield f"  transfer   dfkd verify {'' if shared.name == DEFAULT else shared.name}".rstrip()
+    yield f"  transfer   dfkd verify{teacher_argument(params)}"

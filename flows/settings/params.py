@@ -172,11 +172,6 @@ class Params(Sections):
             students={name: self.students[name]},
         )
 
-    @property
-    def student_option(self) -> str:
-        """The option, after a blank, that a command needs for the student; `default` is mostly the only one."""
-        return "" if self.student_name == DEFAULT else f" --student {self.student_name}"
-
     def only(self, students: Collection[str]) -> Params:
         """Return the parameters with some of the students, and with their teachers; the sections stay as they are.
 
