@@ -642,13 +642,12 @@ def show(
 ) -> None:
     """Show the table of a student's last run and commands to explore its results."""
     with _reporting(debug):
-        from dfkd_flows.run.comparison import compare
-        from dfkd_flows.run.table import render
+        from dfkd_flows.run.results import results_text
         from dfkd_flows.settings.parsing import load_params
 
         params = load_params()
         several = name is None and len(params.students) > 1
-        typer.echo(compare(params) if several else render(params.for_student(params.the_student(name))))
+        typer.echo(results_text(params if several else params.only([params.the_student(name)])))
 
 
 @app.command(

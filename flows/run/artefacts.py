@@ -10,6 +10,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dfkd_flows.run.delivery import described_delivery
 from dfkd_flows.run.figures import intervals
 from dfkd_flows.run.outcome import Made
 from dfkd_flows.run.publishing import registered_name
-from dfkd_flows.run.results import results_text
+from dfkd_flows.run.results import results_of
 from dfkd_flows.run.table import table_rows
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.log import log
@@ -41,15 +42,20 @@ _PICTURE_WIDTH = 900
 _PICTURE_QUALITY = 70
 
 
-def show_results(made: Made) -> None:
+def show_results(made: Made) -> Made:
     """Log the table and the delivery, and make the artefacts. What cannot be shown is logged; no result depends on it.
 
     Call it within a flow.
+
+    Returns:
+        What was made, with the text on the results.
     """
     finished = [name for name in made.params.students if name not in made.failed]
     try:
         if finished:
-            log(results_text(made.params, made.failed))
+            results = results_of(made.params, made.failed)
+            made = replace(made, results=results)
+            log(results.text())
         log(described_delivery(made, made.params))
         for name in finished:
             _show_student(made.params.for_student(name), made.published.get(name))
@@ -57,6 +63,7 @@ def show_results(made: Made) -> None:
         if not isinstance(error, DfkdError) and not is_foreign(error):
             raise
         log(f"The results cannot be shown in Prefect: {reason(error)}", level=logging.WARNING)
+    return made
 
 
 def _show_student(params: Params, published: Publication | None) -> None:
