@@ -16,10 +16,11 @@ from dfkd_flows.session.display import say
 from dfkd_flows.session.environment import check_writable
 from dfkd_flows.session.pool import deployed_name, pool_of
 from dfkd_flows.session.prefect_settings import Address, users_address
+from dfkd_flows.session.run_notes import of_ended
 from dfkd_flows.session.server import NamedServer
 from dfkd_tasks.mlflow_store.addresses import described_store, is_own_store, page_command
 from dfkd_tasks.processes.background import SERVICES, end, leftovers, note_of, running
-from dfkd_tasks.records.foreign import without_secrets
+from dfkd_tasks.records.foreign import naming, without_secrets
 
 __all__ = ["start_services", "stop_services"]
 
@@ -43,6 +44,7 @@ def start_services() -> None:
             NamedServer(users).wait()
         page = start(mlflow_page()) if is_own_store() else None
         server = None if users else _answering(start(prefect_server()))
+        _end_lost_runs(_url(server, users))
         worker = _answering(start(prefect_worker(pool_of(deployed_name()), _url(server, users))))
         for started in filter(None, (server, worker, page and _answering(page))):
             say(_line(started))
@@ -75,6 +77,18 @@ def _answering(started: Starting) -> Starting:
 def _url(server: Starting | None, users: Address | None) -> str:
     assert server or users
     return server.service.url if server else (users.url if users else "")
+
+
+def _end_lost_runs(url: str) -> None:
+    if not of_ended():
+        return
+    # Takes seconds, and mostly there are none.
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from dfkd_flows.shown.lost import end_lost_runs
+
+    with temporary_settings({PREFECT_API_URL: url}), naming(f"The Prefect server at {without_secrets(url)} refuses"):
+        end_lost_runs()
 
 
 def _line(started: Starting) -> str:

@@ -220,6 +220,11 @@ def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed
     output = workspace.run("dfkd", "run")
     reused = re.search(r"([1-3]) of 4 shards reused", output)
     assert reused, output
+    # The run that was killed, and its stage, no longer count as running in Prefect.
+    with sqlite3.connect(workspace.path / ".dfkd/prefect/prefect.db") as database:
+        states = [name for (name,) in database.execute("SELECT state_name FROM flow_run")]
+    database.close()
+    assert (states.count("Crashed"), states.count("Running")) == (2, 0)
     # From nothing, with one thread in place of two processes, and outside of DVC.
     undisturbed = workspace.run(
         "dfkd", "synthesize", "--teacher", "default", "--statistics", "artifacts/teachers/default/statistics", "--out",
