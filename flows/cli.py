@@ -788,13 +788,16 @@ def up(debug: Debug = False) -> None:
         start_services()
 
 
-@app.command(epilog="Example: dfkd down")
-def down(debug: Debug = False) -> None:
-    """Stop what `dfkd up` has started."""
+@app.command(epilog="Examples: dfkd down | dfkd down --yes")
+def down(
+    yes: Annotated[bool, typer.Option("--yes", help="End runs in progress without a question.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Stop what `dfkd up` has started. Runs that need it are named first, and end too."""
     with _reporting(debug):
         from dfkd_flows.background.command import stop_services
 
-        stop_services()
+        stop_services(yes=yes)
 
 
 @app.command(

@@ -69,7 +69,7 @@ def test_promote__by_the_rules_and_back(two_versions: None) -> None:
     ):
         assert words in refused
     assert "broken: milliseconds for one image: 2 is above registry.max_latency_ms 1" in dfkd(
-        "promote", "2", "--set", "registry.max_latency_ms=1", code=1
+        "promote", "2", "--dry-run", "--set", "registry.max_latency_ms=1", code=1
     )
     assert "has no version '7'. Versions: 2, 1" in dfkd("promote", "7", code=2)
     assert "is the champion already" in dfkd("promote", "1")
