@@ -178,14 +178,14 @@ def test_next_night__without_any_change_is_not_green_either(place: Place, receiv
 
 
 def test_trial__has_a_table_and_artefacts_of_its_own(place: Place) -> None:
-    run = place.night("distillation.epochs=2", code=0)
+    run = place.night("evaluation.num_bins=7", code=0)
     assert run["name"] == "trial of lenet5 on digits -> lenet5@0.5"
     artefacts = place.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
     content = {artefact["key"].rpartition("-")[2]: artefact["data"] for artefact in artefacts}
     assert sorted(content) == ["figures", "run", "samples"]
     assert all("-trial-" in artefact["key"] and "Trial of " in artefact["description"] for artefact in artefacts)
     assert "accuracy, 95 % interval" in content["figures"]
-    for words in ("Trial of", "not registered", "`distillation.epochs: 1 -> 2`", "Keep it with: `dfkd run --set"):
+    for words in ("Trial of", "not registered", "`evaluation.num_bins: 15 -> 7`", "Keep it with: `dfkd run --set"):
         assert words in content["run"]
     logs = place.ask("/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})
     assert any("which is not registered" in line["message"] and "agreement" in line["message"] for line in logs)
