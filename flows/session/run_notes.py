@@ -81,8 +81,8 @@ def _is_id(text: str) -> bool:
 def _is_held(path: Path) -> bool:
     try:
         file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        # Another command has ended that run.
+    except OSError:
+        # Another command has ended that run, or somebody has changed the folder.
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

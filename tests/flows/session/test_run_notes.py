@@ -66,6 +66,7 @@ def test_run_of_a_killed_process__is_found_on_its_server_alone(
     assert found == run_id
     note.with_name("no id").touch()
     note.unlink()
+    note.mkdir()
     assert of_ended() == {}
 
 
