@@ -642,13 +642,12 @@ def show(
 ) -> None:
     """Show the table of a student's last run and commands to explore its results."""
     with _reporting(debug):
-        from dfkd_flows.run.comparison import compare
-        from dfkd_flows.run.table import render
+        from dfkd_flows.run.results import results_text
         from dfkd_flows.settings.parsing import load_params
 
         params = load_params()
         several = name is None and len(params.students) > 1
-        typer.echo(compare(params) if several else render(params.for_student(params.the_student(name))))
+        typer.echo(results_text(params if several else params.only([params.the_student(name)])))
 
 
 @app.command(
@@ -789,13 +788,16 @@ def up(debug: Debug = False) -> None:
         start_services()
 
 
-@app.command(epilog="Example: dfkd down")
-def down(debug: Debug = False) -> None:
-    """Stop what `dfkd up` has started."""
+@app.command(epilog="Examples: dfkd down | dfkd down --yes")
+def down(
+    yes: Annotated[bool, typer.Option("--yes", help="End runs in progress without a question.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Stop what `dfkd up` has started. Runs that need it are named first, and end too."""
     with _reporting(debug):
         from dfkd_flows.background.command import stop_services
 
-        stop_services()
+        stop_services(yes=yes)
 
 
 @app.command(

@@ -187,8 +187,7 @@ def _deliver(params: Params, failed: tuple[str, ...] = ()) -> Made:
     # One fault of MLflow concerns all students.
     made = Made(params, published, failed, tuple(dict.fromkeys(faults)), flow_page=flow_page(str(flow_run.id)))
     report_run(made)
-    show_results(made)
-    return made
+    return show_results(made)
 
 
 def _published(params: Params) -> Publication:

@@ -27,6 +27,7 @@ from dfkd_flows.session.display import say
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.settings.trust import allow
+from dfkd_flows.stages.changes import older_note
 from dfkd_tasks.caching.stored_models import load_allowed_model
 from dfkd_tasks.caching.trust import allow_factories
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
@@ -92,6 +93,8 @@ def export_student(
     else:
         allow_factories(folder, trusted)
     loaded = load_allowed_model(folder)
+    if name and (older := older_note(params.for_student(name))):
+        say(f"Note: {older}")
     if int8 and transfer_set is None:
         if name is None:
             raise ConfigError("--int8 needs images to calibrate on. Give the student's: --transfer-set DIR")

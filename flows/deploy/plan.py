@@ -13,7 +13,7 @@ from dfkd_core.errors import ConfigError
 from dfkd_flows.deploy.forms import pipeline_form, reevaluation_form
 from dfkd_flows.session.environment import TELEMETRY_OFF
 from dfkd_flows.session.pool import pool_of
-from dfkd_flows.settings.members import closest
+from dfkd_flows.settings.hints import closest
 from dfkd_flows.settings.params import Params
 
 __all__ = ["TAG", "Deployment", "Schedule", "deployments", "project_tag", "variables"]

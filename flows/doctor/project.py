@@ -175,9 +175,10 @@ def _data(config: DataConfig) -> Finding:
 def check_networks(params: Params) -> Iterator[Finding]:
     """Yield whether teachers and students can be found."""
     for name in params.teachers:
-        yield from _named(_teacher(params.for_teacher(name)), name, len(params.teachers))
+        yield from _named(_teacher(params.for_teacher(name), len(params.teachers)), name, len(params.teachers))
     for name in params.students:
-        found = _student(params.for_student(name).distillation.student)
+        change = _change("--student SOURCE", f"students.{name}.distillation.student", len(params.students))
+        found = _student(params.for_student(name).distillation.student, change)
         yield from _named([found], name, len(params.students))
 
 
@@ -187,23 +188,28 @@ def _named(findings: Iterable[Finding], name: str, count: int) -> Iterator[Findi
         yield replace(finding, text=f"{name}: {finding.text}") if count > 1 else finding
 
 
-def _teacher(params: Params) -> Iterator[Finding]:
-    source = params.teacher.source
+def _change(option: str, path: str, count: int) -> str:
+    """Return a command that changes the setting of an option: at its place if there are several to choose from."""
+    return f"dfkd run {option}" if count == 1 else f"dfkd run --set {path}={option.partition(' ')[2]}"
+
+
+def _teacher(params: Params, count: int) -> Iterator[Finding]:
+    source, place = params.teacher.source, f"teachers.{params.teacher_name}.teacher.source"
     if source.model:
-        yield _network("teacher", source.model, "dfkd run --teacher SOURCE")
+        yield _network("teacher", source.model, _change("--teacher SOURCE", f"{place}.model", count))
         if source.weights:
-            yield from _weights(source.model, source.weights)
+            yield from _weights(source.model, source.weights, _change("--weights FILE", f"{place}.weights", count))
     else:
         assert params.training_data
         yield ok("teacher", f"{params.teacher.network}, trained on {params.training_data.dataset}")
 
 
-def _student(network: str) -> Finding:
+def _student(network: str, change: str) -> Finding:
     from dfkd_core.distillation.config import AUTO
 
     if network == AUTO:
         return ok("student", "auto: the teacher's network with half the widths")
-    return _network("student", network, "dfkd run --student SOURCE")
+    return _network("student", network, change)
 
 
 def _network(area: str, name: str, change: str) -> Finding:
@@ -252,16 +258,16 @@ def _file(path: Path, change: str) -> Finding:
     return ok("teacher", str(path))
 
 
-def _weights(model: str, weights: str) -> Iterator[Finding]:
+def _weights(model: str, weights: str, change: str) -> Iterator[Finding]:
     from dfkd_core.models.architectures import TIMM, TORCHVISION
 
     if Path(weights).is_file():
         return
     if model.startswith((TIMM, TORCHVISION)) and "/" not in weights and "." not in weights:
         text = f"published weights {weights!r} are fetched unless this machine has them, which needs the network"
-        yield note("teacher", text, "dfkd run (offline: dfkd run --weights FILE)")
+        yield note("teacher", text, f"dfkd run (offline: {change})")
     else:
-        yield fault("teacher", f"no file {weights}", "dfkd run --weights FILE")
+        yield fault("teacher", f"no file {weights}", change)
 
 
 def _missing(*names: str) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.project.wishes import Wishes
+from dfkd_flows.session.display import agreed
 
 __all__ = ["make_project_if_agreed"]
 
@@ -34,12 +35,5 @@ def _ask(wishes: Wishes) -> None:
         f"{wishes.here} is in no project. Make one here (params.yaml, dvc.yaml, prefect.yaml, code.json, README.md, "
         ".dvc, and git if there is no repository) and run it? [y/N] "
     )
-    if not _answer(question).strip().lower().startswith("y"):
+    if not agreed(question):
         raise DfkdError("Nothing was written. Make a project in another folder with: dfkd init FOLDER")
-
-
-def _answer(question: str) -> str:
-    try:
-        return input(question)
-    except EOFError:
-        return ""

@@ -11,6 +11,7 @@ from dfkd_flows.registry.figures import evaluated_images, figures_again, known_f
 from dfkd_flows.registry.gate import Decision
 from dfkd_flows.registry.promotion import decision_on, record
 from dfkd_flows.session.display import say
+from dfkd_flows.settings.choosing import student_option
 from dfkd_flows.settings.params import Params
 from dfkd_tasks.mlflow_store.aliases import (
     CHAMPION,
@@ -49,7 +50,7 @@ def promote_version(params: Params, model: str, number: str | None, *, dry_run: 
         DfkdError: The version is refused or cannot be loaded, or nothing was evaluated yet.
     """
     with one_publication():
-        version = _chosen(_versions(params, model), number)
+        version = _chosen(_versions(params, model), number, student_option(params))
         if CHAMPION in version.aliases:
             say(f"{_name(version)} is the champion already.")
             return None
@@ -59,14 +60,14 @@ def promote_version(params: Params, model: str, number: str | None, *, dry_run: 
         if not decision.promote:
             raise DfkdError(
                 f"{_name(version)} is refused; the champion stays. Promote it nevertheless with: dfkd promote "
-                f"{version.number}{params.student_option} --set registry.enforce_rules=false"
+                f"{version.number}{student_option(params)} --set registry.enforce_rules=false"
             )
         if dry_run:
-            again = f"dfkd promote {version.number}{params.student_option}"
+            again = f"dfkd promote {version.number}{student_option(params)}"
             say(f"{_name(version)} would become the champion. Promote it with: {again}")
             return None
         record(version, decision)
-        say(f"{_name(version)} is the champion now. Go back with: dfkd rollback{params.student_option}")
+        say(f"{_name(version)} is the champion now. Go back with: dfkd rollback{student_option(params)}")
         return version.number
 
 
@@ -89,18 +90,18 @@ def roll_back_champion(params: Params, model: str) -> str:
         _versions(params, model)
         champion = version_of(model, CHAMPION)
         if champion is None:
-            raise DfkdError(f"{model} has no champion. Choose one with: dfkd promote VERSION{params.student_option}")
+            raise DfkdError(f"{model} has no champion. Choose one with: dfkd promote VERSION{student_option(params)}")
         target = version_before(champion)
         if target is None:
             raise DfkdError(
                 f"{model} has no champion before version {champion.number}. Choose another one with: dfkd promote "
-                f"VERSION{params.student_option}; dfkd history{params.student_option} shows all versions"
+                f"VERSION{student_option(params)}; dfkd history{student_option(params)} shows all versions"
             )
         load_registered(target)
         roll_back(champion, target)
     say(
         f"{_name(target)} is the champion again, in place of version {champion.number}. Undo this with: dfkd promote "
-        f"{champion.number}{params.student_option}"
+        f"{champion.number}{student_option(params)}"
     )
     return target.number
 
@@ -156,7 +157,7 @@ def _versions(params: Params, model: str) -> list[Version]:
     return found
 
 
-def _chosen(versions: list[Version], number: str | None) -> Version:
+def _chosen(versions: list[Version], number: str | None, option: str) -> Version:
     if number is None:
         return versions[0]
     found = next((version for version in versions if version.number == number), None)
@@ -164,7 +165,7 @@ def _chosen(versions: list[Version], number: str | None) -> Version:
         numbers = ", ".join(version.number for version in versions[:10])
         more = f" and {len(versions) - 10} more" if len(versions) > 10 else ""
         raise ConfigError(
-            f"{versions[0].model} has no version {number!r}. Versions: {numbers}{more}, see: dfkd history"
+            f"{versions[0].model} has no version {number!r}. Versions: {numbers}{more}, see: dfkd history{option}"
         )
     return found
 

@@ -39,6 +39,8 @@ class Evaluated:
     data: DataConfig
     config: EvaluationConfig
     compute: Compute
+    student: str
+    """Name of the student that was evaluated."""
 
 
 def evaluated_images(params: Params) -> Evaluated:
@@ -56,6 +58,7 @@ def evaluated_images(params: Params) -> Evaluated:
         data=params.data,
         config=params.evaluation,
         compute=compute_for(params.execution),
+        student=params.student_name,
     )
 
 
@@ -175,7 +178,7 @@ def _images(evaluated: Evaluated, shape: tuple[int, int, int]) -> tuple[Rows, to
 def _changed(evaluated: Evaluated) -> DataError:
     return DataError(
         f"The images of {evaluated.data.dataset!r} are not those of the last evaluation. Evaluate again with: "
-        "dfkd stage evaluate, then: dfkd run"
+        f"dfkd stage evaluate {evaluated.student}, then: dfkd run {evaluated.student}"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.run.comparison import FIGURES, FORMS
 from dfkd_flows.run.figures import share_interval, student_figures
-from dfkd_flows.settings.members import closest
+from dfkd_flows.settings.hints import closest
 from dfkd_flows.settings.params import Params
 from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.mlflow_store.addresses import page_command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
@@ -23,7 +23,9 @@ from dfkd_flows.settings.parsing import load_notify, load_params
 from dfkd_flows.shown.names import data_label, run_name, student_label, teacher_label
 from dfkd_flows.shown.parent import reason_of
 from dfkd_tasks.mlflow_store.addresses import version_page
-from dfkd_tasks.mlflow_store.publishing import Publication
+
+if TYPE_CHECKING:
+    from dfkd_tasks.mlflow_store.publishing import Publication
 
 __all__ = ["announce"]
 

@@ -13,7 +13,7 @@ from dfkd_flows.run.ahead import Outlook, look_ahead
 from dfkd_flows.run.delivery import described_delivery
 from dfkd_flows.run.outcome import made_by
 from dfkd_flows.run.ready import check_ready
-from dfkd_flows.run.results import results_text
+from dfkd_flows.run.results import results_of, results_text
 from dfkd_flows.run.table import is_published, note_run
 from dfkd_flows.run.unchanged import States
 from dfkd_flows.session.display import say
@@ -119,7 +119,7 @@ def _run_changed(plan: Plan, ahead: Outlook, start: float) -> None:
         made = made_by(lambda: settled_pipeline(params, whole=plan.chosen is plan.params))
     note_run(params, start, time.time())
     if len(made.failed) < len(params.students):
-        say(results_text(params, made.failed))
+        say(results_text(params, made.results or results_of(params, made.failed)))
     say(described_delivery(made, plan.params, known=before))
     if hint := commit_hint():
         say(hint)

@@ -11,8 +11,9 @@ from typing import Any
 from dfkd_core.errors import ConfigError, DfkdError
 from dfkd_flows.run.figures import share_interval, student_figures
 from dfkd_flows.run.table import heading
-from dfkd_flows.settings.members import closest
+from dfkd_flows.settings.hints import closest
 from dfkd_flows.settings.params import Params
+from dfkd_flows.stages.changes import changed_sections
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.dvc_project.status import LOCK, results_digest
@@ -32,6 +33,8 @@ class _Row:
     data: str
     figures: Mapping[str, float]
     """By the names in MLflow; empty if there are no results."""
+    changed: Sequence[str] = ()
+    """Sections of params.yaml that have changed since the present results were made."""
 
 
 def compare(
@@ -76,7 +79,8 @@ def _rows(params: Params, runs: int, is_failed: bool) -> Iterator[_Row]:
         yield _Row(**about, run=_FAILED, figures={})
         return
     made = StudentFiles(name).metrics.is_file()
-    yield _Row(**about, run=_PRESENT, figures=student_figures(params) if made else {})
+    changed = changed_sections(params) if made else ()
+    yield _Row(**about, run=_PRESENT, figures=student_figures(params) if made else {}, changed=changed)
     if not runs:
         return
     # Imported late: MLflow takes seconds.
@@ -157,12 +161,19 @@ def _hints(rows: Sequence[_Row]) -> Iterator[str]:
     missing = [row.student for row in rows if not row.figures and row.run != _FAILED]
     if missing:
         yield f"Not made yet: {', '.join(missing)}. Make with: dfkd run {' '.join(missing)}"
+    older = {row.student: row.changed for row in rows if row.changed}
+    if older:
+        found = "; ".join(f"{name} ({', '.join(sections)})" for name, sections in older.items())
+        again = f"dfkd run {' '.join(older)}"
+        yield f"params.yaml has changed since these were made: {found}. Make them again with: {again}"
     yield "Intervals are of 95 % (Wilson). One student in detail: dfkd show NAME"
 
 
 def _object(row: _Row, metric: str | None) -> dict[str, Any]:
     """Return a row for JSON: shares from 0 to 1, bytes, milliseconds, seconds; null for what is not known."""
-    about = {"student": row.student, "teacher": row.teacher, "data": row.data, "run": row.run}
+    about: dict[str, Any] = {"student": row.student, "teacher": row.teacher, "data": row.data, "run": row.run}
+    if row.run == _PRESENT:
+        about["changed_sections"] = list(row.changed)
     columns = [metric] if metric is not None else list(FIGURES)
     found: dict[str, Any] = {column: _finite(_value(row, column)) for column in columns}
     intervals = {f"{column}_interval": _interval(row, column) for column in columns if column in _SHARES}

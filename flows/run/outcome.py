@@ -10,6 +10,7 @@ from dfkd_core.errors import DfkdError
 from dfkd_flows.settings.params import Params
 
 if TYPE_CHECKING:
+    from dfkd_flows.run.results import Results
     from dfkd_tasks.mlflow_store.publishing import Publication
 
 __all__ = [
@@ -79,6 +80,8 @@ class Made:
     """Why results were not registered, or not copied to the DVC remote."""
     flow_page: str = ""
     """Page of the flow's run on Prefect's server; empty if there is none."""
+    results: Results | None = None
+    """The text on the students that were made; None if it could not be made."""
 
     def error(self) -> NotGreenError | None:
         """Return the gravest thing that happened, None if the run is green."""

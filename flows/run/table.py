@@ -13,9 +13,10 @@ from dfkd_core.models.storage import read_card
 from dfkd_core.priors.table import shows_photographs
 from dfkd_flows.session.environment import activation
 from dfkd_flows.session.services import flows_command
-from dfkd_flows.settings.members import DEFAULT
+from dfkd_flows.settings.choosing import student_option, teacher_argument
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.names import data_label
+from dfkd_flows.stages.changes import older_note
 from dfkd_flows.stages.names import addresses, label
 from dfkd_tasks.caching.stored import read_note, read_result
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles, reference
@@ -27,13 +28,15 @@ from dfkd_tasks.records.history import read_start
 from dfkd_tasks.records.timing import described_seconds, stage_seconds
 
 __all__ = [
+    "figures_text",
     "heading",
     "is_published",
     "note_run",
+    "pointers_text",
     "published_note",
     "read_latency",
     "read_metrics",
-    "render",
+    "run_time",
     "table_rows",
 ]
 
@@ -152,8 +155,8 @@ def _run_note(params: Params) -> Path:
     return StudentFiles(params.student_name).notes / "run.json"
 
 
-def render(params: Params) -> str:
-    """Return the table of a student's last run with commands to explore its results.
+def figures_text(params: Params) -> str:
+    """Return the table of a student's last run, with notes and the seconds of its stages.
 
     Args:
         params: Parameters of one student, see `Params.for_student`.
@@ -165,8 +168,32 @@ def render(params: Params) -> str:
     rows = list(_rows(found, params))
     widths = [max(_COLUMN_WIDTH, *(len(row[column]) + 2 for row in rows)) for column in (1, 2)]
     lines = [f"{name:<22}{teacher:>{widths[0]}}{student:>{widths[1]}}" for name, teacher, student in rows]
-    notes = [f"Note: {note}" for note in found.get("notes", [])]
-    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *_seconds(params), "", *_pointers(params), ""])
+    notes = [f"Note: {note}" for note in filter(None, (older_note(params), *found.get("notes", [])))]
+    seconds = [f"{label(address, params):<22}{described_seconds(address):>16}" for address in addresses(params)]
+    return "\n".join(["", *lines, "", *notes, *([""] if notes else []), *seconds])
+
+
+def run_time(params: Params) -> str:
+    """Return the row with the seconds of the last run that were no work of a stage; empty if it has other results.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+    """
+    run = read_note(_run_note(params), _Run)
+    # An experiment of DVC leaves other results than the last run.
+    if run is None or not LOCK.is_file() or run.results_sha256 != results_digest(addresses(params)):
+        return ""
+    seconds = f"{run.orchestration_seconds:.1f} s"
+    return f"{'orchestration':<22}{seconds:>16}   of {run.seconds:.1f} s in the last run"
+
+
+def pointers_text(params: Params) -> str:
+    """Return commands that explore a student's results.
+
+    Args:
+        params: Parameters of one student, see `Params.for_student`.
+    """
+    return "\n".join(_pointers(params))
 
 
 def table_rows(params: Params) -> list[tuple[str, str, str]]:
@@ -223,16 +250,6 @@ def heading(dataset: str) -> str:
     return name if len(name) <= _HEADING_WIDTH else f"{name[: _HEADING_WIDTH - 3]}..."
 
 
-def _seconds(params: Params) -> Iterator[str]:
-    for address in addresses(params):
-        yield f"{label(address, params):<22}{described_seconds(address):>16}"
-    run = read_note(_run_note(params), _Run)
-    # An experiment of DVC leaves other results than the last run.
-    if run and LOCK.is_file() and run.results_sha256 == results_digest(addresses(params)):
-        seconds = f"{run.orchestration_seconds:.1f} s"
-        yield f"{'orchestration':<22}{seconds:>16}   of {run.seconds:.1f} s in the last run"
-
-
 def _pointers(params: Params) -> Iterator[str]:
     shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     yield f"Explore the results (after `{first}`):" if (first := activation()) else "Explore the results:"
@@ -247,7 +264,7 @@ def _pointers(params: Params) -> Iterator[str]:
         yield from (
             f"             {rule}" for rule in published.rules if rule.removeprefix("broken: ") not in published.reason
         )
-        yield f"  versions   dfkd history{params.student_option}"
+        yield f"  versions   dfkd history{student_option(params)}"
     # The pages of the project's own store have another address at each `dfkd up`.
     page = published.page if published and published.store and is_published(params) else ""
     yield f"  runs       {page or page_command()}"
@@ -256,4 +273,4 @@ def _pointers(params: Params) -> Iterator[str]:
         yield f"  report     {own.report}"
     yield f"  images     {shared.reports}/samples.png, {own.reports}/confusion.png"
     yield f"  flows      {flows_command()}"
-    yield f"  transfer   dfkd verify {'' if shared.name == DEFAULT else shared.name}".rstrip()
+    yield f"  transfer   dfkd verify{teacher_argument(params)}"

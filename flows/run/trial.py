@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from prefect import get_run_logger
 
 from dfkd_core.errors import ConfigError
+from dfkd_flows.run.artefacts import show_trial, show_trial_run
 from dfkd_flows.run.ready import check_ready
 from dfkd_flows.session.display import say
 from dfkd_flows.session.starter import starter
@@ -107,9 +108,12 @@ def run_trial(
         run_ids = [_logged(own) for own in made]
         for own, run_id in zip(made, run_ids, strict=True):
             on_logged(own, run_id)
+        models = [show_trial(own) for own in made]
     # The project knows the pages of `dfkd up`, and its copy does not.
-    for own, run_id in zip(made, run_ids, strict=True):
+    for own, model, run_id in zip(made, models, run_ids, strict=True):
         _report(student_label(own), run_id, again)
+        if model:
+            show_trial_run(own, model, run_id, [str(change) for change in plan.shown()], again)
 
 
 def _logged(params: Params) -> str:

@@ -9,13 +9,21 @@ from typing import Self
 
 from dfkd_core.progress import Progress
 
-__all__ = ["Display", "say"]
+__all__ = ["Display", "agreed", "say"]
 
 
 def say(text: str = "") -> None:
     """Print a line and flush it."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def agreed(question: str) -> bool:
+    """Ask a question at the terminal and return whether the answer begins with y; without an answer it is no."""
+    try:
+        return input(question).strip().lower().startswith("y")
+    except EOFError:
+        return False
 
 
 class Display:

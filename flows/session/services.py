@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+
 from dfkd_core.errors import DfkdError
-from dfkd_flows.session.server import named_server
+from dfkd_flows.session.prefect_settings import users_address
+from dfkd_flows.session.server import OWN_URL, named_server
 from dfkd_tasks.records.foreign import reason, without_secrets
 
-__all__ = ["check_server", "described_server", "flow_page", "flows_command"]
+__all__ = ["check_server", "described_server", "flow_page", "flows_command", "server_key"]
 
 
 def check_server() -> None:
@@ -32,6 +36,14 @@ def check_server() -> None:
             f"The Prefect server at {server.described()} cannot be used: {reason(error)}. Correct this, or "
             f"{server.undo()}"
         ) from error
+
+
+def server_key() -> str:
+    """Return a word for the server in use; empty for those of the project, which share one database."""
+    users = users_address()
+    if users is None or users.url == os.environ.get(OWN_URL):
+        return ""
+    return f"{hashlib.sha256(users.url.rstrip('/').encode()).hexdigest()[:16]}-"
 
 
 def described_server() -> str:

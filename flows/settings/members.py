@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
+
+from dfkd_flows.settings.hints import setting_hint, setting_paths
 
 __all__ = [
     "DEFAULT",
@@ -14,7 +15,6 @@ __all__ = [
     "STUDENT_SECTIONS",
     "TEACHER",
     "TEACHER_SECTIONS",
-    "closest",
     "flat_changes",
     "member_faults",
     "merged",
@@ -46,27 +46,13 @@ def name_fault(name: str) -> str:
     return f"a name must be 1 to 32 letters, digits, '_' and '-', and begin with a letter, got {name[:80]!r}"
 
 
-def closest(name: str, names: Collection[str], *, cutoff: float = 0.6, otherwise: str | None = None) -> str:
-    """Return a hint at the name that was probably meant, or the names that exist.
-
-    Args:
-        name: The unknown name.
-        names: Those that exist.
-        cutoff: Similarity from 0 to 1 that a name must have, see `difflib`.
-        otherwise: The hint if none is similar, in place of all names.
-    """
-    close = get_close_matches(name, names, n=1, cutoff=cutoff)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"there are: {', '.join(names)}." if otherwise is None else otherwise
-
-
-def member_faults(group: str, members: Any) -> Iterator[str]:
+def member_faults(group: str, members: Any, sections: Any) -> Iterator[str]:
     """Yield faults in the form of `teachers` or `students`; the values of their sections are checked elsewhere.
 
     Args:
         group: A key of `GROUPS`.
         members: Content of that section in params.yaml.
+        sections: Shows which settings there are, for hints.
     """
     one = group.removesuffix("s")
     if not isinstance(members, Mapping):
@@ -83,24 +69,41 @@ def member_faults(group: str, members: Any) -> Iterator[str]:
         elif changes is not None and not isinstance(changes, Mapping):
             yield f"{group}.{name}: should be sections with keys and values, got {changes!r}"
         else:
-            yield from (f"{group}.{name}.{fault}" for fault in _section_faults(one, changes or {}))
+            for fault in _section_faults(one, f"{group}.{name}.", changes or {}, sections):
+                yield f"{group}.{name}.{fault}"
 
 
 def _example(group: str) -> str:
     return "{}" if group == "teachers" else f"{{{TEACHER}: {DEFAULT}}}"
 
 
-def _section_faults(one: str, changes: Mapping[str, Any]) -> Iterator[str]:
-    sections = GROUPS[f"{one}s"]
+def _section_faults(one: str, prefix: str, changes: Mapping[str, Any], sections: Any) -> Iterator[str]:
     for section, values in changes.items():
         if one == "student" and section == TEACHER:
             if not isinstance(values, str):
-                yield f"{TEACHER}: should be the name of a teacher, got {values!r}"
-        elif section not in sections:
-            allowed = f"a {one} may change {', '.join(sections)}"
-            yield f"{section}: unknown key; {closest(section, sections, cutoff=0.75, otherwise=allowed)}"
+                its = "; its settings are changed at teachers.NAME" if isinstance(values, Mapping) else ""
+                yield f"{TEACHER}: should be the name of a teacher, got {values!r}{its}"
+        elif section not in GROUPS[f"{one}s"]:
+            yield f"{section}: unknown key; {_hint(one, prefix, section, sections)}"
         elif values is not None and not isinstance(values, Mapping):
             yield f"{section}: should be a section, that is keys with values, got {values!r}"
+
+
+def _hint(one: str, prefix: str, key: str, sections: Any) -> str:
+    """Return a hint at what was meant by an unknown key of a teacher or a student, also if it is set elsewhere."""
+    own, known = GROUPS[f"{one}s"], list(setting_paths(sections))
+    mine = [TEACHER] * (one == "student") + [path for path in known if path.partition(".")[0] in own]
+    same = [path for path in known if path.rpartition(".")[2] == key]
+    allowed = f"a {one} may change {', '.join(own)}"
+    if same and not {*same} & {*mine}:
+        return f"{allowed}; did you mean {' or '.join(map(_place, same))}?"
+    return setting_hint(key, mine, prefix=prefix, otherwise=allowed)
+
+
+def _place(path: str) -> str:
+    """Return where a setting is changed: for a teacher, a student or all."""
+    group = next((group for group, names in GROUPS.items() if path.partition(".")[0] in names), "")
+    return f"{group}.NAME.{path}" if group else path
 
 
 def merged(section: T, changes: Mapping[str, Any]) -> T:

@@ -10,7 +10,8 @@ from typing import Any
 
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.errors import ConfigError
-from dfkd_flows.settings.members import GROUPS, closest
+from dfkd_flows.settings.hints import closest
+from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import PARAMS_FILE, flatten, parse_params
 from dfkd_flows.settings.yaml_edit import edit_yaml

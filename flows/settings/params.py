@@ -18,12 +18,13 @@ from dfkd_core.statistics.estimation import StatisticsConfig
 from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.teachers.training import TeacherConfig
 from dfkd_flows.settings.conflicts import student_conflicts, teacher_conflicts, training_data
+from dfkd_flows.settings.hints import closest
 from dfkd_flows.settings.members import (
     DEFAULT,
+    GROUPS,
     STUDENT_SECTIONS,
     TEACHER,
     TEACHER_SECTIONS,
-    closest,
     member_faults,
     merged,
 )
@@ -171,11 +172,6 @@ class Params(Sections):
             students={name: self.students[name]},
         )
 
-    @property
-    def student_option(self) -> str:
-        """The option, after a blank, that a command needs for the student; `default` is mostly the only one."""
-        return "" if self.student_name == DEFAULT else f" --student {self.student_name}"
-
     def only(self, students: Collection[str]) -> Params:
         """Return the parameters with some of the students, and with their teachers; the sections stay as they are.
 
@@ -255,7 +251,7 @@ class Params(Sections):
 
     def faults(self) -> Iterator[str]:
         """Yield faults of names, and where the settings of a teacher or a student contradict each other."""
-        found = [*member_faults("teachers", self.teachers), *member_faults("students", self.students)]
+        found = [fault for group in GROUPS for fault in member_faults(group, getattr(self, group), self)]
         found = found or list(self._without_teacher()) or list(self._conflicts())
         yield from found or self._shared_models()
 

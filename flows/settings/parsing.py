@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_core.errors import ConfigError
-from dfkd_flows.settings.members import GROUPS, closest, flat_changes, member_faults, typed_changes
+from dfkd_flows.settings.hints import setting_hint, setting_paths
+from dfkd_flows.settings.members import GROUPS, flat_changes, member_faults, typed_changes
 from dfkd_flows.settings.notify import NotifyConfig
 from dfkd_flows.settings.params import Params, Sections
 from dfkd_flows.settings.yaml_text import read_yaml, value_text
 
-__all__ = ["PARAMS_FILE", "check_complete", "flatten", "load_notify", "load_params", "parse_params"]
+__all__ = ["PARAMS_FILE", "check_complete", "flatten", "has_values", "load_notify", "load_params", "parse_params"]
 
 PARAMS_FILE = Path("params.yaml")
 _LONGEST_SHOWN = 80
@@ -75,7 +76,7 @@ def parse_params(content: Any, *, source: str) -> Params:
     base, members = _parted({} if content is None else content)
     sections, faults = _checked(base)
     for group, named in members.items():
-        faults += member_faults(group, named)
+        faults += member_faults(group, named, Sections())
     if members.get("teachers") == {}:
         faults.append("teachers: there must be at least one")
     changes: dict[str, Any] = {}
@@ -91,6 +92,18 @@ def parse_params(content: Any, *, source: str) -> Params:
         raise ConfigError(_listed([str(error)], source)) from None
 
 
+def has_values(section: Any, name: str, content: Any) -> bool:
+    """Return whether a section has the values in plain mappings, such as those of dvc.lock; missing keys are defaults.
+
+    Args:
+        section: The section, or a value beside the sections.
+        name: Its key in params.yaml.
+        content: The mappings; with a fault, such as a key of an earlier version, they are other values.
+    """
+    made, _ = _checked({name: content})
+    return made is not None and getattr(made, name) == section
+
+
 def _parted(content: Any) -> tuple[Any, dict[str, Any]]:
     """Return the sections that hold for all, and the teachers and students as far as they are there."""
     if not isinstance(content, Mapping):
@@ -99,12 +112,18 @@ def _parted(content: Any) -> tuple[Any, dict[str, Any]]:
     return {name: value for name, value in content.items() if name not in members}, members
 
 
-def _checked(content: Any) -> tuple[Sections | None, list[str]]:
-    """Return the sections, None if they have faults, and the faults."""
+def _checked(content: Any, prefix: str = "", own: Collection[str] = ()) -> tuple[Sections | None, list[str]]:
+    """Return the sections, None if they have faults, and the faults.
+
+    Args:
+        content: The sections.
+        prefix: Start of the paths in the faults: of a teacher or a student.
+        own: The sections that can be changed at this place; all if there are none.
+    """
     try:
         return _adapter().validate_python(_completed(content, Sections())), []
     except ValidationError as error:
-        return None, [_describe(fault) for fault in error.errors(include_url=False)]
+        return None, [f"{prefix}{_describe(fault, prefix, own)}" for fault in error.errors(include_url=False)]
 
 
 def _typed_members(group: str, members: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -119,8 +138,8 @@ def _typed_members(group: str, members: Mapping[str, Any], base: Mapping[str, An
     faults: list[str] = []
     for name, content in members.items():
         changes = {key: value for key, value in (content or {}).items() if key in GROUPS[group]}
-        sections, found = _checked(_overlaid(base, changes, Sections()))
-        faults += [f"{group}.{name}.{fault}" for fault in found]
+        sections, found = _checked(_overlaid(base, changes, Sections()), f"{group}.{name}.", GROUPS[group])
+        faults += found
         if sections:
             own = {key: value for key, value in (content or {}).items() if key not in changes}
             typed[name] = own | typed_changes(changes, sections)
@@ -210,12 +229,14 @@ def _fields(section: Any) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
-def _describe(fault: Mapping[str, Any]) -> str:
+def _describe(fault: Mapping[str, Any], prefix: str, own: Collection[str]) -> str:
     path = ".".join(str(part) for part in fault["loc"])
     where = f"{path}: " if path else ""
     kind, value = fault["type"], fault["input"]
     if kind in ("unexpected_keyword_argument", "dataclass_exact_type"):
-        return f"{path}: unknown key{_suggestion(path)}"
+        known = [*([] if own else GROUPS), *setting_paths(Sections())]
+        possible = [item for item in known if not own or item.partition(".")[0] in own]
+        return f"{path}: unknown key; {setting_hint(path, possible, prefix=prefix)}"
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{where}{message}"
@@ -229,19 +250,3 @@ def _describe(fault: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-
-
-def _suggestion(path: str) -> str:
-    known = set(_known_paths())
-    section = path.rpartition(".")[0]
-    siblings = sorted({item for item in known if item.rpartition(".")[0] == section})
-    here = f"known here: {', '.join(item.rpartition('.')[2] for item in siblings)}" if siblings else ""
-    hint = closest(path, known, cutoff=0.75, otherwise=here)
-    return f"; {hint}" if hint else ""
-
-
-def _known_paths() -> Iterator[str]:
-    yield from GROUPS
-    for leaf in flatten(Sections()):
-        parts = leaf.split(".")
-        yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))

@@ -31,7 +31,15 @@ from prefect.states import Crashed
 
 from dfkd_flows.session.starter import PARENT_RUN
 
-__all__ = ["end_sub_runs", "handing_over", "reason_of", "reasons_of_sub_runs", "sub_run"]
+__all__ = ["RUNS_ON", "end_run", "end_sub_runs", "handing_over", "reason_of", "reasons_of_sub_runs", "sub_run"]
+
+
+def _of_types(*types: StateType) -> FlowRunFilterState:
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=[*types]))
+
+
+RUNS_ON = _of_types(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+"""The states of a run that has not ended."""
 
 # "Flow run encountered an exception: dfkd_core.errors.DataError: No such file"
 _PREFIX = re.compile(r"^Flow run encountered an exception: (?:[\w.]+: ?)?")
@@ -83,8 +91,24 @@ def end_sub_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     The processes end with the run, and have no time to report it.
     """
     with get_client(sync_client=True) as client:
-        for run in _sub_runs(client, flow_run.id, StateType.RUNNING, StateType.PENDING):
-            client.set_flow_run_state(run.id, Crashed(message="The run that started it has ended"), force=True)
+        _end_below(client, flow_run.id)
+
+
+def end_run(client: SyncPrefectClient, run_id: UUID, message: str) -> None:
+    """Let a run whose process has ended count as crashed, with what counts as running below it.
+
+    Args:
+        client: A client of the server that has the run.
+        run_id: The run's id.
+        message: The reason.
+    """
+    client.set_flow_run_state(run_id, Crashed(message=message), force=True)
+    _end_below(client, run_id)
+
+
+def _end_below(client: SyncPrefectClient, run_id: UUID) -> None:
+    for run in _sub_runs(client, run_id, RUNS_ON):
+        client.set_flow_run_state(run.id, Crashed(message="The run that started it has ended"), force=True)
 
 
 def reasons_of_sub_runs() -> str:
@@ -93,14 +117,13 @@ def reasons_of_sub_runs() -> str:
     if context is None or context.flow_run is None:
         return ""
     with get_client(sync_client=True) as client:
-        runs = _sub_runs(client, context.flow_run.id, StateType.FAILED, StateType.CRASHED)
+        runs = _sub_runs(client, context.flow_run.id, _of_types(StateType.FAILED, StateType.CRASHED))
     return "\n".join(f"{run.name}: {reason_of(run.state)}" for run in runs if run.state)
 
 
-def _sub_runs(client: SyncPrefectClient, run_id: UUID, *states: StateType) -> list[FlowRun]:
+def _sub_runs(client: SyncPrefectClient, run_id: UUID, states: FlowRunFilterState) -> list[FlowRun]:
     parent = FlowRunFilterParentFlowRunId(any_=[run_id])
-    wanted = FlowRunFilterState(type=FlowRunFilterStateType(any_=[*states]))
-    return client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent, state=wanted))
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent, state=states))
 
 
 def reason_of(state: State[object]) -> str:

@@ -10,11 +10,12 @@ from dfkd_core.common.compute import Compute
 from dfkd_core.common.devices import resolve_device
 from dfkd_core.common.memory import GIB, memory_at_hand
 from dfkd_flows.settings.params import ExecutionConfig
+from dfkd_flows.shown.lost import hold_run
 from dfkd_tasks.caching.workspace import Artifact, is_intact
 
 __all__ = ["FLOW_OPTIONS", "compute_for", "run_cached"]
 
-FLOW_OPTIONS: dict[str, Any] = {"validate_parameters": False, "persist_result": False}
+FLOW_OPTIONS: dict[str, Any] = {"validate_parameters": False, "persist_result": False, "on_running": [hold_run]}
 
 _BATCHES_AHEAD = 2
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ __all__ = [
     "LOCK",
     "changed_stages",
     "dvc_program",
+    "effective_sections",
     "git_commit",
     "inputs_and_outputs",
+    "noted_params",
     "results_digest",
     "results_size",
     "run_dvc",
@@ -44,19 +47,51 @@ def results_digest(addresses: Sequence[str]) -> str | None:
     Raises:
         DfkdError: dvc.lock is missing or damaged.
     """
-    try:
+    with _reading():
         stages = _read_lock()
         if not stages.keys() >= {*addresses}:
             return None
         return json_digest(
             {
                 name: {
-                    "params": _read_params(stages[name]),
+                    "params": effective_sections(_noted(stages[name])),
                     "outs": {out["path"]: out["md5"] for out in stages[name]["outs"]},
                 }
                 for name in addresses
             }
         )
+
+
+def noted_params(address: str) -> dict[str, Any]:
+    """Return the parameters that a stage in dvc.lock was made with: sections, and entries like `students.NAME`.
+
+    Args:
+        address: A stage like `distill@NAME`; nothing is noted of one that has not run yet.
+
+    Raises:
+        DfkdError: dvc.lock is missing or damaged.
+    """
+    with _reading():
+        return _noted(_read_lock().get(address, {}))
+
+
+def effective_sections(noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that a stage has read, with the changes of its teacher and its student.
+
+    Args:
+        noted: Result of `noted_params`.
+    """
+    sections = {name: value for name, value in noted.items() if "." not in name}
+    for name in noted.keys() - sections.keys():
+        changes = noted[name] or {}
+        sections |= {key: _overlaid(old, changes[key]) for key, old in sections.items() if key in changes}
+    return sections
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DfkdError(f"{LOCK} cannot be read: {error!r}. Make it again from the caches with: dfkd run") from error
 
@@ -78,14 +113,8 @@ def _read_lock() -> dict[str, Any]:
     return dict(parse(LOCK.read_text(encoding="utf-8"))["stages"])
 
 
-def _read_params(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections that a stage in dvc.lock has read, with the changes of its teacher and its student."""
-    noted: dict[str, Any] = stage.get("params", {}).get("params.yaml", {})
-    sections = {name: value for name, value in noted.items() if "." not in name}
-    for name in noted.keys() - sections.keys():
-        changes = noted[name] or {}
-        sections |= {key: _overlaid(old, changes[key]) for key, old in sections.items() if key in changes}
-    return sections
+def _noted(stage: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(stage.get("params", {}).get("params.yaml", {}))
 
 
 def _overlaid(old: Any, new: Any) -> Any:

@@ -17,6 +17,7 @@ from dfkd_core.models.classifier import Classifier, ModelCard
 from dfkd_core.models.programs import load_program
 from dfkd_tasks.caching.workspace import PREDICTIONS_FILE
 from dfkd_tasks.mlflow_store.aliases import MISSING, Version
+from dfkd_tasks.mlflow_store.publishing import STUDENT_TAG
 
 __all__ = ["check_answers", "load_registered", "logged_metrics", "logged_predictions"]
 
@@ -42,8 +43,14 @@ def load_registered(version: Version) -> Classifier:
     except Exception as error:  # MLflow, its stores and a foreign program have many classes
         raise DfkdError(
             f"{name[0].upper()}{name[1:]} cannot be loaded from the registry: {first_line(error)}. "
-            "See all versions with: dfkd history"
+            f"See all versions with: dfkd history{_option(version)}"
         ) from error
+
+
+def _option(version: Version) -> str:
+    """Return the option for the student of a version, which a project with several needs."""
+    student = version.tags.get(STUDENT_TAG)
+    return f" --student {student}" if student else ""
 
 
 def _classifier(network: torch.nn.Module, image_shape: tuple[int | None, ...]) -> Classifier:

@@ -191,6 +191,18 @@ def teacher(model: str, weights: str = "") -> list[Finding]:
     return [finding for finding in findings if finding.area == "teacher"]
 
 
+def test_networks_of_several__get_a_command_that_changes_the_right_one() -> None:
+    teacher = {"teacher": {"source": {"model": "nowhere.pt2"}}}
+    students = {name: {"teacher": name, "distillation": {"student": "a.b:c"}} for name in ("default", "other")}
+    params = parse_params({"teachers": {"default": {}, "other": teacher}, "students": students}, source="test")
+    found = [finding.command for finding in check_networks(params) if finding.verdict is Verdict.FAULT]
+    assert found == [
+        "dfkd run --set teachers.other.teacher.source.model=SOURCE",
+        "dfkd run --set students.default.distillation.student=SOURCE",
+        "dfkd run --set students.other.distillation.student=SOURCE",
+    ]
+
+
 @pytest.mark.parametrize(
     ("model", "text"),
     [

@@ -22,10 +22,10 @@ from dfkd_tasks.caching.workspace import StudentFiles
 
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
 SECONDS_TO_SEE_A_SHARD = 200
-# Few images, but every one refined for seconds per shard: what a killed run started ends within half a second.
+# Few images, but every one refined for a second per shard: what a killed run started ends within half a second.
 ITERATIONS = "synthesis.methods.soft_target.refinement.iterations"
 SECONDS_PER_SHARD = [
-    "--set", f"{ITERATIONS}=120", "--set", "synthesis.methods.soft_target.refinement.refined_share=1",
+    "--set", f"{ITERATIONS}=60", "--set", "synthesis.methods.soft_target.refinement.refined_share=1",
     "--set", "synthesis.num_images=200", "--set", "synthesis.images_per_shard=50",
 ]  # fmt: skip
 
@@ -208,47 +208,6 @@ def test_second_student__shares_all_that_the_teacher_has(first_run: Any) -> None
     path.write_text(path.read_text().partition("  small:")[0])
 
 
-def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed(
-    first_run: Any, tmp_path: Path
-) -> None:
-    workspace, _ = first_run
-    process = workspace.start("dfkd", "run", *SECONDS_PER_SHARD, "--set", "distillation.epochs=1")
-    _wait_for_shards(workspace.path, process, earlier=4, count=1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    _wait_until_alone(workspace.path)
-    output = workspace.run("dfkd", "run")
-    reused = re.search(r"([1-3]) of 4 shards reused", output)
-    assert reused, output
-    # From nothing, with one thread in place of two processes, and outside of DVC.
-    undisturbed = workspace.run(
-        "dfkd", "synthesize", "--teacher", "default", "--statistics", "artifacts/teachers/default/statistics", "--out",
-        str(tmp_path / "set"), "--set", "execution.num_workers=1", "--set", "execution.task_runner=threads",
-        PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
-    )  # fmt: skip
-    assert "reused" not in undisturbed
-    assert _most_at_once(workspace.path, "synthesize") == 1
-    resumed = (workspace.path / "artifacts/teachers/default/transfer_set/manifest.json").read_text()
-    assert (tmp_path / "set/manifest.json").read_text() == resumed
-    assert "is whole" in workspace.run("dfkd", "verify", str(tmp_path / "set"), "--teacher", "default")
-
-
-def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) -> None:
-    workspace, _ = first_run
-    earlier = len(_shards(workspace.path))
-    process = workspace.start("dfkd", "run", "--set", f"{ITERATIONS}=121")
-    try:
-        _wait_for_shards(workspace.path, process, earlier=earlier, count=1)
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert output.rstrip().endswith("Continue with: dfkd run")
-    assert "Traceback" not in output
-    assert len(_shards(workspace.path)) > earlier
-    _wait_until_alone(workspace.path)
-
-
 @pytest.mark.parametrize(
     ("victim", "said"),
     [
@@ -261,13 +220,60 @@ def test_kill_while_the_stage_imports__leaves_no_process_and_names_the_reason(
     first_run: Any, victim: tuple[str, str], said: str
 ) -> None:
     workspace, _ = first_run
-    process = workspace.start("dfkd", "run", "--set", "distillation.epochs=4", "--set", f"{ITERATIONS}=5")
+    # The transfer set is up to date, so this is the first stage.
+    process = workspace.start("dfkd", "run", "--set", "distillation.epochs=4")
     _find(process, ("stage", "distill"))
     _find(process, victim).kill()
     output, _ = process.communicate(timeout=120)
     assert said in output
     assert not said or "Continue with the same command." in output
     assert process.returncode == (1 if said else -signal.SIGKILL), output
+    _wait_until_alone(workspace.path)
+
+
+def test_kill_in_the_middle_of_the_synthesis__goes_on_and_ends_as_if_undisturbed(
+    first_run: Any, tmp_path: Path
+) -> None:
+    workspace, _ = first_run
+    process = workspace.start("dfkd", "run", *SECONDS_PER_SHARD, "--set", "distillation.epochs=1")
+    _wait_for_shards(workspace.path, process, earlier=4, count=1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    _wait_until_alone(workspace.path)
+    output = workspace.run("dfkd", "run")
+    reused = re.search(r"([1-3]) of 4 shards reused", output)
+    assert reused, output
+    # Runs that were killed, and their stages, no longer count as running in Prefect.
+    with sqlite3.connect(workspace.path / ".dfkd/prefect/prefect.db") as database:
+        states = [name for (name,) in database.execute("SELECT state_name FROM flow_run")]
+    database.close()
+    assert "Running" not in states
+    assert states.count("Crashed") >= 2
+    # From nothing, with one thread in place of two processes, and outside of DVC.
+    undisturbed = workspace.run(
+        "dfkd", "synthesize", "--teacher", "default", "--statistics", "artifacts/teachers/default/statistics", "--out",
+        str(tmp_path / "set"), "--set", "execution.num_workers=1", "--set", "execution.task_runner=threads",
+        PREFECT_LOCAL_STORAGE_PATH=str(tmp_path / "results"),
+    )  # fmt: skip
+    assert "reused" not in undisturbed
+    assert _most_at_once(workspace.path, "synthesize") == 1
+    resumed = (workspace.path / "artifacts/teachers/default/transfer_set/manifest.json").read_text()
+    assert (tmp_path / "set/manifest.json").read_text() == resumed
+
+
+def test_interrupt__keeps_finished_shards_and_says_how_to_go_on(first_run: Any) -> None:
+    workspace, _ = first_run
+    earlier = len(_shards(workspace.path))
+    process = workspace.start("dfkd", "run", "--set", f"{ITERATIONS}=61")
+    try:
+        _wait_for_shards(workspace.path, process, earlier=earlier, count=1)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert output.rstrip().endswith("Continue with: dfkd run")
+    assert "Traceback" not in output
+    assert len(_shards(workspace.path)) > earlier
     _wait_until_alone(workspace.path)
 
 

@@ -177,6 +177,20 @@ def test_next_night__without_any_change_is_not_green_either(place: Place, receiv
     assert place.night(code=0)["state_name"] == "Completed"
 
 
+def test_trial__has_a_table_and_artefacts_of_its_own(place: Place) -> None:
+    run = place.night("evaluation.num_bins=7", code=0)
+    assert run["name"] == "trial of lenet5 on digits -> lenet5@0.5"
+    artefacts = place.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    content = {artefact["key"].rpartition("-")[2]: artefact["data"] for artefact in artefacts}
+    assert sorted(content) == ["figures", "run", "samples"]
+    assert all("-trial-" in artefact["key"] and "Trial of " in artefact["description"] for artefact in artefacts)
+    assert "accuracy, 95 % interval" in content["figures"]
+    for words in ("Trial of", "not registered", "`evaluation.num_bins: 15 -> 7`", "Keep it with: `dfkd run --set"):
+        assert words in content["run"]
+    logs = place.ask("/logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})
+    assert any("which is not registered" in line["message"] and "agreement" in line["message"] for line in logs)
+
+
 def test_failed_stage__is_reported_with_its_reason(place: Place, receiver: Receiver) -> None:
     run = place.night("execution.memory_gib=1e-6", "distillation.epochs=3")
     assert run["state_name"] == "Failed"

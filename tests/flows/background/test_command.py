@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from typer.testing import CliRunner
 
 from dfkd_core.errors import DfkdError
 from dfkd_flows.background.kinds import Kind, mlflow_page, prefect_server, prefect_worker
+from dfkd_flows.background.runs import ended_runs
 from dfkd_flows.background.starting import Starting, start
 from dfkd_flows.cli import app
 from dfkd_flows.session.prefect_settings import find_address, users_address
@@ -132,3 +137,81 @@ def test_users_server__goes_before_that_of_the_project(project: Path, monkeypatc
         assert find_address().undo == "dfkd down"
     finally:
         stop(started)
+
+
+PREFECT = """
+import http.server as h, json
+class Handler(h.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({})
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answer([{"id": run, "name": "lenet5 on digits"} for run in asked["flow_runs"]["id"]["any_"]])
+    def answer(self, content):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+h.ThreadingHTTPServer(("127.0.0.1", {port}), Handler).serve_forever()
+"""
+RUN = """
+from uuid import uuid4
+from dfkd_flows.session.run_notes import hold
+hold(uuid4())
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def run_on_the_server(project: Path) -> Iterator[tuple[Starting, subprocess.Popen[str]]]:
+    """A run in progress on the project's server, which names it."""
+    (project / ".dfkd").mkdir(exist_ok=True)
+    program = PREFECT.replace("{", "{{").replace("}", "}}").replace("{{port}}", "{port}")
+    started = start(replace(FILES, arguments=("-c", program)))
+    started.wait()
+    environment = {**os.environ, "PREFECT_API_URL": started.service.url}
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout
+        assert run.stdout.readline() == "held\n"
+        yield started, run
+        run.kill()
+    if running("prefect"):
+        stop(started)
+
+
+def test_down__names_the_run_that_it_would_end(run_on_the_server: tuple[Starting, subprocess.Popen[str]]) -> None:
+    started, run = run_on_the_server
+    refused = CliRunner().invoke(app, ["down"])
+    assert refused.exit_code == 2
+    named = f"a run in progress: lenet5 on digits (process {run.pid})"
+    assert f"dfkd down would end {named}. Nothing was stopped. End it" in refused.output
+    assert running("prefect") == started.service
+    ended = CliRunner().invoke(app, ["down", "--yes"])
+    assert f"This ends {named}. Finished shards and checkpoints are kept" in ended.output
+    assert "Stopped: Prefect. Start again with: dfkd up" in ended.output
+    started.process.wait()
+
+
+def test_down__asks_at_a_terminal(run_on_the_server: tuple[Starting, subprocess.Popen[str]]) -> None:
+    started, run = run_on_the_server
+    controller, terminal = pty.openpty()
+    os.write(controller, b"n\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dfkd_flows", "down"], stdin=terminal, capture_output=True, text=True, check=False
+    )
+    os.close(controller)
+    os.close(terminal)
+    assert done.returncode == 1
+    assert f"process {run.pid}" in done.stdout
+    assert "Stop the services? [y/N]" in done.stdout
+    assert "Nothing was stopped. Stop the services when the run has ended with: dfkd down" in done.stderr
+    assert running("prefect") == started.service
+
+
+def test_down__does_not_name_a_run_that_has_ended(run_on_the_server: tuple[Starting, subprocess.Popen[str]]) -> None:
+    _, run = run_on_the_server
+    run.kill()
+    run.wait()
+    assert ended_runs() == []

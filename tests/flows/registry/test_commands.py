@@ -69,7 +69,7 @@ def test_promote__by_the_rules_and_back(two_versions: None) -> None:
     ):
         assert words in refused
     assert "broken: milliseconds for one image: 2 is above registry.max_latency_ms 1" in dfkd(
-        "promote", "2", "--set", "registry.max_latency_ms=1", code=1
+        "promote", "2", "--dry-run", "--set", "registry.max_latency_ms=1", code=1
     )
     assert "has no version '7'. Versions: 2, 1" in dfkd("promote", "7", code=2)
     assert "is the champion already" in dfkd("promote", "1")
@@ -96,6 +96,12 @@ def test_promote__by_the_rules_and_back(two_versions: None) -> None:
     ):
         assert words in history
     assert history.index("\n2  ") < history.index("\n1  ")
+    # With several students, a printed command names this one too.
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("students:", "students:\n  small: {teacher: default}", 1))
+    assert "Versions: 2, 1, see: dfkd history --student default" in dfkd("promote", "7", "--student", "default", code=2)
+    way_out = "Choose another one with: dfkd promote VERSION --student default; dfkd history --student default shows"
+    assert way_out in dfkd("rollback", "--student", "default", code=1)
 
 
 def test_commands__for_a_named_student_print_its_option(two_versions: None) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from dfkd_core.errors import ConfigError
@@ -88,3 +89,12 @@ def test_student_that_failed__has_a_row_without_the_figures_of_an_earlier_run() 
     assert lines["small"].split() == ["small", "failed", "-", "-", "-", "-", "-"]
     assert lines["default"].split()[1] == "now"
     assert "Not made yet" not in lines
+
+
+def test_params_that_have_changed_since__are_named_with_the_command() -> None:
+    stages = {"distill@small": {"params": {"params.yaml": {"distillation": {"epochs": 1}}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    text = compare(load_params(), names=["default", "small"])
+    assert "since these were made: small (distillation). Make them again with: dfkd run small" in text
+    rows = json.loads(compare(load_params(), as_json=True))
+    assert [row["changed_sections"] for row in rows] == [[], ["distillation"], [], []]

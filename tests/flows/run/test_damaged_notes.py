@@ -14,9 +14,12 @@ from dfkd_core.errors import DfkdError
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_flows.cli import app
-from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics, render
+from dfkd_flows.run.results import Results, results_of, results_text
+from dfkd_flows.run.table import is_published, note_run, read_latency, read_metrics
 from dfkd_flows.session.environment import TELEMETRY_OFF
+from dfkd_flows.settings.overrides import apply_overrides, changes_between, write_params
 from dfkd_flows.settings.params import Params
+from dfkd_flows.settings.parsing import load_params
 from dfkd_flows.stages.names import addresses
 from dfkd_tasks.caching.workspace import STATE, STORE, StudentFiles, TeacherFiles, reference
 from dfkd_tasks.dvc_project.status import results_digest
@@ -65,9 +68,30 @@ def write_notes() -> None:
 
 
 def test_render__shows_what_the_notes_say() -> None:
-    text = render(Params())
+    text = results_text(Params())
     for part in ("1.25 ms", "of 12.5 s in the last run", "version 7: first", "models:/m@champion"):
         assert part in text
+
+
+def test_results__that_are_known_only_get_the_time_of_the_run() -> None:
+    found = results_of(Params())
+    assert results_text(Params()) == results_text(Params(), found)
+    rows = results_text(Params(), Results("the figures", "the pointers")).split("\n")
+    assert [rows[0], *rows[2:]] == ["the figures", "", "the pointers", ""]
+    assert rows[1].startswith("orchestration ")
+    # The log of a run has them before its time is known.
+    assert found.text().splitlines() == [line for line in results_text(Params()).splitlines() if line != rows[1]]
+
+
+def test_show__notes_that_params_yaml_has_changed_since() -> None:
+    path = "outs: [{path: evaluate@"
+    Path("dvc.lock").write_text(LOCK.replace(path, f"params: {{params.yaml: {{data: {{}}}}}}, {path}"))
+    assert "has changed" not in CliRunner().invoke(app, ["show"]).output
+    write_params(changes_between(load_params(), apply_overrides(load_params(), ["data.dataset=mnist"])))
+    note = "Note: params.yaml has changed since these results were made: data. Make them again with: dfkd run default"
+    assert note in CliRunner().invoke(app, ["show"]).output
+    result = CliRunner().invoke(app, ["export", "--out", "exported", "--format", "safetensors"])
+    assert note in result.output
 
 
 @pytest.mark.parametrize("content", DAMAGED)
@@ -76,7 +100,7 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
     path = FILES.notes / name
     assert path.is_file()
     path.write_text(content)
-    text = render(Params())
+    text = results_text(Params())
     assert "accuracy" in text
     if name == "published.json":
         assert not is_published(Params())
@@ -84,7 +108,7 @@ def test_render__without_a_damaged_note(name: str, content: str) -> None:
     if name == "latency.json":
         assert read_latency(FILES) == {}
     write_notes()
-    assert "version 7: first" in render(Params())
+    assert "version 7: first" in results_text(Params())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"<html>Not Found</html>" * 300], ids=["gone", "empty", "other text"])
@@ -94,7 +118,7 @@ def test_student__counts_as_registered_only_if_the_store_has_its_version(content
     if content is not None:
         STORE.write_bytes(content)
     assert not is_published(Params())
-    assert "register it with: dfkd publish" in render(Params())
+    assert "register it with: dfkd publish" in results_text(Params())
 
 
 def test_student__whose_version_was_deleted_is_not_registered() -> None:
@@ -152,14 +176,14 @@ def test_is_published__belongs_to_the_mlflow_that_is_used(monkeypatch: pytest.Mo
     # Without the project's own store, which is not used.
     STORE.unlink()
     assert is_published(Params())
-    assert page in render(Params())
+    assert page in results_text(Params())
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://other:5000")
     assert not is_published(Params())
-    assert "register it with: dfkd publish" in render(Params())
+    assert "register it with: dfkd publish" in results_text(Params())
 
 
 def test_printed_commands__turn_telemetry_off() -> None:
-    lines = [line for line in render(Params()).splitlines() if "mlflow ui" in line or "prefect server" in line]
+    lines = [line for line in results_text(Params()).splitlines() if "mlflow ui" in line or "prefect server" in line]
     assert len(lines) == 2
     assert "MLFLOW_DISABLE_TELEMETRY=true" in lines[0]
     assert all(

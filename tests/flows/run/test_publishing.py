@@ -75,6 +75,7 @@ def test_publish__takes_the_alias_of_a_refused_version_after_a_kill_before_that(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scenario", WHOLES)
 def test_publish__once_after_a_kill_at_any_point_and_if_two_publish(tmp_path: Path, scenario: str) -> None:
     found = states(tmp_path, scenario, "all")

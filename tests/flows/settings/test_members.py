@@ -141,7 +141,7 @@ def test_preset__keeps_teachers_and_students(project: Path) -> None:
         ({"teachers": ["default"]}, "should be names with their changes"),
         ({"teachers": {"default": 3}}, "teachers.default: should be sections"),
         ({"teachers": {"default": {"distillation": {}}}}, "a teacher may change data, teacher, statistics, synthesis"),
-        ({"teachers": {"default": {"sythesis": {}}}}, "did you mean synthesis?"),
+        ({"teachers": {"default": {"sythesis": {}}}}, "did you mean teachers.default.synthesis?"),
         ({"teachers": {"default": {"synthesis": {"num_imges": 1}}}}, "teachers.default.synthesis.num_imges: unknown"),
         ({"teachers": {"default": {"synthesis": {"num_images": 0}}}}, "greater than or equal to 1, got 0"),
         ({"students": {"default": {}}}, "has no teacher. Give it one, for example teacher: default"),
@@ -166,6 +166,32 @@ def test_faults__are_sentences_with_their_place(changes: dict[str, Any], message
     with pytest.raises(ConfigError) as caught:
         parse_params(changes, source="test")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "hint"),
+    [
+        ("students.small.distillation.epoch=3", "did you mean students.small.distillation.epochs?"),
+        ("students.small.distillation.augmentation.flp=true", "students.small.distillation.augmentation.flip?"),
+        ("students.small.epochs=3", "did you mean students.small.distillation.epochs?"),
+        ("students.small.techer=big", "did you mean students.small.teacher?"),
+        ("students.small.teacher.network=lenet5", "its settings are changed at teachers.NAME"),
+        ("students.small.synthesis.num_images=3", "did you mean teachers.NAME.synthesis?"),
+        ("teachers.big.num_images=3", "did you mean teachers.big.synthesis.num_images?"),
+        ("teachers.big.num_epochs=3", "did you mean teachers.big.teacher.epochs?"),
+        ("teachers.big.min_agreement=1", "did you mean students.NAME.registry.min_agreement?"),
+        ("teachers.big.seed=3", "a teacher may change data, teacher, statistics, synthesis; did you mean seed?"),
+        ("teachers.big.num_workers=3", "did you mean execution.num_workers?"),
+        ("teachers.big.foo=1", "teachers.big.foo: unknown key; a teacher may change data,"),
+        ("students.small.distillation.foo=1", "known here: augmentation, batch_norm_rate_factor,"),
+        ("distillation.foo=1", "unknown key; known here: augmentation,"),
+        ("epochs=3", "did you mean distillation.epochs or teacher.epochs?"),
+    ],
+)
+def test_unknown_key__has_a_hint_that_can_be_set(params: Params, assignment: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(params, [assignment])
+    assert hint in str(caught.value)
 
 
 def test_sections_that_only_a_teacher_repairs__are_no_fault() -> None:
