@@ -92,7 +92,7 @@ def test_share__copies_the_results_and_names_what_git_lacks(project: Path, tmp_p
     result = share("../../store")
     assert result.exit_code == 0, result.output
     assert f"shared, {tmp_path}/place/store" in result.output
-    assert "5 files with" in result.output
+    assert "12 files with" in result.output
     added, commit, push, clone, *_ = commands(result.output)
     assert added == "git add .dvc/config .dvc/.gitignore .gitignore dvc.lock dvc.yaml params.yaml"
     assert (commit, push) == ("git commit -m 'Results of dfkd'", "git push")

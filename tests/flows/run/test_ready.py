@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,9 @@ def with_images(count: float) -> Params:
     return parse_params({"data": {"dataset": "digits"}, "synthesis": {"num_images": count}}, source="test")
 
 
-def test_check_ready__is_quick_and_changes_nothing() -> None:
+def test_check_ready__changes_nothing() -> None:
     before = sorted(Path().rglob("*"))
-    start = time.perf_counter()
     check_ready(Params())
-    assert time.perf_counter() - start < 1
     assert sorted(Path().rglob("*")) == [Path(".dfkd"), *before] or sorted(Path().rglob("*")) == before
 
 

@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "a check of a range": ("dfkd_core/sections.py", '"at least"', '"not less than"'),
     "the downloader": ("dfkd_core/downloads.py", "Acquire::Retries=1", "Acquire::Retries=3"),
     "a picture of the run's records": ("dfkd_tasks/records/pictures.py", 'colour = "white"', 'colour = "yellow"'),
-    "what MLflow logs": ("dfkd_tasks/mlflow_store/publishing.py", '"reports/student")', '"report")'),
+    "what MLflow logs": ("dfkd_tasks/mlflow_store/results.py", '"reports/student")', '"report")'),
     "the cache itself": ("dfkd_tasks/caching/workspace.py", "_KEPT_WORK_FOLDERS = 3", "_KEPT_WORK_FOLDERS = 4"),
     "an export form": ("dfkd_core/export/forms.py", 'input_names=["images"]', 'input_names=["image"]'),
     "what `dfkd inspect` finds out": ("dfkd_core/inspection.py", "_TIMED_STEPS = 2", "_TIMED_STEPS = 3"),
@@ -53,7 +53,7 @@ WITH_EFFECT = {
     ),
     "a loss": ("dfkd_core/distillation/soft_labels.py", "temperature**2 *", "temperature *", {"distill", "tune"}),
     "a figure": ("dfkd_core/evaluation/metrics.py", ".abs().sum() / len", ".abs().max() / len", {"evaluate"}),
-    "a default": ("dfkd_core/distillation/config.py", "PositiveInt = 40", "PositiveInt = 41", {"distill", "tune"}),
+    "a default": ("dfkd_core/distillation/config.py", "PositiveInt = 20", "PositiveInt = 21", {"distill", "tune"}),
     "a stage's task": ("dfkd_tasks/stages/distillation.py", '"epochs.csv"', '"epoch.csv"', {"distill"}),
 }  # fmt: skip
 
