@@ -7,7 +7,7 @@
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
 python3 -m venv env
-env/bin/pip install --quiet --disable-pip-version-check onnx2torch==1.5.15 onnx==1.22.0 onnxruntime==1.32.0 torch==2.13.0 torchvision==0.28.0 numpy 2>/dev/null
+env/bin/pip install --quiet --disable-pip-version-check onnx2torch==1.5.15 onnx==1.23.2 onnxruntime==1.32.0 torch==2.13.0 torchvision==0.28.0 numpy==2.4.6 2>/dev/null
 env/bin/python - <<'P'
 import numpy as np
 import onnx

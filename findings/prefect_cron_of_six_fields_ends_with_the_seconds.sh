@@ -14,9 +14,15 @@ from datetime import datetime, timezone
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.server.schemas.schedules import CronSchedule as Server
 
+try:
+    CronSchedule(cron="0 30 2 * * *", timezone="UTC")
+    half_past_two = "accepted"
+except ValueError:
+    half_past_two = "refused"
 CronSchedule(cron="0 5 2 * * *", timezone="UTC")
 dates = asyncio.run(Server(cron="0 5 2 * * *", timezone="UTC").get_dates(3, start=datetime(2026, 1, 1, tzinfo=timezone.utc)))
 found = [date.isoformat() for date in dates]
-print(*found, sep="\n")
+print(f"0 30 2 * * *: {half_past_two}; 0 5 2 * * *:", *found)
+assert half_past_two == "refused"
 assert found == [f"2026-01-02T05:00:0{second}+00:00" for second in range(3)]
 P

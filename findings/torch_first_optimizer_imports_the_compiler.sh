@@ -5,7 +5,7 @@
 # first optimizer imports torch._dynamo, which is about half as many modules again as torch itself; the second one imports nothing.
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
-python3 -m venv env; env/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy 2>/dev/null
+python3 -m venv env; env/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6 2>/dev/null
 env/bin/python - <<'P'
 import sys
 import torch
