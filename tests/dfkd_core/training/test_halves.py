@@ -113,6 +113,13 @@ def test_a_batch_is_divided_only_if_its_halves_have_the_same_outputs_alone(part,
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_half"])
+def test_batches_of_our_networks_without_batchnorm_are_divided(name):
+    card = ModelCard(network=name, in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1")
+    images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert is_divisible(build_classifier(card, seed=0).train(), images)
+
+
 def test_fewer_than_four_images_are_not_divided():
     assert not is_divisible(network(), IMAGES[:3])
 
