@@ -185,6 +185,11 @@ def _change_metrics(change: Callable[[dict[str, Any]], object]) -> None:
     OWN.metrics.write_text(json.dumps(found))
 
 
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 _SHAPE = (1, 32, 32)
 _NOT_OF_THESE: dict[str, tuple[Callable[[], object], str]] = {
     "class of a student": (lambda: _with_predictions(student=(3,) * 40), "predictions.safetensors is not of these"),
@@ -197,7 +202,7 @@ _NOT_OF_THESE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "images without channels": (lambda: _write_disagreements(0, (0, 32, 32)), "its images have the shape (0, 32, 32)"),
     "images without rows": (lambda: _write_disagreements(0, (1, 0, 32)), "its images have the shape (1, 0, 32)"),
-    "no file": (lambda: (OWN.disagreements.unlink(), OWN.disagreements.mkdir()), "is not a regular file"),
+    "no file": (lambda: _make_folder(OWN.disagreements), "is not a regular file"),
     "classes of the set": (lambda: _write_facts(2, _SHAPE), "it has 2 classes, and the teacher has 3"),
     "samples": (lambda: _write_facts(3, (1, 32, 0)), "transfer_set.safetensors is not of these results"),
     "epochs": (lambda: (OWN.reports / "epochs.csv").write_text("epoch,loss\nnan,1\n"), "epochs are not whole numbers"),
