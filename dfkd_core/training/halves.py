@@ -8,9 +8,11 @@ n images, c channels, h height, w width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +37,64 @@ def first_rows(num_images: int) -> Tensor:
 def is_divisible(network: nn.Module, images: Tensor) -> bool:
     """Return whether each half of a batch has the same outputs alone, and a pass neither draws nor stores numbers.
 
-    BatchNorm and dropout in training are not divisible; BatchNorm that keeps its moments is.
+    BatchNorm and dropout in training are not divisible; BatchNorm that keeps its moments is. Neither is a network whose
+    modules keep something of a pass in their attributes, or whose copy still uses it, as with a lambda that holds it.
 
     Args:
-        network: In the mode in which it is trained; not changed.
+        network: In the mode in which it is trained; not changed by its copies, unless they hold it.
         images: float32 [n, c, h, w] in [0, 1]; fewer than four are not divided.
     """
     if len(images) < _LEAST_IMAGES:
         return False
     trial = copy.deepcopy(network)
-    buffers = [buffer.clone() for buffer in trial.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        before = torch.get_rng_state()
-        whole, parts = trial(images), [trial(part) for part in images.chunk(2)]
-        draws = not torch.equal(before, torch.get_rng_state())
-    stores = any(not torch.equal(now, then) for now, then in zip(trial.buffers(), buffers, strict=True))
-    return not draws and not stores and torch.allclose(whole, torch.cat(parts), rtol=_ROUNDING, atol=_ROUNDING)
+    with torch.random.fork_rng(devices=[]), _calls(network) as calls:
+        state = torch.get_rng_state()
+        # The first pass may fill caches, which the next ones only read.
+        is_same = _halves_agree(trial, images)
+        # Kept, so that no new object has the identity of an old one.
+        values, before = _values(network, trial), [*map(_noted, _values(network, trial))]
+        is_same = is_same and _halves_agree(trial, images)
+        draws = not torch.equal(state, torch.get_rng_state())
+        stores = [*map(_noted, _values(network, trial))] != before
+        del values
+    return is_same and not draws and not stores and not calls
+
+
+def _halves_agree(network: nn.Module, images: Tensor) -> bool:
+    """Return whether a pass on a batch and passes on its halves, which may fill caches, have the same outputs."""
+    try:
+        whole, parts = network(images), [network(part) for part in images.chunk(2)]
+        return torch.allclose(whole, torch.cat(parts), rtol=_ROUNDING, atol=_ROUNDING)
+    except Exception:  # of any network that keeps something of the pass before, or takes one size of batch
+        return False
+
+
+@contextmanager
+def _calls(network: nn.Module) -> Iterator[list[nn.Module]]:
+    """Collect the modules of a network that are called within the block."""
+    found: list[nn.Module] = []
+    with ExitStack() as stack:
+        for module in network.modules():
+            handle = module.register_forward_pre_hook(lambda called, _: found.append(called))
+            stack.callback(handle.remove)
+        yield found
+
+
+def _values(*networks: nn.Module) -> list[dict[str, Any]]:
+    """Return the attributes of all modules, parameters and buffers among them."""
+    return [dict(vars(module)) for network in networks for module in network.modules()]
+
+
+def _noted(value: Any) -> Any:
+    """Return what differs after a value was replaced or changed: its identity, contents or version."""
+    if isinstance(value, Tensor):
+        # Tensors of the inference mode have no version, and nothing outside of that mode can change them.
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, Mapping):
+        return {key: _noted(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return [*map(_noted, value)]
+    return value if isinstance(value, (str, int, float, type(None))) else id(value)
 
 
 def twin_of(trained: Module) -> Module:

@@ -27,6 +27,7 @@ from dfkd_tasks.caching.stored import read_result
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.dvc_project.status import LOCK, changed_stages, git_commit, results_digest
 from dfkd_tasks.records.history import read_start
+from dfkd_tasks.report.drawing import printable
 
 __all__ = ["MODEL_CARD", "SET_CARD", "check_results", "model_card", "set_card"]
 
@@ -36,7 +37,7 @@ SET_CARD = "TRANSFER_SET.md"
 _TEMPLATES = Path(__file__).parent / "templates"
 _NUM_WORST = 5
 _MOST_CLASSES = 1000
-_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~])")
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _FIGURES = {
     "accuracy": "accuracy",
@@ -233,4 +234,4 @@ def _rendered(template: str, fields: Mapping[str, Any], facts: Mapping[str, Any]
 
 def _plain(value: object) -> str:
     """Return a text from outside as Markdown that shows it as it is, in one line."""
-    return _MARKS.sub(r"\\\1", " ".join(str(value).split()))
+    return _MARKS.sub(r"\\\1", printable(" ".join(str(value).split())))

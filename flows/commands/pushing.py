@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,11 @@ _ENDPOINT = "HF_ENDPOINT"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_LISTED = 20
 _CARD = "README.md"
+# What `dfkd export-set` writes; a user's own files beside it stay here.
+_OF_SETS = re.compile(
+    r"README\.md|transfer_set\.json|_info\.json|class_map\.txt|train-\d{6}\.tar|train-\d{5}-of-\d{5}\.parquet"
+    r"|train/metadata\.jsonl|train/[^/]+/\d{8,}\.png"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +85,32 @@ def _upload_of(folder: Path) -> _Upload:
     """Return the files of an export, which nobody has changed since.
 
     Raises:
-        ConfigError: The folder is no export, or a file has changed.
+        ConfigError: The folder is no export, or a file has changed, is missing or is a link.
     """
     if (digests := read_digests(folder)) is not None:
         if changed := sorted({*digests} - {*unchanged_files(folder)} - {_CARD}):
             raise ConfigError(f"{folder / changed[0]} has changed since the export. Make it again with: dfkd export")
-        return _Upload("model", tuple(map(Path, sorted([*digests, EXPORT_FILE]))))
+        return _Upload("model", _checked(folder, [*digests, EXPORT_FILE], remedy="dfkd export --card"))
     if (folder / SET_FILE).is_file() and (folder / _CARD).is_file():
-        return _Upload("dataset", tuple(sorted(_set_files(folder))))
+        return _Upload("dataset", _checked(folder, _set_files(folder), remedy="dfkd export-set"))
     raise ConfigError(f"{folder} is no export. Make one with: dfkd export --card, or dfkd export-set")
 
 
-def _set_files(folder: Path) -> Iterator[Path]:
-    for name in (_CARD, SET_FILE, "_info.json", "class_map.txt"):
-        if (folder / name).is_file():
-            yield Path(name)
-    for start in folder.glob("train*"):
-        found = start.rglob("*") if start.is_dir() else [start]
-        yield from (path.relative_to(folder) for path in found if path.is_file() and not path.is_symlink())
+def _checked(folder: Path, names: Iterable[str], *, remedy: str) -> tuple[Path, ...]:
+    """Return the sorted paths of files within the folder: a link could lead to a file that is not for others."""
+    found = tuple(map(Path, sorted(names)))
+    for file in found:
+        steps = [folder / step for step in (file, *file.parents[:-1])]
+        if not steps[0].is_file() or any(step.is_symlink() for step in steps):
+            raise ConfigError(f"{steps[0]} is no file of this folder. Make it again with: {remedy}")
+    return found
+
+
+def _set_files(folder: Path) -> Iterator[str]:
+    """Yield the names of the files of an exported set; a linked folder is not entered."""
+    for place, _, files in os.walk(folder):
+        names = ((Path(place) / file).relative_to(folder).as_posix() for file in files)
+        yield from filter(_OF_SETS.fullmatch, names)
 
 
 def _hub() -> tuple[Any, Any]:

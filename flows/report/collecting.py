@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,8 +12,9 @@ from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.storage import read_card
 from dfkd_core.statistics.axes import NO_AXES, read_real_axes
-from dfkd_core.transfer_set.manifest import read_manifest
+from dfkd_core.transfer_set.manifest import MANIFEST_NAME, read_manifest
 from dfkd_core.transfer_set.summary import read_summary
+from dfkd_flows.report.fitting import check_disagreements, check_manifest, check_predictions, check_summary
 from dfkd_flows.report.origin import lineage, machine, own_settings, repeating_command, stage_rows, versions
 from dfkd_flows.report.registered import champion_of, decided
 from dfkd_flows.report.rows import count_operations, figure_rows
@@ -44,6 +46,8 @@ def collect(params: Params) -> StudentReport:
     shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     metrics, predictions = read_metrics(own), read_predictions(own.predictions)
     manifest, card = read_manifest(shared.transfer_set), read_card(shared.network)
+    check_predictions(own.predictions, predictions, card.num_classes)
+    check_manifest(shared.transfer_set / MANIFEST_NAME, manifest, card.num_classes)
     figures = numbers(metrics) | measured_times(params)
     names = _class_names(card)
     data = data_label(params.data.dataset)
@@ -51,6 +55,9 @@ def collect(params: Params) -> StudentReport:
     champion = champion_of(made, predictions) if made else None
     operations = {"teacher": count_operations(shared.network), "student": count_operations(own.network)}
     summary = _known(read_summary, shared.summary)
+    disagreements = _known(read_disagreements, own.disagreements)
+    check_summary(shared.summary, summary, card.num_classes)
+    check_disagreements(own.disagreements, disagreements, len(predictions.student))
     num_bins = params.evaluation.num_bins
     axes = _known(read_real_axes, own.real_axes)
     return StudentReport(
@@ -64,7 +71,7 @@ def collect(params: Params) -> StudentReport:
         class_names=names,
         predictions=predictions,
         num_bins=num_bins,
-        disagreements=_known(read_disagreements, own.disagreements),
+        disagreements=disagreements,
         transfer_set=summary,
         real_axes=(NO_AXES if axes is None else axes).numpy(),
         histories={"teacher": _history(shared.reports), "student": _history(own.reports)},
@@ -81,9 +88,9 @@ def _known(read: Callable[[Path], T], path: Path) -> T | None:
     """Return what a file holds, None if it is missing: results of an earlier version have fewer.
 
     Raises:
-        DfkdError: It is damaged.
+        DfkdError: It is damaged, or no file.
     """
-    return read(path) if path.is_file() else None
+    return read(path) if os.path.lexists(path) else None
 
 
 def _class_names(card: ModelCard) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ __all__ = [
 
 _SIZES: tuple[str, ...] = ("num_parameters", "size_bytes")
 _SCORES: tuple[str, ...] = ("accuracy", "ece")
+_SHARES: tuple[str, ...] = (*_SCORES, "agreement")
 _HEADING_WIDTH = 21
 _COLUMN_WIDTH = 16
 
@@ -105,10 +106,19 @@ def _lacking(metrics: Mapping[str, Any]) -> Iterator[str]:
         found = metrics.get(section)
         figures = found if isinstance(found, Mapping) else {}
         yield from (f"number {section}.{name}" for name in names if not _is_number(figures.get(name)))
+        yield from (f"share {section}.{name} from 0 to 1" for name in _SHARES if _is_no_share(figures.get(name)))
+    notes = metrics.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        yield "list of texts notes"
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_no_share(value: object) -> bool:
+    """Return whether a value is a number outside of [0, 1]; NaN is shown as it is."""
+    return isinstance(value, int | float) and (value < 0 or value > 1)
 
 
 def read_latency(student: StudentFiles) -> dict[str, dict[str, float]]:

@@ -44,7 +44,10 @@ def read_history(path: Path) -> dict[str, tuple[float, ...]]:
             header, *rows = csv.reader(stream)
         if header[:1] != ["epoch"]:
             raise ValueError("its first column is not `epoch`")
-        return {name: tuple(float(row[place]) for row in rows) for place, name in enumerate(header)}
+        columns = {name: tuple(float(row[place]) for row in rows) for place, name in enumerate(header)}
+        if not all(map(float.is_integer, columns["epoch"])):
+            raise ValueError("its epochs are not whole numbers")
+        return columns
     except (OSError, ValueError, IndexError, csv.Error) as error:
         raise DfkdError(f"{path} cannot be read: {error}. Make it again with: dfkd run") from error
 

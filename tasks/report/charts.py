@@ -345,10 +345,13 @@ def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:
             axes.errorbar(
                 [x], [y], yerr=[[max(0.0, y - 100 * low)], [max(0.0, 100 * high - y)]], capsize=3, markersize=9,
                 fmt=_MARKS[place % len(_MARKS)], markerfacecolor="none", color=_COLOURS[place % len(_COLOURS)],
-                label=f"{short(row.name)}{' (proxy)' if row.is_proxy else ''}",
+                label=str(place),
             )  # fmt: skip
         axes.margins(0.15)
-        figure.legend(loc="outside upper center", ncols=2)
+        legend = figure.legend(loc="outside upper center", ncols=2)
+        # As a label, a name that begins with an underscore would be left out.
+        for text, row in zip(legend.get_texts(), rows, strict=True):
+            text.set_text(f"{short(row.name)}{' (proxy)' if row.is_proxy else ''}")
 
     best = max(points, key=lambda point: point[2])[0]
     return draw(

@@ -36,6 +36,51 @@ class Counting(nn.Module):
         return maps
 
 
+class Remembering(nn.Module):
+    """Keeps numbers of a pass in an attribute of its own, a list, or none."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, maps):
+        if isinstance(self.kept, list):
+            self.kept.append(1)
+        else:
+            self.kept = self.kept + maps.detach().mean((0, 2, 3))[0] * 0
+        return maps
+
+
+class Holding(nn.Module):
+    """Its copy still calls the layer of the original."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+        self.body = lambda maps: self.layer(maps)
+
+    def forward(self, maps):
+        return self.body(maps)
+
+
+class Hooked(nn.Module):
+    """A hook, which its copy shares, stores the output of a layer in the original."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Identity(), None
+        self.layer.register_forward_hook(lambda module, given, output: setattr(self, "seen", output))
+
+    def forward(self, maps):
+        self.layer(maps)
+        return maps if self.seen is None else self.seen
+
+
+class OfOneSize(nn.Module):
+    def forward(self, maps):
+        return maps.reshape(8, 4, 6, 6)
+
+
 def network(*more):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *more, nn.Flatten(), nn.Linear(144, 3))
@@ -51,6 +96,12 @@ def network(*more):
         (nn.Dropout(0.5), False),
         (Drawing(), False),
         (Counting(), False),
+        (Remembering(0.0), False),
+        (Remembering([]), False),
+        (Remembering(torch.zeros(())), False),
+        (Holding(), False),
+        (Hooked(), False),
+        (OfOneSize(), False),
     ],
 )
 def test_a_batch_is_divided_only_if_its_halves_have_the_same_outputs_alone(part, expected):
@@ -60,6 +111,13 @@ def test_a_batch_is_divided_only_if_its_halves_have_the_same_outputs_alone(part,
     assert is_divisible(made, IMAGES) == expected
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_half"])
+def test_batches_of_our_networks_without_batchnorm_are_divided(name):
+    card = ModelCard(network=name, in_channels=1, image_size=32, num_classes=10, mean=(0.5,), std=(0.25,), layer="fc1")
+    images = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert is_divisible(build_classifier(card, seed=0).train(), images)
 
 
 def test_fewer_than_four_images_are_not_divided():

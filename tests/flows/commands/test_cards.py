@@ -28,7 +28,7 @@ from dfkd_tasks.records.history import write_start
 from dfkd_tasks.stages.evaluation import make_evaluation
 
 TEACHER, STUDENT = TeacherFiles("default"), StudentFiles("default")
-NAMES = ("zero", "a|b", "<script>", "`three`", "[four](http://x)", "five\n# six", "6", "7", "8", "9")
+NAMES = ("zero", "a|b", "<script>", "`three`", "[four](http://x)", "five\n# six", "&lt;6&gt;", "\u202e7", "8", "9")
 
 
 def call(*arguments: str) -> Result:
@@ -113,6 +113,8 @@ def test_names_from_outside__are_shown_as_they_are(project: Path) -> None:
         body = shown.split("---\n", 2)[2]
         assert "a\\|b" in body
         assert "\\<script\\>" in body
+        assert "\\&lt;6\\&gt;" in body
+        assert "?7" in body
         assert "\n# six" not in body
         assert "[four](" not in body
     assert "a note \\| with a mark" in text

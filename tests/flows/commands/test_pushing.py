@@ -198,6 +198,52 @@ def test_a_changed_file__is_not_uploaded(exported: Path, hub: Hub) -> None:
     assert not hub.tokens
 
 
+@pytest.mark.parametrize("fault", ["missing", "link", "folder"])
+def test_a_card_that_is_no_file_of_the_export__is_not_uploaded(exported: Path, hub: Hub, fault: str) -> None:
+    (exported / "README.md").unlink()
+    if fault == "link":
+        (exported / "README.md").symlink_to("private.txt")
+    elif fault == "folder":
+        (exported / "README.md").mkdir()
+    result = call("out", "--hub", "me/small", "--yes")
+    assert result.exit_code == 2, result.output
+    assert "README.md is no file of this folder. Make it again with: dfkd export --card" in result.output
+    assert not hub.tokens
+
+
+SET_FILES = ("README.md", "transfer_set.json", "class_map.txt", "train/metadata.jsonl", "train/0_a/00000000.png")
+
+
+@pytest.fixture
+def exported_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change into a folder with the files of an exported set."""
+    monkeypatch.chdir(tmp_path)
+    for name in SET_FILES:
+        Path("set", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("set", name).write_text(name)
+    Path("secrets").mkdir()
+    Path("secrets/00000001.png").write_text("not for others")
+    return Path("set")
+
+
+def test_of_a_set__only_its_own_files_are_uploaded(exported_set: Path, hub: Hub) -> None:
+    (exported_set / "train-more").symlink_to(Path("secrets").absolute())
+    (exported_set / "train/1_b").symlink_to(Path("secrets").absolute())
+    for name in ("train.py", "train/0_a/notes.txt", "train/.env"):
+        (exported_set / name).write_text("not for others")
+    result = call("set", "--hub", "me/small", "--yes")
+    assert result.exit_code == 0, result.output
+    assert hub.files == {name: name.encode() for name in SET_FILES}
+
+
+def test_a_link_in_place_of_a_file_of_a_set__is_not_uploaded(exported_set: Path, hub: Hub) -> None:
+    (exported_set / "train/0_a/00000001.png").symlink_to(Path("secrets/00000001.png").absolute())
+    result = call("set", "--hub", "me/small", "--yes")
+    assert result.exit_code == 2, result.output
+    assert "00000001.png is no file of this folder. Make it again with: dfkd export-set" in result.output
+    assert not hub.tokens
+
+
 def test_an_edited_card__is_uploaded(exported: Path, hub: Hub) -> None:
     (exported / "README.md").write_text("---\nlicense: mit\n---\n\nMine\n")
     result = call("out", "--hub", "me/small", "--yes")

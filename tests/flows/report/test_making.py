@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 from typer.testing import CliRunner
 
 from dfkd_core.data.datasets import LabelledImages
+from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation.comparison import evaluate
-from dfkd_core.evaluation.disagreements import find_disagreements, write_disagreements
-from dfkd_core.evaluation.predictions import write_predictions
+from dfkd_core.evaluation.disagreements import Disagreements, find_disagreements, write_disagreements
+from dfkd_core.evaluation.predictions import read_predictions, write_predictions
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import save_model
 from dfkd_core.models.teacher import Teacher
 from dfkd_core.training.loop import EpochRecord
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, write_shard
+from dfkd_core.transfer_set.summary import SetSummary, write_summary
 from dfkd_flows.cli import app
 from dfkd_flows.report.collecting import collect
 from dfkd_flows.report.making import make_project_page, report_run
@@ -149,10 +152,79 @@ def test_damaged_fact__is_reported_and_fails_no_run(name: str, capsys: pytest.Ca
     assert not OWN.report.exists()
 
 
+def _with_predictions(**changes: object) -> None:
+    write_predictions(OWN.predictions, dataclasses.replace(read_predictions(OWN.predictions), **changes))  # type: ignore[arg-type]
+
+
+def _write_facts(classes: int, shape: tuple[int, ...]) -> None:
+    """Write facts about a transfer set of so many classes."""
+    none = torch.zeros(0, dtype=torch.int64)
+    counts = torch.ones(classes, dtype=torch.int64)
+    write_summary(
+        SHARED.summary,
+        SetSummary(
+            class_counts=counts, target_counts=counts, confidence_counts=torch.ones(20, dtype=torch.int64),
+            sample_images=torch.zeros(1, *shape, dtype=torch.uint8), sample_index=torch.zeros(1, dtype=torch.int64),
+            sample_targets=torch.ones(1, classes), sample_logits=torch.ones(1, classes),
+            sample_is_refined=torch.zeros(1, dtype=torch.bool), num_duplicates=0, num_compared=1,
+            pair_images=torch.zeros(0, 2, *shape, dtype=torch.uint8), pair_index=none.view(0, 2),
+            pair_distance=torch.zeros(0), drawn_axes=torch.zeros(0, 2), image_axes=torch.zeros(0, 2),
+        ),
+    )  # fmt: skip
+
+
+def _write_disagreements(place: int, shape: tuple[int, ...]) -> None:
+    write_disagreements(
+        OWN.disagreements, Disagreements(torch.zeros(1, *shape, dtype=torch.uint8), torch.tensor([place]))
+    )
+
+
+def _change_metrics(change: Callable[[dict[str, Any]], object]) -> None:
+    found = json.loads(OWN.metrics.read_text())
+    change(found)
+    OWN.metrics.write_text(json.dumps(found))
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+_SHAPE = (1, 32, 32)
+_NOT_OF_THESE: dict[str, tuple[Callable[[], object], str]] = {
+    "class of a student": (lambda: _with_predictions(student=(3,) * 40), "predictions.safetensors is not of these"),
+    "class of a teacher": (lambda: _with_predictions(teacher=(-1,) * 40), "it has the class -1, and there are 3"),
+    "label": (lambda: _with_predictions(labels=(99,) * 40), "it has the class 99"),
+    "place of an image": (lambda: _write_disagreements(40, _SHAPE), "it has the image 40, and 40 were evaluated"),
+    "place before all": (
+        lambda: _write_disagreements(-41, _SHAPE),
+        "disagreements.safetensors is not of these",
+    ),
+    "images without channels": (lambda: _write_disagreements(0, (0, 32, 32)), "its images have the shape (0, 32, 32)"),
+    "images without rows": (lambda: _write_disagreements(0, (1, 0, 32)), "its images have the shape (1, 0, 32)"),
+    "no file": (lambda: _make_folder(OWN.disagreements), "is not a regular file"),
+    "classes of the set": (lambda: _write_facts(2, _SHAPE), "it has 2 classes, and the teacher has 3"),
+    "samples": (lambda: _write_facts(3, (1, 32, 0)), "transfer_set.safetensors is not of these results"),
+    "epochs": (lambda: (OWN.reports / "epochs.csv").write_text("epoch,loss\nnan,1\n"), "epochs are not whole numbers"),
+    "share": (lambda: _change_metrics(lambda found: found["student"].update(accuracy=7)), "share student.accuracy"),
+    "notes": (lambda: _change_metrics(lambda found: found.update(notes=5)), "list of texts notes"),
+}
+
+
+@pytest.mark.parametrize("fault", _NOT_OF_THESE)
+def test_file_that_does_not_belong_to_the_results__is_named(fault: str) -> None:
+    change, message = _NOT_OF_THESE[fault]
+    change()
+    with pytest.raises(DfkdError, match=re.escape(message)) as found:
+        collect(student())
+    assert "dfkd run" in str(found.value)
+
+
 def test_facts__without_real_images() -> None:
     models = [build_classifier(CARD, seed=seed).eval() for seed in (0, 1)]
     found = evaluate(models[1], Teacher(models[0]), held_out=torch.zeros(9, 1, 32, 32, dtype=torch.uint8))
     write_predictions(OWN.predictions, found.predictions)
+    OWN.disagreements.unlink()
     OWN.metrics.write_text(json.dumps({**found.to_metrics(), "num_images": 9}))
     facts = collect(student())
     rows = {row.name: row for row in facts.rows}

@@ -146,6 +146,17 @@ def test_comparison__links_pages_and_draws_accuracy_against_time_and_size() -> N
     assert "proxy: agreement on synthetic images" in found.text
 
 
+def test_comparison__names_each_run_in_its_charts() -> None:
+    rows = tuple(
+        RunRow(name=name, accuracy=Number(text="50.00%", value=0.5), seconds=Number(text="1.0 s", value=1.0))
+        for name in ("_old", "new")
+    )
+    text = comparison_page(Comparison(title="two", columns=(), rows=rows))
+    charts = [base64.b64decode(found).decode() for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
+    assert charts
+    assert all(f">{name}</text>" in chart for chart in charts for name in ("_old", "new"))
+
+
 def brightness(colour: str) -> float:
     """Return the relative luminance of WCAG 2."""
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
