@@ -193,10 +193,10 @@ def _worst_classes(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _photographs(manifest: Manifest) -> str:
-    steps = next(
-        (value for value in manifest.method_config.values() if isinstance(value, Mapping) and "prior" in value), {}
-    )
-    if shows_photographs(str(steps.get("prior", ""))):
+    # Sets that were made without the pipeline may hold the settings of their method alone.
+    settings = manifest.method_config.get("methods", {}).get(manifest.method, manifest.method_config)
+    steps = [value for value in settings.values() if isinstance(value, Mapping) and "prior" in value]
+    if any(shows_photographs(str(found["prior"])) for found in steps):
         return "Some images contain crops of two public photographs that scikit-learn ships; all others are drawn."
     return "All images are drawn; none contains a photograph."
 

@@ -14,12 +14,13 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from dfkd_core.common.compute import CPU
-from dfkd_core.common.digests import file_sha256
+from dfkd_core.common.digests import canonical_json, file_sha256
 from dfkd_core.data.datasets import DataConfig
 from dfkd_core.evaluation.comparison import EvaluationConfig
 from dfkd_core.export.run import probe_images
 from dfkd_core.models.classifier import ModelCard, build_classifier
 from dfkd_core.models.storage import load_model, model_digest, save_model
+from dfkd_core.synthesis.methods import SynthesisConfig
 from dfkd_core.transfer_set.manifest import write_manifest
 from dfkd_core.transfer_set.shards import Shard, shard_name, write_shard
 from dfkd_flows.cli import app
@@ -53,7 +54,8 @@ def store_results(dataset: str) -> dict[str, Any]:
         images=images, teacher_logits=logits, soft_targets=logits.softmax(1), image_index=torch.arange(len(images))
     )
     write_manifest(
-        TEACHER.transfer_set, method="soft_target", method_config={"refinement": {"prior": "mixed"}}, temperature=1.0,
+        TEACHER.transfer_set, method="soft_target",
+        method_config=json.loads(canonical_json(SynthesisConfig())), temperature=1.0,
         teacher_digest=model_digest(teacher), statistics_digest=None, code_version="", seed=7,
         shards=[write_shard(TEACHER.transfer_set / shard_name(0), shard)],
     )  # fmt: skip
