@@ -18,8 +18,9 @@ from torch import Tensor
 from dfkd_core.common.archives import check_safetensors
 from dfkd_core.common.digests import write_atomically
 from dfkd_core.common.regular_files import read_regular
+from dfkd_core.errors import DfkdError
 
-__all__ = ["Forms", "read_tensors", "write_tensors"]
+__all__ = ["Forms", "read_results", "read_tensors", "write_tensors"]
 
 Forms = Mapping[str, str]
 """The form of each tensor by its name."""
@@ -59,6 +60,26 @@ def read_tensors(path: Path, forms: Forms) -> dict[str, Tensor]:
         if fault := _fault(tensors[name], form, sizes):
             raise ValueError(f"has {name} {fault}")
     return tensors
+
+
+def read_results(path: Path, forms: Forms, *, missing: str, error: type[DfkdError]) -> dict[str, Tensor]:
+    """Read a file of `write_tensors` that a run makes.
+
+    Args:
+        path: The file.
+        forms: As in `read_tensors`.
+        missing: Words on a file that is missing, before its name.
+        error: Class of the error.
+
+    Raises:
+        DfkdError: The file is missing or damaged; of class `error`, names the command that makes it.
+    """
+    try:
+        return read_tensors(path, forms)
+    except FileNotFoundError:
+        raise error(f"{missing}: {path} is missing. Make it with: dfkd run") from None
+    except ValueError as fault:
+        raise error(f"{path} {fault}. Make it again with: rm {path}; dfkd run") from None
 
 
 def _fault(tensor: Tensor, form: str, sizes: dict[str, int]) -> str:

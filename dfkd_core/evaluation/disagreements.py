@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.shown_images import shrunk
-from dfkd_core.common.tensor_files import read_tensors, write_tensors
+from dfkd_core.common.tensor_files import read_results, write_tensors
 from dfkd_core.errors import DataError
 from dfkd_core.evaluation.predictions import Predictions
 
@@ -71,9 +71,4 @@ def read_disagreements(path: Path) -> Disagreements:
     Raises:
         DataError: The file is missing or damaged.
     """
-    try:
-        return Disagreements(**read_tensors(path, _FORMS))
-    except FileNotFoundError:
-        raise DataError(f"There are no disagreements: {path} is missing. Make it with: dfkd run") from None
-    except ValueError as error:
-        raise DataError(f"{path} {error}. Make it again with: rm {path}; dfkd run") from None
+    return Disagreements(**read_results(path, _FORMS, missing="There are no disagreements", error=DataError))

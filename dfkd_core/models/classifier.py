@@ -100,6 +100,11 @@ class ModelCard:
         """Shape (c, h, w) of one image."""
         return (self.in_channels, self.image_size, self.image_size)
 
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """Names of the k classes; their numbers if they have none."""
+        return self.class_names or tuple(map(str, range(self.num_classes)))
+
 
 class Classifier(nn.Module):
     """A network that takes images in [0, 1], normalises them and returns logits.

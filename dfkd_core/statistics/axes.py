@@ -14,7 +14,7 @@ from dfkd_core.common.pixels import load_batch
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.seeding import derive_generator
 from dfkd_core.common.shown_images import spread_positions
-from dfkd_core.common.tensor_files import read_tensors, write_tensors
+from dfkd_core.common.tensor_files import read_results, write_tensors
 from dfkd_core.errors import DataError
 from dfkd_core.models.access import Inspectable
 from dfkd_core.statistics.features import FeatureStatistics
@@ -93,11 +93,5 @@ def read_real_axes(path: Path) -> Tensor:
     Raises:
         DataError: The file is missing or damaged.
     """
-    try:
-        return read_tensors(path, {"real_axes": "float32 n 2"})["real_axes"]
-    except FileNotFoundError:
-        raise DataError(
-            f"There are no features of labelled images: {path} is missing. Make it with: dfkd run"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{path} {error}. Make it again with: rm {path}; dfkd run") from None
+    missing = "There are no features of labelled images"
+    return read_results(path, {"real_axes": "float32 n 2"}, missing=missing, error=DataError)["real_axes"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from dfkd_core.common.bins import bin_indices
 from dfkd_core.common.rows import Rows
 from dfkd_core.common.shown_images import shrunk, spread_positions
-from dfkd_core.common.tensor_files import read_tensors, write_tensors
+from dfkd_core.common.tensor_files import read_results, write_tensors
 from dfkd_core.errors import TransferSetError
 from dfkd_core.transfer_set.neighbours import nearest_pairs
 from dfkd_core.transfer_set.reader import TransferSet
@@ -154,10 +154,5 @@ def read_summary(path: Path) -> SetSummary:
     Raises:
         TransferSetError: The file is missing or damaged.
     """
-    try:
-        values: dict[str, Any] = read_tensors(path, _FORMS)
-    except FileNotFoundError:
-        raise TransferSetError(f"There is no summary: {path} is missing. Make it with: dfkd run") from None
-    except ValueError as error:
-        raise TransferSetError(f"{path} {error}. Make it again with: rm {path}; dfkd run") from None
+    values: dict[str, Any] = read_results(path, _FORMS, missing="There is no summary", error=TransferSetError)
     return SetSummary(**values | {name: int(values[name]) for name in _NUMBERS})

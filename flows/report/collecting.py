@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from dfkd_core.evaluation.disagreements import read_disagreements
 from dfkd_core.evaluation.predictions import read_predictions
-from dfkd_core.models.classifier import ModelCard
 from dfkd_core.models.storage import read_card
 from dfkd_core.statistics.axes import NO_AXES, read_real_axes
 from dfkd_core.transfer_set.manifest import MANIFEST_NAME, read_manifest
@@ -24,6 +24,7 @@ from dfkd_flows.run.figures import measured_times, numbers
 from dfkd_flows.run.table import read_metrics
 from dfkd_flows.settings.params import Params
 from dfkd_flows.shown.names import data_label, run_name
+from dfkd_tasks.caching.stored_models import load_allowed_model
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.records.history import read_history
 from dfkd_tasks.report.facts import History, StudentReport
@@ -49,11 +50,14 @@ def collect(params: Params) -> StudentReport:
     check_predictions(own.predictions, predictions, card.num_classes)
     check_manifest(shared.transfer_set / MANIFEST_NAME, manifest, card.num_classes)
     figures = numbers(metrics) | measured_times(params)
-    names = _class_names(card)
+    names = card.class_labels
     data = data_label(params.data.dataset)
     made = decided(params)
     champion = champion_of(made, predictions) if made else None
-    operations = {"teacher": count_operations(shared.network), "student": count_operations(own.network)}
+    operations = {
+        model: count_operations(partial(load_allowed_model, files.network))
+        for model, files in (("teacher", shared), ("student", own))
+    }
     summary = _known(read_summary, shared.summary)
     disagreements = _known(read_disagreements, own.disagreements)
     check_summary(shared.summary, summary, card.num_classes)
@@ -91,10 +95,6 @@ def _known(read: Callable[[Path], T], path: Path) -> T | None:
         DfkdError: It is damaged, or no file.
     """
     return read(path) if os.path.lexists(path) else None
-
-
-def _class_names(card: ModelCard) -> tuple[str, ...]:
-    return tuple(card.class_names or (str(number) for number in range(card.num_classes)))
 
 
 def _history(reports: Path) -> History:

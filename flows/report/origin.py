@@ -10,14 +10,14 @@ from importlib import metadata
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.evaluation.predictions import Predictions
 from dfkd_core.installing import version_text
-from dfkd_core.transfer_set.manifest import MANIFEST_NAME, Manifest
+from dfkd_core.transfer_set.manifest import Manifest
 from dfkd_flows.doctor.machine import cpu_model, num_cores
+from dfkd_flows.run.lineage import lineage_of
 from dfkd_flows.settings.members import DEFAULT, GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.settings.teacher_source import as_assignments
 from dfkd_flows.stages.names import addresses, label
-from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.dvc_project.status import LOCK, git_commit, results_digest
 from dfkd_tasks.records.foreign import without_secrets
 from dfkd_tasks.records.timing import described_seconds, stage_seconds
@@ -78,16 +78,16 @@ def lineage(params: Params, manifest: Manifest, predictions: Predictions) -> Ite
         manifest: Manifest of its transfer set.
         predictions: Its answers.
     """
-    shared, own = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    yield "teacher and student", f"{shared.name}, {own.name}"
-    yield "git commit", git_commit()
+    found = lineage_of(params, manifest, predictions)
+    yield "teacher and student", f"{found['teacher']}, {found['student']}"
+    yield "git commit", found["git_commit"]
     if LOCK.is_file():
         yield "dvc.lock", file_sha256(LOCK)
         yield "results", results_digest(addresses(params)) or "not in dvc.lock"
-    yield "teacher", manifest.teacher_digest
-    yield "transfer set", file_sha256(shared.transfer_set / MANIFEST_NAME)
-    yield "student", file_sha256(own.network / "model.safetensors")
-    yield "evaluated images", predictions.images_sha256
+    yield "teacher", found["teacher_digest"]
+    yield "transfer set", found["transfer_set_sha256"]
+    yield "student", found["student_sha256"]
+    yield "evaluated images", found["images_sha256"]
 
 
 def own_settings(params: Params) -> list[Entry]:

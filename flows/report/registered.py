@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from functools import partial
 
-from dfkd_core.errors import DfkdError
-from dfkd_core.evaluation.operations import multiply_adds
 from dfkd_core.evaluation.predictions import Predictions
-from dfkd_flows.report.rows import Champion
+from dfkd_flows.report.rows import Champion, count_operations
 from dfkd_flows.report.verdict import Decided
 from dfkd_flows.run.table import is_published, published_note
 from dfkd_flows.settings.params import Params
@@ -44,14 +42,11 @@ def champion_of(made: Decided, predictions: Predictions) -> Champion | None:
         champion = find_version(made.model, champion.tags.get(REPLACES_TAG, ""))
     if champion is None:
         return None
-    operations = None
-    with suppress(DfkdError, RuntimeError, NotImplementedError):
-        operations = multiply_adds(load_registered(champion))
     is_same = champion.tags.get(IMAGES_TAG) == predictions.images_sha256
     return Champion(
         heading=f"{'champion before' if is_before else 'champion'}, version {champion.number}"
         + ("" if is_same else ", evaluated on other images"),
         figures=logged_metrics(champion) or {},
         predictions=logged_predictions(champion),
-        operations=operations,
+        operations=count_operations(partial(load_registered, champion)),
     )

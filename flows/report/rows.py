@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dfkd_core.errors import DfkdError
 from dfkd_core.evaluation.calibration import calibration_interval
 from dfkd_core.evaluation.operations import multiply_adds
 from dfkd_core.evaluation.predictions import Predictions
-from dfkd_flows.run.figures import share_interval
-from dfkd_tasks.caching.stored_models import load_allowed_model
+from dfkd_core.models.classifier import Classifier
+from dfkd_flows.run.figures import joint_figure, share_interval
 from dfkd_tasks.records.forms import between, count, kilobytes, milliseconds, nats, share
 from dfkd_tasks.report.facts import UNKNOWN, FigureRow, Number
 
@@ -48,10 +47,10 @@ _LATENCIES = (
 )
 
 
-def count_operations(network: Path) -> int | None:
-    """Return the multiply-adds of a stored network for one image, None if they cannot be counted."""
+def count_operations(load: Callable[[], Classifier]) -> int | None:
+    """Return the multiply-adds of a network for one image, None if it cannot be loaded or they cannot be counted."""
     with suppress(DfkdError, RuntimeError, NotImplementedError):
-        return multiply_adds(load_allowed_model(network))
+        return multiply_adds(load())
     return None
 
 
@@ -117,14 +116,9 @@ def _share_row(name: str, meaning: str, figure: str, figures: Figures, others: F
         name=name,
         meaning=meaning,
         teacher=_share(figures.get(f"teacher.{figure}"), figures),
-        student=_share(_joint(figures, figure), figures),
-        champion=_share(_joint(others, figure), others),
+        student=_share(joint_figure(figures, figure), figures),
+        champion=_share(joint_figure(others, figure), others),
     )
-
-
-def _joint(figures: Figures, name: str) -> float | None:
-    """Return a student's figure; that of a proxy has another name."""
-    return figures.get(f"proxy.{name}", figures.get(f"student.{name}"))
 
 
 def _share(value: float | None, figures: Figures) -> Number:
@@ -149,8 +143,8 @@ def _row(row: _Row, figures: Figures, others: Figures) -> FigureRow:
         name=row.name,
         meaning=row.meaning,
         teacher=_number(figures.get(f"teacher.{row.figure}"), row.form),
-        student=_number(_joint(figures, row.figure), row.form),
-        champion=_number(_joint(others, row.figure), row.form),
+        student=_number(joint_figure(figures, row.figure), row.form),
+        champion=_number(joint_figure(others, row.figure), row.form),
     )
 
 

@@ -7,17 +7,18 @@ from typing import Any
 
 from dfkd_core.common.digests import file_sha256
 from dfkd_core.data.datasets import NO_DATA, is_built_in
-from dfkd_core.evaluation.predictions import Predictions, read_predictions
+from dfkd_core.evaluation.predictions import read_predictions
 from dfkd_core.models.storage import read_card
-from dfkd_core.transfer_set.manifest import MANIFEST_NAME, Manifest, read_manifest
+from dfkd_core.transfer_set.manifest import Manifest, read_manifest
 from dfkd_flows.run.figures import intervals, measured_times, numbers
+from dfkd_flows.run.lineage import lineage_of
 from dfkd_flows.run.table import table_rows
 from dfkd_flows.settings.members import GROUPS
 from dfkd_flows.settings.params import Params
 from dfkd_flows.settings.parsing import flatten
 from dfkd_flows.shown.names import data_label, result_name, teacher_label
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
-from dfkd_tasks.dvc_project.status import LOCK, git_commit
+from dfkd_tasks.dvc_project.status import LOCK
 from dfkd_tasks.mlflow_store.aliases import IMAGES_TAG
 from dfkd_tasks.mlflow_store.inputs import Images
 from dfkd_tasks.mlflow_store.publishing import RESULTS_TAG, STUDENT_TAG, TEACHER_TAG
@@ -46,7 +47,8 @@ def described_result(params: Params, found: Mapping[str, Any], results_sha256: s
     teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
     manifest, predictions = read_manifest(teacher.transfer_set), read_predictions(student.predictions)
     figures = numbers(found)
-    lineage = _lineage(params, manifest, predictions, results_sha256)
+    own = {"lock_sha256": file_sha256(LOCK), "results_sha256": results_sha256}
+    lineage = dict(sorted((lineage_of(params, manifest, predictions) | own).items()))
     return Result(
         teacher=teacher,
         student=student,
@@ -150,21 +152,6 @@ def _short_tags(params: Params, figures: Mapping[str, float]) -> dict[str, str]:
     agreement = f"{figures['student.agreement']:.2%}" if proxy is None else f"{proxy:.2%} (proxy)"
     accuracy = {"accuracy": f"{figures['student.accuracy']:.2%}"} if "student.accuracy" in figures else {}
     return {**accuracy, "agreement": agreement, "data": data_label(params.data.dataset)}
-
-
-def _lineage(params: Params, manifest: Manifest, predictions: Predictions, results_sha256: str) -> dict[str, str]:
-    teacher, student = TeacherFiles(params.teacher_name), StudentFiles(params.student_name)
-    return {
-        "git_commit": git_commit(),
-        "images_sha256": predictions.images_sha256,
-        "lock_sha256": file_sha256(LOCK),
-        "results_sha256": results_sha256,
-        "student": student.name,
-        "student_sha256": file_sha256(student.network / "model.safetensors"),
-        "teacher": teacher.name,
-        "teacher_digest": manifest.teacher_digest,
-        "transfer_set_sha256": file_sha256(teacher.transfer_set / MANIFEST_NAME),
-    }
 
 
 def _found_by(lineage: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from dfkd_tasks.caching.workspace import StudentFiles
 from dfkd_tasks.records.forms import between
 from dfkd_tasks.records.timing import stage_seconds
 
-__all__ = ["intervals", "measured_times", "numbers", "share_interval", "student_figures"]
+__all__ = ["intervals", "joint_figure", "measured_times", "numbers", "share_interval", "student_figures"]
 
 
 def student_figures(params: Params) -> dict[str, float]:
@@ -43,6 +43,11 @@ def measured_times(params: Params) -> dict[str, float]:
     return times | {f"latency.{name}": value for name, value in latency.items()}
 
 
+def joint_figure(figures: Mapping[str, float], name: str) -> float | None:
+    """Return a figure of a student by its name in the table; that of a proxy is stored under another one."""
+    return figures.get(f"proxy.{name}", figures.get(f"student.{name}"))
+
+
 def share_interval(share: float | None, num_images: float) -> tuple[float, float] | None:
     """Return the interval of 95 % of a share of images (Wilson); None if the share or the images are not known."""
     if share is None or not math.isfinite(share) or num_images < 1:
@@ -58,7 +63,7 @@ def intervals(params: Params) -> Iterator[tuple[str, str, str]]:
     """
     found = numbers(read_metrics(StudentFiles(params.student_name)))
     for name in ("accuracy", "agreement"):
-        teacher, student = found.get(f"teacher.{name}"), found.get(f"proxy.{name}", found.get(f"student.{name}"))
+        teacher, student = found.get(f"teacher.{name}"), joint_figure(found, name)
         texts = [between(share_interval(share, found.get("num_images", 0))) for share in (teacher, student)]
         if any(texts):
             yield f"{name}, 95 % interval", texts[0], texts[1]

@@ -17,7 +17,7 @@ from dfkd_tasks.caching.stored_models import load_allowed_model
 from dfkd_tasks.caching.workspace import StudentFiles, TeacherFiles
 from dfkd_tasks.mlflow_store.figures import epoch_metrics, log_figures, make_metrics
 from dfkd_tasks.mlflow_store.inputs import Images, data_input
-from dfkd_tasks.mlflow_store.student import Pictures, log_student, names_of_classes
+from dfkd_tasks.mlflow_store.student import Pictures, log_student
 
 __all__ = ["DISAGREEMENTS_FILE", "LINEAGE_FILE", "Result", "log_content", "source_tags"]
 
@@ -87,7 +87,7 @@ def log_content(run_id: str, result: Result) -> str:
 
 
 def _log_disagreements(run_id: str, predictions: Predictions, student: Classifier) -> None:
-    names, places = names_of_classes(student.card), worst_places(predictions)[:_MOST_ROWS].tolist()
+    names, places = student.card.class_labels, worst_places(predictions)[:_MOST_ROWS].tolist()
     answers = {"teacher": predictions.teacher, "student": predictions.student, "label": predictions.labels}
     sure = {"teacher": predictions.teacher_confidence, "student": predictions.student_confidence}
     columns: dict[str, list[Any]] = {"image": places}

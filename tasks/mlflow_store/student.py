@@ -28,7 +28,7 @@ from dfkd_core.common.pixels import grey_images
 from dfkd_core.data import fitting
 from dfkd_core.models.classifier import Classifier, ModelCard
 
-__all__ = ["Pictures", "log_student", "names_of_classes"]
+__all__ = ["Pictures", "log_student"]
 
 Pictures = Literal["resize", "resize_and_crop"]
 """Function of `dfkd_core.data.fitting` that fits a picture to the student's input."""
@@ -76,15 +76,10 @@ def log_student(student: Classifier, *, pictures: Pictures = "resize_and_crop") 
     return str(made.model_uri)
 
 
-def names_of_classes(card: ModelCard) -> tuple[str, ...]:
-    """Return the names of the k classes; their numbers if they have none."""
-    return card.class_names or tuple(map(str, range(card.num_classes)))
-
-
 def _described(card: ModelCard, pictures: Pictures) -> dict[str, Any]:
     """Return what users of the model need to know of its input and output."""
     return {
-        "class_names": list(names_of_classes(card)),
+        "class_names": list(card.class_labels),
         "image_shape": list(card.image_shape),
         "image_range": [0, 1],
         "pictures": pictures,

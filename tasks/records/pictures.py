@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfkd_core.common.digests import write_atomically
-from dfkd_core.models.classifier import ModelCard
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Confusion",
     "Sample",
-    "class_names_of",
+    "scale_losses",
     "shown_names",
     "write_accuracy_picture",
     "write_confusion_picture",
@@ -150,11 +149,6 @@ def _font(size: int) -> FreeTypeFont:
     from PIL import ImageFont
 
     return ImageFont.truetype(findfont(_FONT), size)
-
-
-def class_names_of(card: ModelCard) -> Sequence[str]:
-    """Return the names of a teacher's classes, their numbers if it names none."""
-    return card.class_names or [str(number) for number in range(card.num_classes)]
 
 
 def shown_names(names: Sequence[str]) -> list[str]:
@@ -314,8 +308,6 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         _write_note(path, title, "loaded, not trained here, so there are no epochs")
         return
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     numbers, rates = columns.pop("epoch"), columns.pop("learning_rate")
     figure = _new_figure(8, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -323,11 +315,7 @@ def write_curves(path: Path, epochs: Path, *, title: str) -> None:
         upper.plot(
             numbers, values, label=f"{name}, at the end {values[-1]:.4g}", marker="." if len(rows) < 30 else "", **style
         )
-    if all(value > 0 for values in columns.values() for value in values):
-        upper.set_yscale("log")
-        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        upper.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        upper.yaxis.set_minor_formatter(NullFormatter())
+    scale_losses(upper, columns)
     upper.set_ylabel("mean over the epoch's steps")
     upper.grid(alpha=0.3)
     upper.legend(fontsize=8)
@@ -346,6 +334,17 @@ def _curves(columns: dict[str, list[float]]) -> Iterator[tuple[str, list[float],
         return
     yield "loss, the sum of its terms" if terms else "loss", columns["loss"], {"linewidth": 2, "color": _INK}
     yield from ((f"term {name}", values, {}) for name, values in terms.items())
+
+
+def scale_losses(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
+    """Use a logarithmic axis if all values allow it, with plain numbers; its usual labels would be formulas."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if all(value > 0 for values in losses.values() for value in values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _write_note(path: Path, title: str, text: str) -> None:

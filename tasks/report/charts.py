@@ -5,13 +5,14 @@ k classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfkd_core.evaluation.reliability import Bin
 from dfkd_tasks.records.forms import count, share
+from dfkd_tasks.records.pictures import scale_losses
 from dfkd_tasks.report.counts import MOST_ROWS, ClassLoss
 from dfkd_tasks.report.drawing import (
     GRID,
@@ -303,7 +304,7 @@ def loss_chart(history: History, *, model: str) -> Chart:
                 history.epochs, values, _LINES[place % len(_LINES)], marker=marker,
                 color=_COLOURS[place % len(_COLOURS)], label=short(name),
             )  # fmt: skip
-        _scale(axes, history.losses)
+        scale_losses(axes, history.losses)
         figure.legend(loc="outside upper center", ncols=3)
 
     texts = [f"{printable(name)} from {values[0]:.4g} to {values[-1]:.4g}" for name, values in history.losses.items()]
@@ -312,17 +313,6 @@ def loss_chart(history: History, *, model: str) -> Chart:
         caption=f"Loss of the {model} and its terms over {len(history.epochs)} epochs",
         alternative=f"Curves of the {model}'s training over {len(history.epochs)} epochs: {'; '.join(texts)}.",
     )
-
-
-def _scale(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
-    """Use a logarithmic axis if all values allow it; its usual labels would be formulas."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if all(value > 0 for values in losses.values() for value in values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def runs_chart(rows: Sequence[RunRow], *, against: str, unit: str) -> Chart:

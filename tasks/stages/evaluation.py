@@ -35,7 +35,7 @@ from dfkd_tasks.caching.workspace import (
     reference,
 )
 from dfkd_tasks.records.history import read_notes
-from dfkd_tasks.records.pictures import Confusion, class_names_of, write_accuracy_picture, write_confusion_picture
+from dfkd_tasks.records.pictures import Confusion, write_accuracy_picture, write_confusion_picture
 from dfkd_tasks.records.progress import report
 from dfkd_tasks.records.tables import write_csv
 from dfkd_tasks.records.timing import timed
@@ -82,7 +82,7 @@ def make_evaluation(
         worst = find_disagreements(found.predictions, images.images if images else held_out)
         write_disagreements(out / DISAGREEMENTS_FILE, worst)
         write_real_axes(out / REAL_AXES_FILE, _real_axes(loaded, images, statistics))
-        names = images.class_names if images else class_names_of(loaded.card)
+        names = images.class_names if images else loaded.card.class_labels
         _write_tables(out, found, names)
         _write_pictures(out, found, names, data.dataset)
     metrics: dict[str, Any] = {**found.to_metrics(), "num_images": found.num_images}

@@ -29,7 +29,7 @@ from dfkd_tasks.caching.code import code_digest
 from dfkd_tasks.caching.policy import cached
 from dfkd_tasks.caching.stored_models import load_allowed_teacher
 from dfkd_tasks.caching.workspace import SAMPLES_FILE, SUMMARY_FILE, Artifact, place_file, reference
-from dfkd_tasks.records.pictures import Sample, class_names_of, write_samples
+from dfkd_tasks.records.pictures import Sample, write_samples
 from dfkd_tasks.records.progress import noting, report
 from dfkd_tasks.records.timing import timed
 
@@ -136,7 +136,7 @@ def _write_picture(path: Path, made: TransferSet, card: ModelCard, config: Synth
         )
     ]
     shown = f"the first {len(first)} of {len(made):,} images, made by {config.method}"
-    write_samples(path, samples, class_names_of(card), title=f"Transfer set of the teacher {path.parent.name}: {shown}")
+    write_samples(path, samples, card.class_labels, title=f"Transfer set of the teacher {path.parent.name}: {shown}")
 
 
 def _summary(
